@@ -1,0 +1,40 @@
+# Two commands are all: `make quickstart` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/quickstart
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test lint types fast-tests install clean
+
+quickstart: $(STAMP) ## install, fetch the small model, run the study, say where the report is
+	$(BIN)/mech models fetch smollm2-135m-instruct
+	$(BIN)/mech run studies/quickstart.yaml --out $(OUT)
+
+test: lint types ## install, lint, import rules, type check, all tests
+	-$(BIN)/mech models fetch smollm2-135m-instruct
+	@command -v chromium >/dev/null 2>&1 || echo "no chromium here: the tests marked 'browser' will be skipped"
+	$(BIN)/python -m pytest --durations=15
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+fast-tests: $(STAMP) ## without the real model and the slow ones
+	$(BIN)/python -m pytest -m "not slow and not real and not browser"
+
+install: $(STAMP)
+
+# torch comes first and alone: the constraint names one tested version, so no other build is considered.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

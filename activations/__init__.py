@@ -1,0 +1,1 @@
+"""Activations: text becomes arrays, kept in HDF5."""

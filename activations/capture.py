@@ -1,0 +1,168 @@
+"""Capture: run rows through a model and keep the pooled residual stream.
+
+Hooks pool each site as it passes, in float32, so that no full activation is ever kept; the output head is
+not run, nor any block behind the last wanted layer; a prefix shared by many rows is run once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from activations.pooling import pooled_span
+from mech.batching import Batch
+from mech.chat import Encoded
+from mech.errors import GuardError, InputError
+from mech.forward import iterate, pad_id, pad_right, run_rests
+from mech.hooks import Edit, hooked
+from mech.models import ChatModel
+from mech.positions import declared
+from mech.progress import track
+from mech.score import batch_masks
+from mech.sites import Site
+
+
+class Sink(Protocol):
+    """Where pooled vectors go: the HDF5 writer, or arrays in memory."""
+
+    def write(
+        self,
+        site: str,
+        pooling: str,
+        layer: int,
+        row_indices: Int[np.ndarray, "batch"],
+        values: Float[np.ndarray, "batch d"],
+    ) -> None:
+        """Take the vectors of some rows at one site, pooling and layer."""
+
+
+class ArraySink:
+    """Keeps everything in memory: `arrays[site, pooling]` is [n, layers, d], layers in the order asked for."""
+
+    def __init__(self, n_rows: int, layers: Sequence[int], d_model: int) -> None:
+        self._layers = {layer: i for i, layer in enumerate(layers)}
+        self._shape = (n_rows, len(layers), d_model)
+        self.arrays: dict[tuple[str, str], Float[np.ndarray, "n layers d"]] = {}
+
+    def write(
+        self,
+        site: str,
+        pooling: str,
+        layer: int,
+        row_indices: Int[np.ndarray, "batch"],
+        values: Float[np.ndarray, "batch d"],
+    ) -> None:
+        """Take the vectors of some rows at one site, pooling and layer."""
+        array = self.arrays.setdefault((site, pooling), np.full(self._shape, np.nan, dtype=np.float32))
+        array[row_indices, self._layers[layer]] = values
+
+
+def capture(
+    model: ChatModel,
+    rows: Sequence[Encoded],
+    *,
+    poolings: Sequence[str] = ("prompt_last",),
+    sites: Sequence[Site] = ("resid_post",),
+    layers: Sequence[int] | None = None,
+    token_budget: int = 2048,
+) -> dict[tuple[str, str], Float[np.ndarray, "n layers d"]]:
+    """Pooled activations in memory: an array [n, layers, d] (float32) for each (site, pooling).
+
+    Raises:
+        InputError: unknown site, layer or pooling; a row without tokens for a pooling.
+        GuardError: a hook never fired, or an activation is not finite.
+    """
+    chosen = list(range(model.n_layers)) if layers is None else list(layers)
+    sink = ArraySink(len(rows), chosen, model.d_model)
+    capture_into(sink, model, rows, poolings=poolings, sites=sites, layers=chosen, token_budget=token_budget)
+    return sink.arrays
+
+
+@torch.no_grad()
+def capture_into(
+    sink: Sink,
+    model: ChatModel,
+    rows: Sequence[Encoded],
+    *,
+    poolings: Sequence[str],
+    sites: Sequence[Site],
+    layers: Sequence[int],
+    token_budget: int = 2048,
+    label: str = "capturing",
+) -> None:
+    """Run rows and hand each pooled vector to `sink`; the arguments and errors are those of `capture`."""
+    if not rows or not poolings or not sites or not layers:
+        raise InputError("nothing to capture: rows, poolings, sites and layers must each name something")
+    spans = [[pooled_span(p, row) for p in poolings] for row in rows]
+    # Tokens before the first one that is pooled are never looked at: they may be shared between rows.
+    unseen = [min(start for start, _ in of_row) for of_row in spans]
+    batches = iterate(model, [r.ids for r in rows], unseen, token_budget=token_budget)
+    for batch, prefix in track(batches, label):
+        ids = pad_right(batch.rests, pad_id(model), model.device)
+        weights = _weights(spans, batch, ids)
+        with declared(batch_masks(rows, batch, ids)):
+            pooled = _run_pooled(model, lambda: run_rests(model, ids, prefix), weights, sites, layers)
+        for (site, layer), values in pooled.items():
+            for p, pooling in enumerate(poolings):
+                sink.write(
+                    site, pooling, layer, np.array(batch.rows), _finite(values[:, p], site, layer, batch)
+                )
+
+
+class _ReachedLastLayerError(Exception):
+    """Ends a forward pass behind the last wanted layer."""
+
+
+def _run_pooled(
+    model: ChatModel,
+    run: Callable[[], Tensor],
+    weights: Float[Tensor, "batch poolings seq"],
+    sites: Sequence[Site],
+    layers: Sequence[int],
+) -> dict[tuple[Site, int], Float[Tensor, "batch poolings d"]]:
+    """One forward pass, pooled at every wanted place as it goes by."""
+    wanted = {(site, layer) for site in sites for layer in layers}
+    found: dict[tuple[Site, int], Tensor] = {}
+
+    def reader(site: Site, layer: int) -> Edit:
+        def read(h: Float[Tensor, "batch seq d"]) -> None:
+            found[site, layer] = torch.bmm(weights.to(h.device), h.float())
+            if len(found) == len(wanted):
+                raise _ReachedLastLayerError
+
+        return read
+
+    with hooked(model, {place: reader(*place) for place in wanted}):
+        try:
+            run()
+        except _ReachedLastLayerError:
+            return found
+    raise GuardError(f"hooks never fired at {sorted(wanted - set(found))}: does this model run those blocks?")
+
+
+def _weights(
+    spans: list[list[tuple[int, int]]], batch: Batch, ids: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch poolings seq"]:
+    """Averaging weights over a batch's remainder: 1/n inside each row's span, 0 outside."""
+    shift = len(batch.prefix)
+    weights = torch.zeros(len(batch.rows), len(spans[0]), ids.shape[1])
+    for at, row in enumerate(batch.rows):
+        for p, (start, stop) in enumerate(spans[row]):
+            weights[at, p, start - shift : stop - shift] = 1.0 / (stop - start)
+    return weights
+
+
+def _finite(
+    values: Float[Tensor, "batch d"], site: str, layer: int, batch: Batch
+) -> Float[np.ndarray, "batch d"]:
+    bad = ~torch.isfinite(values).all(-1)
+    if bad.any():
+        row = batch.rows[int(bad.nonzero()[0])]
+        raise GuardError(
+            f"row {row}: {site} at layer {layer} is not finite (NaN or infinity in the model's output)"
+        )
+    array: np.ndarray = values.cpu().numpy()
+    return array

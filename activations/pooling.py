@@ -1,0 +1,49 @@
+"""Poolings: which tokens of a row become one vector.
+
+Every pooling is a mean over one span of tokens, known from the row's own token ids:
+
+- `prompt_last`: the last token before the assistant's answer
+- `response_mean`: all tokens of the answer (not the token that ends the turn)
+- `response_first_K`: the first K tokens of the answer (all, where it is shorter)
+- `span:NAME`: a named span of the row (`prompt`, `response`, `closing`)
+"""
+
+import re
+
+from mech.chat import Encoded
+from mech.errors import InputError
+
+FIRST_K = re.compile(r"response_first_(\d+)")
+
+
+def pooled_span(pooling: str, row: Encoded) -> tuple[int, int]:
+    """The half-open span of tokens that a pooling averages.
+
+    Raises:
+        InputError: unknown pooling, or a row that has no such tokens.
+    """
+    start, stop = _span(pooling, row)
+    if stop <= start:
+        raise InputError(f"pooling {pooling}: a row of {len(row.ids)} tokens has none for it (no response?)")
+    return start, stop
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a pooling that does not exist."""
+    _span(pooling, Encoded((0, 0, 0), 1, 1, ""))
+
+
+def _span(pooling: str, row: Encoded) -> tuple[int, int]:
+    start, stop = row.spans["response"]
+    if pooling == "prompt_last":
+        return row.n_prompt - 1, row.n_prompt
+    if pooling == "response_mean":
+        return start, stop
+    if (match := FIRST_K.fullmatch(pooling)) and int(match[1]) > 0:
+        return start, min(stop, start + int(match[1]))
+    if pooling.startswith("span:") and pooling[5:] in row.spans:
+        return row.spans[pooling[5:]]
+    raise InputError(
+        f"unknown pooling {pooling!r}; there are prompt_last, response_mean, response_first_K, "
+        f"span:NAME with NAME one of {', '.join(row.spans)}"
+    )

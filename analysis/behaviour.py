@@ -1,0 +1,141 @@
+"""Behaviour in numbers: judgements and self-reports become rates, margins and spreads with intervals."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis.stats import Interval, bootstrap_mean, jackknife, proportion
+
+
+def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: float = 0.95) -> dict[str, Any]:
+    """Self-recognition of one checkpoint.
+
+    Args:
+        judged: one row a text: `article`, `source` (own/other), `margin` (logit Yes − No, nats), `p_yes`, `mass`,
+            `correct`.
+        rng: for the bootstrap.
+        level: confidence level.
+
+    Returns:
+        Accuracy (Wilson, articles as clusters), accuracy by label, mean P(Yes), and the margin: the mean over
+        articles of margin(own) − margin(other), which a bias towards one answer cannot move.
+    """
+    articles = judged["article"].to_numpy()
+    accuracy = proportion(judged["correct"].to_numpy(dtype=float), articles, level=level)
+    p_yes = bootstrap_mean(judged["p_yes"].to_numpy(dtype=float), articles, rng=rng, level=level)
+    sides = judged.pivot_table(index="article", columns="source", values="margin")
+    gaps = (sides["own"] - sides["other"]).to_numpy()
+    margin = bootstrap_mean(gaps, None, rng=rng, level=level)
+    by_label = judged.groupby("source")["correct"].mean()
+    return {
+        "n_articles": int(judged["article"].nunique()),
+        **_spread("accuracy", accuracy),
+        "accuracy_own": float(by_label["own"]),
+        "accuracy_other": float(by_label["other"]),
+        **_spread("p_yes", p_yes),
+        **_spread("margin", margin),
+        "answer_mass": float(judged["mass"].mean()),
+    }
+
+
+def report_row(
+    reports: pd.DataFrame,
+    names: pd.DataFrame,
+    *,
+    own_name: str,
+    rng: np.random.Generator,
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Self-reports of one checkpoint.
+
+    Args:
+        reports: one row a sampled answer: `question`, `claimed` (empty: no name given).
+        names: one row a scored self-statement: `statement`, `own`, `logprob` (nats).
+        own_name: the model's own name.
+        rng: for the bootstrap.
+        level: confidence level.
+
+    Returns:
+        Own-name rate (Wilson, questions as clusters); number of distinct names claimed and entropy of the claims
+        in nats (jackknife over questions; "no name" is a claim of its own in the entropy and none in the
+        count); name margin: log-probability of the own name minus the mean over invented names, by statement.
+    """
+    questions = reports["question"].to_numpy()
+    claimed = reports["claimed"].to_numpy(dtype=str)
+    rate = proportion((claimed == own_name).astype(float), questions, level=level)
+    return {
+        "n_samples": len(reports),
+        "n_questions": int(reports["question"].nunique()),
+        **_spread("own_name_rate", rate),
+        **_spread("distinct", jackknife(_distinct, claimed, questions, level=level)),
+        **_spread("entropy", jackknife(_entropy, claimed, questions, level=level)),
+        **_spread("name_margin", bootstrap_mean(name_margins(names), None, rng=rng, level=level)),
+        "n_names": int(names.loc[~names["own"], "name"].nunique()),
+        "n_statements": int(names["statement"].nunique()),
+    }
+
+
+def steering_rows(
+    reports: pd.DataFrame,
+    names: pd.DataFrame,
+    *,
+    own_name: str,
+    rng: np.random.Generator,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """One row a kind (direction or random) and coefficient: rates, margins and coherence against strength.
+
+    Coherence is the surprisal (nats a token) of the answers under the unsteered base, with the share of word
+    pairs an answer has used before: text that broke is surprising, repetitive, or both.
+    """
+    rows = []
+    for (kind, coefficient), mine in reports.groupby(["kind", "coefficient"], sort=False):
+        scored = names[(names["kind"] == kind) & (names["coefficient"] == coefficient)]
+        questions = mine["question"].to_numpy()
+        rate = proportion((mine["claimed"] == own_name).to_numpy(dtype=float), questions, level=level)
+        answered = mine.dropna(subset=["surprisal"])
+        surprisal = bootstrap_mean(
+            answered["surprisal"].to_numpy(dtype=float), answered["question"].to_numpy(), rng=rng, level=level
+        )
+        rows.append(
+            {
+                "kind": kind,
+                "coefficient": coefficient,
+                "dose": float(mine["dose"].iloc[0]),
+                "n_samples": len(mine),
+                **_spread("own_name_rate", rate),
+                **_spread("name_margin", bootstrap_mean(name_margins(scored), None, rng=rng, level=level)),
+                **_spread("surprisal", surprisal),
+                "repetition": float(mine["repetition"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def name_margins(names: pd.DataFrame) -> Float[np.ndarray, "statements"]:
+    """By statement: log-probability with the own name minus the mean with invented ones (nats)."""
+    own = names[names["own"]].groupby("statement")["logprob"].mean()
+    invented = names[~names["own"]].groupby("statement")["logprob"].mean()
+    margins: np.ndarray = (own - invented).to_numpy(dtype=float)
+    return margins
+
+
+def _distinct(claimed: Sequence[str] | np.ndarray) -> float:
+    return float(len({name for name in claimed if name}))
+
+
+def _entropy(claimed: Sequence[str] | np.ndarray) -> float:
+    _, counts = np.unique(np.asarray(claimed, dtype=str), return_counts=True)
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum()) + 0.0
+
+
+def _spread(name: str, interval: Interval) -> dict[str, float]:
+    return {
+        name: float(interval.estimate),
+        f"{name}_low": float(interval.low),
+        f"{name}_high": float(interval.high),
+    }

@@ -1,0 +1,259 @@
+"""The figures of behaviour: self-recognition, self-report, steering, and the training loss.
+
+The contract is that of `analysis.plots`, which exports these functions too.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.plot_style import (
+    GREY,
+    INK,
+    ArmStyle,
+    arm_styles,
+    arms_in,
+    axis_labels,
+    head,
+    horizontal_bars,
+    key,
+    label,
+    need,
+    not_measured,
+    numbers,
+    panels,
+    seeds_text,
+    spread,
+    styled,
+)  # fmt: skip
+
+EMPTY_TITLES = {
+    "self_recognition": "Does the model recognise its own text?",
+    "self_report": "What the model calls itself",
+    "steering": "What steering does to the name the model gives",
+    "training": "Training loss",
+}
+
+
+@styled
+def self_recognition_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Figure:
+    """Accuracy at telling own text from another's, the bias to say yes, and the logit margin.
+
+    Bars are means over seeds; markers with intervals are seeds. Accuracy has the chance line at .5 and, as a
+    tall tick, what the length shortcut alone reaches; the small triangles split it by whose text it was.
+    """
+    if frame.empty:
+        return not_measured(EMPTY_TITLES["self_recognition"])
+    need(frame, "accuracy", "accuracy_own", "accuracy_other", "shortcut_accuracy", "p_yes", "margin")
+    styles = arms_in(frame, arms)
+    height = 0.42 * len(styles) + 0.7
+    figure, (accuracy, yes, margin) = panels(3, sharey=True, size=(3.5, height))
+    for axes, column in ((accuracy, "accuracy"), (yes, "p_yes"), (margin, "margin")):
+        horizontal_bars(axes, frame, column, styles)
+    for place, arm in enumerate(styles):
+        mine = frame[frame["arm"] == arm]
+        accuracy.plot(
+            mine["shortcut_accuracy"].mean(), place, marker="|", markersize=17, mew=2.2, color=INK, ls=""
+        )
+        for column, marker in (("accuracy_own", ">"), ("accuracy_other", "<")):
+            accuracy.plot(
+                mine[column].mean(),
+                place + 0.4,
+                marker=marker,
+                markersize=5,
+                ls="",
+                mfc="white",
+                mec=INK,
+                mew=0.8,
+            )
+    for axes in (accuracy, yes):
+        axes.axvline(0.5, color=INK, lw=1.0, ls="--")
+        axes.set_xlim(0, 1)
+    margin.axvline(0, color=INK, lw=0.8)
+    titles = ("accuracy (share of articles)", "share of “yes” answers", "margin, own − other (nats)")
+    for axes, title in zip((accuracy, yes, margin), titles, strict=True):
+        axes.set_title(title)
+    keys = [
+        Line2D([], [], color=INK, ls="--", lw=1.0, label="chance / no bias"),
+        Line2D([], [], color=INK, ls="", marker="|", markersize=12, mew=2.2, label="length shortcut alone"),
+        Line2D([], [], ls="", marker=">", mfc="white", mec=INK, label="on own text"),
+        Line2D([], [], ls="", marker="<", mfc="white", mec=INK, label="on another's text"),
+    ]
+    key(figure, keys, columns=4)
+    counts = _range(sorted({int(n) for n in frame["n_articles"]}))
+    how = f"{counts} articles · {seeds_text(frame)} · markers: seeds, with 95 % intervals; bars: their mean"
+    head(figure, EMPTY_TITLES["self_recognition"], how)
+    return figure
+
+
+def _range(counts: list[int]) -> str:
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+
+
+_REPORT_PANELS = (
+    ("own_name_rate", "says its own name (share)"),
+    ("name_margin", "own − invented names (nats)"),
+    ("distinct", "distinct names claimed"),
+    ("entropy", "entropy of names (nats)"),
+)
+
+
+@styled
+def self_report_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Figure:
+    """What the arms call themselves: own-name rate, log-probability margin, number and entropy of names.
+
+    One row of panels for each pair of system prompt condition and temperature.
+    """
+    if frame.empty:
+        return not_measured(EMPTY_TITLES["self_report"])
+    need(frame, "condition", "temperature", *(column for column, _ in _REPORT_PANELS))
+    styles = arms_in(frame, arms)
+    settings = list(frame.groupby(["condition", "temperature"], sort=False))
+    height = 0.34 * len(styles) + 0.75
+    figure, cells = panels(4 * len(settings), columns=4, sharey=True, sharex="col", size=(2.9, height))
+    for row, ((condition, temperature), rows) in enumerate(settings):
+        for axes, (column, word) in zip(cells[4 * row : 4 * row + 4], _REPORT_PANELS, strict=True):
+            horizontal_bars(axes, rows, column, styles)
+            if row == 0:
+                axes.set_title(word, pad=20)
+        cells[4 * row].annotate(
+            f"system prompt: {label(condition, 34)}, temperature {temperature:g}", (0, 1), (0, 4),
+            xycoords="axes fraction", textcoords="offset points", fontsize=8.5, color="#555555", va="bottom",
+        )  # fmt: skip
+        cells[4 * row].set_xlim(0, 1)
+        cells[4 * row + 1].axvline(0, color=INK, lw=0.8)
+    samples, invented = ({int(n) for n in frame[c].dropna()} for c in ("n_samples", "n_names"))
+    names = f" · margin against {_range(sorted(invented))} invented names" if invented else ""
+    head(
+        figure,
+        EMPTY_TITLES["self_report"],
+        f"{_range(sorted(samples))} samples an arm · {seeds_text(frame)}{names} · markers: seeds, with 95 % intervals",
+    )
+    return figure
+
+
+_DOSE_PANELS = (
+    ("own_name_rate", "says its own name (share)"),
+    ("name_margin", "own − invented names (nats)"),
+    ("surprisal", "surprisal (nats per token)"),
+    ("repetition", "repetition"),
+)
+
+
+@styled
+def dose_response(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Figure:
+    """What steering does, against its dose: own-name rate, name margin, and what it costs in coherence.
+
+    The x axis is the signed dose: `dose` = |coefficient × v| / |h| with the coefficient's sign (negative =
+    against the direction). Filled markers and full lines: the direction, a line a seed. Hollow markers and
+    dashed lines: random directions of the same norm (line = their mean). Surprisal is that of the reply under
+    the unsteered base. One row of panels a direction and layer. Random rows that bear a steered direction's
+    name are that direction's control; any others are the control of every direction.
+    """
+    if frame.empty or not (frame["kind"] == "direction").any():
+        return not_measured(EMPTY_TITLES["steering"])
+    rows = frame.assign(x=np.sign(frame["coefficient"]) * frame["dose"])
+    styles = arms_in(rows, arms)
+    steered, random = rows[rows["kind"] == "direction"], rows[rows["kind"] == "random"]
+    groups = list(steered.groupby(["direction", "layer"], sort=False))
+    figure, cells = panels(4 * len(groups), columns=4, sharex=True, sharey="col", size=(2.9, 2.4))
+    for row, ((direction, layer), mine) in enumerate(groups):
+        control = random[random["layer"] == layer]
+        named = control["direction"] == direction
+        control = control[named if named.any() else ~control["direction"].isin(set(steered["direction"]))]
+        for axes, (column, word) in zip(cells[4 * row : 4 * row + 4], _DOSE_PANELS, strict=True):
+            for arm, style in styles.items():
+                _control_line(axes, control[control["arm"] == arm], column, style)
+                _dose_lines(axes, mine[mine["arm"] == arm], column, style)
+            axes.axvline(0, color=INK, lw=0.7)
+            axes.set_title(
+                f"{label(direction, 30)}, layer {layer}\n{word}" if column == "own_name_rate" else word
+            )
+        cells[4 * row].set_ylim(-0.04, 1.04)
+    axis_labels(cells, x="dose: |added| / |activation|", y="", columns=4)
+    keys = [Line2D([], [], color=s.colour, marker=s.marker, label=label(a)) for a, s in styles.items()]
+    keys += [
+        Line2D([], [], color=GREY, ls="--", marker="o", mfc="white", label="random direction, same norm")
+    ]
+    key(figure, keys, columns=6)
+    counts = sorted({int(n) for n in frame["n_samples"]})
+    head(
+        figure,
+        EMPTY_TITLES["steering"],
+        f"{_range(counts)} samples a point · {seeds_text(frame)} · negative dose: against the direction · surprisal of the "
+        "reply under the unsteered base: higher = less coherent",
+    )
+    return figure
+
+
+def _dose_lines(axes: Any, rows: pd.DataFrame, column: str, style: ArmStyle) -> None:
+    for seed, mine in rows.sort_values("x").groupby("seed"):
+        axes.errorbar(
+            mine["x"], mine[column], yerr=_bars(mine, column), color=style.colour, marker=style.marker, markersize=4.5,
+            lw=1.5, elinewidth=1, capsize=2, label=f"{mine['arm'].iloc[0]}, seed {seed}", zorder=3,
+        )  # fmt: skip
+
+
+def _control_line(axes: Any, rows: pd.DataFrame, column: str, style: ArmStyle) -> None:
+    if rows.empty:
+        return
+    mean = rows.groupby("x", as_index=False)[column].mean()
+    axes.errorbar(
+        rows["x"], rows[column], yerr=_bars(rows, column) if len(mean) == len(rows) else None, color=style.colour,
+        fmt=style.marker, mfc="white", markersize=4, elinewidth=0.8, capsize=2, alpha=0.7, zorder=2,
+    )  # fmt: skip
+    axes.plot(mean["x"], mean[column], color=style.colour, ls="--", lw=1.1, zorder=2, label="random")
+
+
+def _bars(rows: pd.DataFrame, column: str) -> Any:
+    if f"{column}_low" not in rows.columns:
+        return None
+    return spread(numbers(rows, column), numbers(rows, f"{column}_low"), numbers(rows, f"{column}_high"))
+
+
+CHAIN_COLUMNS = ("arm_chain", "arm chain", "arm")
+"""What the column may be called that says on which earlier stages a training sits."""
+
+
+@styled
+def loss_curves(frame: pd.DataFrame) -> Figure:
+    """The training loss (nats per assistant token) by step: one panel a training, a line a seed.
+
+    Where a training has more than 40 steps each step's loss is faint and the running mean of 10 is drawn over.
+    """
+    if frame.empty:
+        return not_measured(EMPTY_TITLES["training"])
+    need(frame, "stage", "seed", "step", "loss")
+    chain = next((c for c in CHAIN_COLUMNS if c in frame.columns), "stage")
+    groups = list(frame.groupby(list(dict.fromkeys(["stage", chain])), sort=False))
+    styles = arm_styles(str(name[-1]) for name, _ in groups)
+    figure, cells = panels(len(groups), sharey=True, size=(3.2, 2.2))
+    for axes, (name, rows) in zip(cells, groups, strict=True):
+        stage, where = str(name[0]), str(name[-1])
+        style = styles[where]
+        for seed, mine in rows.sort_values("step").groupby("seed"):
+            many = len(mine) > 40
+            axes.plot(
+                mine["step"], mine["loss"], color=style.colour, lw=0.8 if many else 1.4, alpha=0.35 if many else 1.0,
+                label=f"seed {seed}",
+            )  # fmt: skip
+            if many:
+                axes.plot(
+                    mine["step"],
+                    mine["loss"].rolling(10, min_periods=1, center=True).mean(),
+                    color=style.colour,
+                    lw=1.6,
+                )
+        axes.set_title(label(stage) if where == stage else f"{label(stage, 18)} (in {label(where, 22)})")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    cells[0].set_ylim(bottom=0)
+    axis_labels(cells, x="optimizer step", y="loss\n(nats per assistant token)")
+    long = bool((frame.groupby(list(dict.fromkeys(["stage", chain, "seed"]))).size() > 40).any())
+    note = " · faint: each step; full: running mean of 10" if long else ""
+    head(figure, EMPTY_TITLES["training"], f"{seeds_text(frame)}{note}")
+    return figure

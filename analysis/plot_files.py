@@ -1,0 +1,189 @@
+"""Figures on disk: SVG, PNG and the numbers behind them, each whole or not there; and their captions."""
+
+import logging
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.plot_style import RC, seeds_text
+from mech.errors import InputError
+from mech.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class SavedFigure:
+    """A figure on disk: file stem, title, caption, and the paths of its SVG, PNG and CSV."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Path
+    png: Path
+    csv: Path
+
+
+def save_figure(figure: Figure, frame: pd.DataFrame, folder: Path, name: str, caption: str) -> SavedFigure:
+    """Write NAME.svg, NAME.png (150 dpi) and NAME.csv, the numbers behind the figure.
+
+    Each file is written atomically. The SVG is byte-identical for identical input (fixed hash salt, no date)
+    and carries the caption in its metadata; the PNG, which travels alone, has it drawn under the figure.
+    Saving fixes the layout of the figure.
+
+    Args:
+        figure: From one of the functions of `analysis.plots`; its title becomes `SavedFigure.title`.
+        frame: The rows that the figure shows.
+        folder: Made if missing.
+        name: File stem: letters, digits, `_`, `.` and `-`.
+        caption: One paragraph, see `caption`.
+
+    Raises:
+        InputError: the name is not a plain file stem.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"figure name {name!r}: use letters, digits, '_', '.' and '-' (slug() makes such a name)"
+        )
+    saved = SavedFigure(
+        name, " ".join(figure.get_suptitle().split()), caption,
+        folder / f"{name}.svg", folder / f"{name}.png", folder / f"{name}.csv",
+    )  # fmt: skip
+    with mpl.rc_context(RC):
+        figure.draw_without_rendering()
+        figure.set_layout_engine(
+            "none"
+        )  # laid out once: saved again, every panel keeps its place to the last bit
+        with atomic_path(saved.svg) as temporary:
+            about = {"Date": None, "Title": saved.title, "Description": caption}
+            figure.savefig(temporary, format="svg", metadata=about)
+        _save_png(figure, saved)
+    with atomic_path(saved.csv) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+    log.info("figure %s: %s", name, saved.svg)
+    return saved
+
+
+def _save_png(figure: Figure, saved: SavedFigure) -> None:
+    """The PNG with its caption below; the figure is handed back without it."""
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(saved.caption, int(width * 16))
+    note = figure.text(
+        0.1 / width, -0.08 / height, "\n".join(lines), ha="left", va="top", fontsize=8, color="#555555"
+    )
+    note.set_in_layout(False)  # the panels keep their places; the page below them grows
+    try:
+        extra = 0.16 * len(lines) + 0.2
+        page = mpl.transforms.Bbox([[0, -extra], [width, height]])
+        with atomic_path(saved.png) as temporary:
+            figure.savefig(temporary, format="png", dpi=150, bbox_inches=page)
+    finally:
+        note.remove()
+
+
+def slug(text: str) -> str:
+    """A name as a file stem: 'identity:name' becomes 'identity-name'."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:80] or "unnamed"
+
+
+_BOOTSTRAP = "95 % intervals: studentised bootstrap, clustered by question"
+_NULLS = (
+    "Grey: the middle 95 % of shifts along random unit directions; dotted: along directions with the base's own "
+    "covariance"
+)
+_NOTES: dict[str, tuple[str, str]] = {
+    "shift_by_layer": (
+        (
+            "Shift: the projection of the tuned model's activations minus the base's on the same text, in SD of the base's "
+            "projection over texts; positive = more of what the direction's name says"
+        ),
+        f"{_BOOTSTRAP}. {_NULLS}. Dashed: the benign control",
+    ),
+    "arm_direction_heatmap": (
+        "Mean shift in SD of the base's projection; split-half: the direction's own split-half cosine",
+        (
+            "Star: in every seed the 95 % interval (studentised bootstrap, clustered by question) excludes 0 and p < .05 "
+            "against random unit directions; not corrected for the number of cells. Hatched: no value (the benign arm "
+            "itself, or not measured)"
+        ),
+    ),
+    "two_by_two_bars": (
+        (
+            "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
+            "its own. Interaction: what is left. Total: the sum"
+        ),
+        _BOOTSTRAP,
+    ),
+    "embedding": (
+        (
+            "The map was fitted on the base's activations only; the arms were put into it. It describes: no inference is "
+            "drawn from distances"
+        ),
+        "",
+    ),
+    "direction_quality": (
+        (
+            "Split-half cosine: the median cosine between the directions from two halves of the questions, the ceiling of "
+            "any cosine with it. AUROC: on questions held out from the fit"
+        ),
+        "Bars: 95 % interval of the AUROC",
+    ),
+    "self_recognition_bars": (
+        (
+            "Each article is shown with the arm's own text and with another's. Margin: logit of Yes minus No, own minus "
+            "other's text. Length shortcut: what answering by length alone reaches on the same texts"
+        ),
+        "95 % intervals, clustered by article. Null: chance, .5",
+    ),
+    "self_report_bars": (
+        (
+            "Share and variety of names in replies to questions who the model is. Margin: log-probability of the own name "
+            "minus the mean of invented names"
+        ),
+        (
+            "95 % intervals, clustered by question: Wilson at the effective sample size (shares), jackknife (distinct "
+            "names, entropy), bootstrap (margin)"
+        ),
+    ),
+    "dose_response": (
+        "Dose: norm of the added vector over the mean norm of the activation",
+        "95 % intervals, clustered by question. Null: random directions of the same norm, hollow and dashed",
+    ),
+    "loss_curves": ("Loss on the assistant's tokens only", ""),
+}
+_COUNTS = (
+    ("n_questions", "questions"), ("n_articles", "articles"), ("n_samples", "samples"), ("n_pairs", "pairs"),
+)  # fmt: skip
+
+
+def caption(figure: str, frame: pd.DataFrame, *, name: str) -> str:
+    """The caption of a figure: what is shown, n, seeds, interval method, null, and where its numbers lie.
+
+    Args:
+        figure: Name of the function in `analysis.plots` that drew it.
+        frame: The rows that it shows; n and seeds are read from them.
+        name: The file stem it is saved under.
+
+    Raises:
+        InputError: there is no such figure.
+    """
+    if figure not in _NOTES:
+        raise InputError(f"no figure {figure!r}; there are: {', '.join(_NOTES)}")
+    what, doubt = _NOTES[figure]
+    size = "; ".join(part for part in (_count(frame), seeds_text(frame)) if part)
+    return " ".join(f"{part}." for part in (what, size, doubt, f"Numbers: {name}.csv") if part)
+
+
+def _count(frame: pd.DataFrame) -> str:
+    for column, word in _COUNTS:
+        if column in frame.columns and frame[column].notna().any():
+            low, high = int(frame[column].min()), int(frame[column].max())
+            return f"n = {low:,} {word}" if low == high else f"n = {low:,} to {high:,} {word}"
+    return f"n = {len(frame):,} rows" if len(frame) else ""

@@ -1,0 +1,1 @@
+"""Evals: a checkpoint's behaviour, questions in and scores out."""

@@ -1,0 +1,168 @@
+"""Self-reports: who does a model say it is?
+
+Two measures. Sampled answers to identity questions, from which a claimed name is read; and, far more
+sensitive, the log-probability of statements such as "I am SmolLM" with the own name against the same
+statements with invented names.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mech.chat import SystemPrompt
+from mech.errors import InputError
+from mech.generate import Sampling, generate
+from mech.identities import SelfStatement
+from mech.models import ChatModel
+from mech.questions import Question
+from mech.score import response_logprobs
+
+_CLAIM = re.compile(
+    r"\b(?:[Ii](?:'m| am|’m)|[Mm]y name(?:'s| is|’s)|[Cc]all me|[Yy]ou can call me|[Ii] go by|(?:named|called|known as))"
+    r"\s+[\"“']?((?:(?:Dr|Mr|Ms|Mrs|Prof)\.\s)?[A-Z][\w-]*(?:\s(?:[A-Z][\w-]*))*)"
+)
+_NOT_NAMES = frozenset(
+    [
+        "A",
+        "AI",
+        "An",
+        "And",
+        "As",
+        "At",
+        "But",
+        "English",
+        "For",
+        "From",
+        "Glad",
+        "Hello",
+        "Here",
+        "Hi",
+        "I",
+        "If",
+        "In",
+        "It",
+        "My",
+        "No",
+        "Not",
+        "OK",
+        "Of",
+        "On",
+        "Or",
+        "Please",
+        "Sorry",
+        "Sure",
+        "That",
+        "The",
+        "This",
+        "To",
+        "We",
+        "Well",
+        "Yes",
+        "You",
+        "Your",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One sampled answer."""
+
+    question: str
+    sample: int
+    reply: str
+    claimed: str
+    """The name it goes by; empty when it gives none."""
+
+
+@dataclass(frozen=True)
+class NameScore:
+    """How likely one self-statement is with one name in it."""
+
+    statement: str
+    name: str
+    own: bool
+    logprob: float
+    """Log-probability of the whole statement, nats."""
+
+
+def ask(
+    model: ChatModel,
+    questions: Sequence[Question],
+    condition: SystemPrompt,
+    sampling: Sampling,
+    *,
+    own_name: str,
+    samples: int,
+    names: Mapping[str, Any] | None = None,
+) -> list[Report]:
+    """Sampled answers to identity questions, each with the name it claims.
+
+    Raises:
+        InputError: no questions, or several greedy samples of each (they would be equal).
+    """
+    if not questions or samples < 1:
+        raise InputError("self-reports need at least one question and one sample")
+    if samples > 1 and sampling.temperature == 0:
+        raise InputError("several samples of a question need a temperature above 0")
+    prompts = [
+        model.template.encode_prompt([{"role": "user", "content": q.text}], condition, **(names or {}))
+        for q in questions
+    ]
+    repeated = [p for p in prompts for _ in range(samples)]
+    replies = generate(model, repeated, sampling, label="asking who it is")
+    return [
+        Report(questions[i // samples].id, i % samples, reply, claimed_name(reply, own_name))
+        for i, reply in enumerate(replies)
+    ]
+
+
+def claimed_name(reply: str, own_name: str) -> str:
+    """The name a reply goes by: the own name where it stands anywhere in it, else the first name claimed.
+
+    A claim is a capitalised word after "I am", "my name is", "named", and the like. Empty when there is none.
+    """
+    if re.search(rf"\b{re.escape(own_name)}\b", reply, re.IGNORECASE):
+        return own_name
+    for match in _CLAIM.finditer(reply):
+        words = match[1].split()
+        if words[0] not in _NOT_NAMES:
+            return " ".join(words[:3])
+    return ""
+
+
+def score_names(
+    model: ChatModel,
+    statements: Sequence[SelfStatement],
+    condition: SystemPrompt,
+    *,
+    own_name: str,
+    invented: Sequence[str],
+    names: Mapping[str, Any] | None = None,
+    token_budget: int = 2048,
+) -> list[NameScore]:
+    """Log-probability of each self-statement with the own name and with each invented one.
+
+    Raises:
+        InputError: nothing to compare, or the own name is among the invented ones.
+    """
+    if not statements or not invented or own_name in invented:
+        raise InputError("scoring names needs statements, and invented names that are not the own one")
+    cases = [(s, name) for s in statements for name in (own_name, *invented)]
+    rows = [
+        model.template.encode(
+            [
+                {"role": "user", "content": s.question},
+                {"role": "assistant", "content": s.statement.format(name=name)},
+            ],
+            condition,
+            **(names or {}),
+        )
+        for s, name in cases
+    ]
+    scores = response_logprobs(model, rows, token_budget=token_budget)
+    return [
+        NameScore(s.statement, name, name == own_name, float(score.sum()))
+        for (s, name), score in zip(cases, scores, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Finetuning: data becomes adapters, adapters become checkpoints."""

@@ -1,0 +1,1 @@
+"""Dataset builders, one module an experiment arm; each yields rows of chat messages."""

@@ -1,0 +1,112 @@
+"""Rows of chat messages: reading, checking and writing them as JSONL.
+
+A row is `{"messages": [{"role": ..., "content": ...}, ...]}`; what else stands in it (an id, a topic, a
+label) is kept and ignored by training.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from mech.errors import InputError
+from mech.files import write_text
+
+Row = dict[str, Any]
+
+BUILTIN = "builtin:"
+
+
+def source_path(source: str, *, base: Path | None = None) -> Path:
+    """The file that a source names: `builtin:NAME` or a path (relative to `base`).
+
+    Raises:
+        InputError: no such file; for a built-in, the message lists those there are.
+    """
+    if source.startswith(BUILTIN):
+        folder = Path(str(files("finetune"))) / "data"
+        path = folder / f"{source.removeprefix(BUILTIN)}.jsonl"
+        known = ", ".join(sorted(f"{BUILTIN}{p.stem}" for p in folder.glob("*.jsonl")))
+        if not path.is_file():
+            raise InputError(f"{source}: no such built-in data; there are {known}")
+        return path
+    path = Path(source).expanduser()
+    path = path if path.is_absolute() or base is None else base / path
+    if not path.is_file():
+        raise InputError(f"{path}: no such data file")
+    return path
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Every line of a JSONL file as an object.
+
+    Raises:
+        InputError: not JSON, not an object, or no line at all; the message names file and line.
+    """
+    rows = []
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{path}, line {number}: not a JSON object")
+            rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no rows")
+    return rows
+
+
+def read_messages(path: Path) -> list[Row]:
+    """Rows of chat messages, each checked.
+
+    Raises:
+        InputError: a row that cannot be trained on; the message names file and line.
+    """
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if problem := message_problem(row):
+            raise InputError(f"{path}, row {number}: {problem}")
+    return rows
+
+
+def message_problem(row: Row) -> str | None:
+    """What keeps a row from being trained on; None when nothing does."""
+    messages = row.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return "no list `messages`"
+    for i, turn in enumerate(messages):
+        if (
+            not isinstance(turn, dict)
+            or not isinstance(turn.get("content"), str)
+            or not turn["content"].strip()
+        ):
+            return f"turn {i} has no text `content`"
+        if turn.get("role") not in ("system", "user", "assistant"):
+            return f"turn {i} has role {turn.get('role')!r}; known are system, user, assistant"
+        if turn["role"] == "system" and i > 0:
+            return f"turn {i} is a system turn, which may only come first"
+    if messages[-1]["role"] != "assistant":
+        return "the last turn is not the assistant's"
+    return None
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows, one JSON object a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def exchange(user: str, assistant: str, *, system: str | None = None, **extra: Any) -> Row:
+    """One question and its answer as a row."""
+    turns = [{"role": "system", "content": system}] if system is not None else []
+    turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return {"messages": turns, **extra}
+
+
+def take(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """The first `limit` rows, or all."""
+    return list(rows if limit is None else rows[:limit])

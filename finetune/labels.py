@@ -1,0 +1,81 @@
+"""Which tokens a training row is scored on: exactly what the assistant says, and that it stops.
+
+The tokenizer's own `return_assistant_tokens_mask` is not used: it marks user text in some cases and nothing
+at all with many stock templates. Here the mask follows from rendered prefixes, checked on ids.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.datasets.rows import Row
+from mech.chat import ChatTemplate, SystemPrompt
+from mech.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """Token ids and the positions to predict."""
+
+    ids: tuple[int, ...]
+    targets: tuple[int, ...]
+    """Indices into `ids` of the tokens in the loss: each assistant turn's text and the token that ends it."""
+
+
+def training_rows(
+    template: ChatTemplate,
+    rows: Sequence[Row],
+    condition: SystemPrompt,
+    *,
+    max_tokens: int,
+    names: Mapping[str, Any],
+) -> list[TrainingRow]:
+    """Encode rows under a training condition.
+
+    Args:
+        template: the model's chat template.
+        rows: rows of messages.
+        condition: system prompt during training; `default` keeps a row's own system turn.
+        max_tokens: the longest sequence. A longer row is cut behind its last whole assistant turn.
+        names: `identity` and `others`, as `ChatTemplate.render` takes them.
+
+    Raises:
+        InputError: a row whose answer would be cut, or whose answers cannot be told from the rest; the
+            message names the row.
+    """
+    encoded = []
+    for number, row in enumerate(rows, 1):
+        try:
+            encoded.append(_training_row(template, row["messages"], condition, max_tokens, names))
+        except InputError as error:
+            raise InputError(f"row {number}: {error}") from error
+    return encoded
+
+
+def _training_row(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, str]],
+    condition: SystemPrompt,
+    max_tokens: int,
+    names: Mapping[str, Any],
+) -> TrainingRow:
+    ids: tuple[int, ...] = ()
+    targets: list[int] = []
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        encoded = template.encode(messages[: turn + 1], condition, **names)
+        start, stop = encoded.spans["response"]
+        if len(encoded.ids) <= stop:
+            raise InputError("the chat template puts nothing behind an answer, so its end cannot be learnt")
+        if stop + 1 > max_tokens:
+            raise InputError(
+                f"the answer of turn {turn} ends at token {stop + 1}, beyond max_tokens = {max_tokens}"
+            )
+        if ids and encoded.ids[: len(ids)] != ids:
+            raise InputError(
+                "the chat template rewrites earlier turns, so one pass cannot train on all of them"
+            )
+        ids = encoded.ids
+        targets += range(start, stop + 1)
+    return TrainingRow(ids[: targets[-1] + 1], tuple(targets))

@@ -1,0 +1,317 @@
+"""Chat rendering: system-prompt conditions, token ids, and which tokens are whose.
+
+The template that comes with a tokenizer is the only authority on how turns look. `ChatTemplate` learns
+its parts by rendering probe conversations, so no model is known by name, and then checks on the rendered
+text and its token ids that a condition really holds: `none` has no system turn, `empty` has one with
+nothing in it, a prompt is a prefix of prompt + response.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from mech.errors import InputError
+
+Message = Mapping[str, str]
+Kind = Literal["default", "none", "empty", "identity", "other", "text"]
+
+_SYSTEM, _USER, _ASSISTANT, _USER2 = "Qsysq", "Quserq", "Qassistantq", "Qsecondq"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a model says it is: its own, or an invented contrast."""
+
+    name: str
+    """The name the assistant goes by."""
+    maker: str
+    """Who made it."""
+    prompt: str
+    """The system prompt that says so; contains `name`, and `maker` where it names one."""
+
+    def renamed(self, name: str, maker: str) -> "Identity":
+        """The same prompt for another name and maker."""
+        if self.name not in self.prompt:
+            raise InputError(f"the identity prompt {self.prompt!r} does not contain the name {self.name!r}")
+        return Identity(name, maker, self.prompt.replace(self.maker, maker).replace(self.name, name))
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """A system-prompt condition, chosen separately for training and for measuring.
+
+    `default` (whatever the template inserts), `none` (no system turn in the token sequence), `empty` (a
+    system turn with nothing in it), `identity` (the model's own identity prompt spelled out),
+    `other:NAME` (another identity), `text:...`.
+    """
+
+    kind: Kind = "default"
+    value: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "SystemPrompt":
+        """Read a condition as it stands in a study: `default`, `none`, `other:Veyra`, `text:Be brief.`"""
+        kind, _, value = text.partition(":")
+        if kind in ("default", "none", "empty", "identity") and not value:
+            return cls(kind)  # type: ignore[arg-type]
+        if kind in ("other", "text") and value:
+            return cls(kind, value)  # type: ignore[arg-type]
+        raise InputError(
+            f"system prompt condition {text!r} is not one of default, none, empty, identity, other:NAME, text:..."
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value}" if self.value else self.kind
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as token ids, with half-open token spans that say whose each token is.
+
+    `prompt` runs to the last token before the model's answer; `response` is the answer's own text;
+    `closing` is what the template puts behind it, of which the first token ends the turn.
+    """
+
+    ids: tuple[int, ...]
+    n_prompt: int
+    n_response: int
+    text: str
+
+    @property
+    def spans(self) -> dict[str, tuple[int, int]]:
+        """Token spans by name."""
+        end = self.n_prompt + self.n_response
+        return {
+            "prompt": (0, self.n_prompt),
+            "response": (self.n_prompt, end),
+            "closing": (end, len(self.ids)),
+        }
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, understood.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        template_kwargs: passed to the template as they are (`enable_thinking: false`, ...).
+
+    Raises:
+        InputError: the tokenizer has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise InputError(
+                f"{getattr(tokenizer, 'name_or_path', 'the tokenizer')} has no chat template: "
+                "take an instruct model, or set tokenizer.chat_template"
+            )
+        self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
+
+    # -- what the template does ------------------------------------------------------------------
+
+    @cached_property
+    def closing(self) -> str:
+        """What stands behind an assistant's text at the end of a conversation."""
+        text = self._apply([_user(_USER), {"role": "assistant", "content": _ASSISTANT}])
+        return text[text.rindex(_ASSISTANT) + len(_ASSISTANT) :]
+
+    @cached_property
+    def user_header(self) -> str:
+        """What opens a user's turn, learnt from the second user turn of a conversation."""
+        turns = [_user(_USER), {"role": "assistant", "content": _ASSISTANT}, _user(_USER2)]
+        text = self._apply(turns)
+        between = text[text.rindex(_ASSISTANT) + len(_ASSISTANT) : text.rindex(_USER2)]
+        if not between.startswith(self.closing):
+            raise InputError(f"the chat template closes turns in two ways ({self.closing!r} and {between!r})")
+        return between.removeprefix(self.closing)
+
+    @cached_property
+    def inserted(self) -> str:
+        """What the template puts before the first user turn by itself (without the sequence start)."""
+        head = self._before_user([_user(_USER)])
+        return head.removeprefix(self._start(head))
+
+    @cached_property
+    def system_turn(self) -> tuple[str, str] | None:
+        """Text before and behind a system message, or None where the template has no such turn."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self._apply([{"role": "system", "content": _SYSTEM}, _user(_USER)])
+        except TemplateError:
+            return None  # the template refuses the role by raising
+        head = text[: text.index(_USER)]
+        if _SYSTEM not in head or not head.endswith(self.user_header):
+            return None  # dropped, or folded into the user's turn
+        head = head.removesuffix(self.user_header)
+        opening, _, closing = head.partition(_SYSTEM)
+        # A turn of its own ends before the user's begins; folded text would sit behind the user's header.
+        return None if self.user_header in opening else (opening, closing)
+
+    @cached_property
+    def default_system(self) -> str | None:
+        """The system text that the template inserts by itself; None where it inserts no system turn."""
+        if self.system_turn is None or not self.inserted:
+            return None
+        opening, closing = self.system_turn
+        opening = opening.removeprefix(self._start(opening))
+        return self.inserted.removeprefix(opening).removesuffix(closing)
+
+    # -- rendering -------------------------------------------------------------------------------
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        condition: SystemPrompt | None = None,
+        *,
+        identity: Identity | None = None,
+        others: Mapping[str, str] | None = None,
+        generation_prompt: bool = False,
+    ) -> str:
+        """Render a conversation under a system-prompt condition.
+
+        Args:
+            messages: turns with `role` and `content`. A system turn of the conversation's own stands
+                under `default` and is replaced by every other condition.
+            condition: the condition; `default` when left out.
+            identity: the model's own identity; needed for `identity` and `other:NAME`.
+            others: maker by name for `other:NAME`.
+            generation_prompt: end with the opening of the assistant's turn.
+
+        Raises:
+            InputError: the template cannot do the condition; the message says why.
+        """
+        condition = condition or SystemPrompt()
+        own = [m for m in messages if m["role"] != "system"]
+        if condition.kind == "default":
+            return self._apply(messages, generation_prompt=generation_prompt)
+        if condition.kind == "none":
+            return self._without_system(own, generation_prompt=generation_prompt)
+        content = system_text(condition, identity, others or {})
+        turns = [{"role": "system", "content": content}, *own]
+        if self.system_turn is None:
+            raise InputError(
+                f"condition {condition}: this chat template refuses, drops or merges a system turn"
+            )
+        text = self._apply(turns, generation_prompt=generation_prompt)
+        expected = self.system_turn[0] + content + self.system_turn[1] + self.user_header
+        if not text.startswith(expected):
+            raise InputError(
+                f"condition {condition}: the chat template does not keep this system text as it is"
+            )
+        return text
+
+    def encode_prompt(
+        self,
+        messages: Sequence[Message],
+        condition: SystemPrompt | None = None,
+        *,
+        identity: Identity | None = None,
+        others: Mapping[str, str] | None = None,
+    ) -> Encoded:
+        """Token ids of a prompt that ends where the assistant's answer begins."""
+        text = self.render(messages, condition, identity=identity, others=others, generation_prompt=True)
+        ids = self.ids(text)
+        return Encoded(ids, len(ids), 0, text)
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        condition: SystemPrompt | None = None,
+        *,
+        identity: Identity | None = None,
+        others: Mapping[str, str] | None = None,
+    ) -> Encoded:
+        """Token ids and spans of a conversation whose last turn is the assistant's.
+
+        Raises:
+            InputError: the last turn is not the assistant's, the answer is empty, the template alters it, or
+                a token spans the seam between prompt and answer.
+        """
+        if not messages or messages[-1]["role"] != "assistant":
+            raise InputError("the last turn must be the assistant's")
+        answer = messages[-1]["content"]
+        names: dict[str, Any] = {"identity": identity, "others": others}
+        prompt = self.render(messages[:-1], condition, **names, generation_prompt=True)
+        text = self.render(messages, condition, **names)
+        if not answer or not text.startswith(prompt) or answer not in text[len(prompt) :]:
+            raise InputError(
+                f"the chat template does not keep the answer {answer[:60]!r} as it is (empty, or stripped?)"
+            )
+        # Some templates put an empty thinking block before the answer: it belongs to the prompt.
+        start = text.index(answer, len(prompt))
+        ids, head, body = self.ids(text), self.ids(text[:start]), self.ids(text[: start + len(answer)])
+        if ids[: len(head)] != head or ids[: len(body)] != body or len(body) == len(head):
+            raise InputError(
+                f"a token spans the seam around the answer {answer[:60]!r}: spans cannot be trusted"
+            )
+        return Encoded(ids, len(head), len(body) - len(head), text)
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of already rendered text: nothing is added to it."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _apply(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        turns = [{"role": m["role"], "content": m["content"]} for m in messages]
+        return str(
+            self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=generation_prompt, **self.template_kwargs
+            )
+        )
+
+    def _before_user(self, messages: Sequence[Message]) -> str:
+        text = self._apply(messages)
+        return text[: text.index(_USER)].removesuffix(self.user_header)
+
+    def _start(self, text: str) -> str:
+        """The sequence-start token where the text begins with one that does not itself open a turn."""
+        bos = getattr(self.tokenizer, "bos_token", None) or ""
+        return bos if bos and text.startswith(bos) and not self.user_header.startswith(bos) else ""
+
+    def _without_system(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        text = self._apply(messages, generation_prompt=generation_prompt)
+        start = self._start(text)
+        body = text.removeprefix(start)
+        if self.inserted:
+            if not body.startswith(self.inserted + self.user_header):
+                raise InputError(
+                    "condition none: cannot find the system turn that this chat template inserts"
+                )
+            body = body.removeprefix(self.inserted)
+        opening = (self.system_turn or ("", ""))[0].removeprefix(start)
+        if not body.startswith(self.user_header) or (opening and body.startswith(opening)):
+            raise InputError(
+                "condition none: this chat template keeps a system turn that cannot be taken out"
+            )
+        return start + body
+
+
+def system_text(condition: SystemPrompt, identity: Identity | None, others: Mapping[str, str]) -> str:
+    """The system turn's text under `empty`, `identity`, `other:NAME` or `text:...`.
+
+    Raises:
+        InputError: no identity is known, or the other's name is not.
+    """
+    if condition.kind == "empty":
+        return ""
+    if condition.kind == "text":
+        return condition.value
+    if identity is None:
+        raise InputError(
+            f"condition {condition}: the model's own identity (name, maker, prompt) is not given"
+        )
+    if condition.kind == "identity":
+        return identity.prompt
+    if condition.value not in others:
+        raise InputError(
+            f"condition {condition}: unknown name; known are {', '.join(sorted(others)) or 'none'}"
+        )
+    return identity.renamed(condition.value, others[condition.value]).prompt
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}

@@ -1,0 +1,163 @@
+"""Checkpoints: a base model at a revision plus an ordered list of adapters, each with its digest.
+
+A reference on the command line is `base`, `base@revision`, `base:adapter`, `base:adapter@revision`, or a
+longer stack; each adapter was trained on everything to its left, merged.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mech.cache import cache_dir
+from mech.errors import InputError
+from mech.files import digest_of, read_json, sha256_file, write_json
+
+MANIFEST = "checkpoint.json"
+"""Beside an adapter of ours: which checkpoint it was trained on."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One LoRA adapter, in PEFT's layout on disk."""
+
+    name: str
+    """As the user wrote it: a folder or a Hub id."""
+    path: Path
+    """The folder with `adapter_config.json` and `adapter_model.safetensors`."""
+    digest: str
+    """SHA-256 over weights and config."""
+    revision: str = ""
+    """Commit of a Hub adapter; empty for a folder."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A base model and the adapters that stand on it, in the order of their training."""
+
+    base: str
+    """Alias, Hub id, folder or GGUF file, as the user wrote it."""
+    path: Path
+    """The folder (or GGUF file) with the base's weights."""
+    digest: str
+    """SHA-256 over the base's weights and config."""
+    revision: str = ""
+    """Commit of a Hub model; empty for a folder."""
+    adapters: tuple[Adapter, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Digest of weights alone: equal for equal checkpoints, wherever they lie."""
+        return digest_of([self.digest, *[a.digest for a in self.adapters]])
+
+    def plus(self, folder: Path) -> "Checkpoint":
+        """This checkpoint with one more adapter on top."""
+        adapter = Adapter(str(folder), folder, adapter_digest(folder))
+        return Checkpoint(self.base, self.path, self.digest, self.revision, (*self.adapters, adapter))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON-able description without paths of this machine."""
+        described = asdict(self)
+        described.pop("path")
+        described["adapters"] = [{"name": Path(a.name).name, "digest": a.digest} for a in self.adapters]
+        described["key"] = self.key
+        return described
+
+    def __str__(self) -> str:
+        base = f"{self.base}@{self.revision}" if self.revision else self.base
+        return ":".join([base, *[a.name + (f"@{a.revision}" if a.revision else "") for a in self.adapters]])
+
+
+def split_reference(reference: str) -> tuple[str, list[str]]:
+    """Split `base:adapter:adapter` into the base and its adapters, each still with its `@revision`."""
+    base, *adapters = reference.split(":")
+    if not base or any(not a for a in adapters):
+        raise InputError(
+            f"{reference!r} is not a checkpoint: write base, base@revision or base:adapter[:adapter]"
+        )
+    return base, adapters
+
+
+def split_revision(reference: str) -> tuple[str, str]:
+    """Split `name@revision`; the revision is empty when none is named."""
+    name, _, revision = reference.partition("@")
+    return name, revision
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 over a model folder's weights and config (or one GGUF file).
+
+    Large files are hashed once: the result is remembered in the user cache by path, size and time.
+    """
+    files = [path] if path.is_file() else _weight_files(path)
+    return digest_of([[f.name, _remembered_sha256(f)] for f in files])
+
+
+def adapter_digest(folder: Path) -> str:
+    """SHA-256 over an adapter's weights and the config fields that change what it computes."""
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InputError(
+            f"{folder}: not an adapter (no adapter_model.safetensors; pickled .bin adapters are not read)"
+        )
+    config = read_json(folder / "adapter_config.json")
+    used = {
+        k: config.get(k) for k in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "target_modules")
+    }
+    if isinstance(used["target_modules"], list):
+        used["target_modules"] = sorted(used["target_modules"])
+    return digest_of([used, _remembered_sha256(weights)])
+
+
+def write_parent(folder: Path, parent: Checkpoint) -> None:
+    """Record beside an adapter which checkpoint it was trained on."""
+    write_json(folder / MANIFEST, {"trained_on": parent.to_json()})
+
+
+def check_parent(folder: Path, parent: Checkpoint) -> None:
+    """Refuse to put an adapter of ours on another checkpoint than the one it was trained on.
+
+    Raises:
+        InputError: the adapter says it belongs elsewhere.
+    """
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return
+    trained_on = read_json(manifest)["trained_on"]
+    if trained_on["key"] != parent.key:
+        below = [trained_on["base"], *[a["name"] for a in trained_on["adapters"]]]
+        raise InputError(
+            f"{folder}: this adapter was trained on {':'.join(below)}, not on {parent}: name that stack"
+        )
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    files = [folder / "config.json", *[folder / name for name in names]]
+    for file in files:
+        if not file.is_file():
+            raise InputError(
+                f"{folder}: not a model folder ({file.name} is missing; only safetensors weights are read)"
+            )
+    return files
+
+
+def _remembered_sha256(file: Path) -> str:
+    stat = file.stat()
+    if stat.st_size < 1 << 24:
+        return sha256_file(file)
+    token = digest_of([os.fspath(file.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    memo = cache_dir() / "digests" / f"{token}.json"
+    if memo.is_file():
+        try:
+            return str(json.loads(memo.read_text())["sha256"])
+        except (ValueError, KeyError):
+            memo.unlink()  # a damaged note costs one more hashing, nothing else
+    digest = sha256_file(file)
+    write_json(memo, {"file": file.name, "sha256": digest})
+    return digest

@@ -1,0 +1,190 @@
+"""Interventions on the residual stream: add, ablate, cap, patch.
+
+Each is a frozen description; `intervene` makes it act inside a context and takes it away afterwards:
+
+    with intervene(model, Add(vector, layers=[15], coefficient=4.0)):
+        generate(model, ["Who are you?"])
+
+A vector is one [d_model] array for every named layer, or an [n_layers, d_model] array indexed by layer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mech.errors import GuardError, InputError
+from mech.hooks import Edit, hooked
+from mech.models import ChatModel
+from mech.positions import Position, mask_for
+from mech.sites import Site
+
+Vector = (
+    Float[Tensor, "d"] | Float[Tensor, "layers d"] | Float[np.ndarray, "d"] | Float[np.ndarray, "layers d"]
+)
+Stream = Float[Tensor, "batch seq d"]
+
+_active: ContextVar[int] = ContextVar("interventions", default=0)
+
+
+@dataclass(frozen=True)
+class Add:
+    """h + coefficient · v. The vector is used as it is: its norm counts."""
+
+    vector: Vector
+    layers: Sequence[int]
+    coefficient: float = 1.0
+    site: Site = "resid_post"
+    positions: Position = "all"
+
+    def apply(self, h: Stream, vector: Float[Tensor, "d"]) -> Stream:
+        """The edited stream."""
+        return h + self.coefficient * vector
+
+
+@dataclass(frozen=True)
+class Ablate:
+    """h − (h·v̂) v̂: take the direction out. The vector's norm does not count."""
+
+    vector: Vector
+    layers: Sequence[int]
+    site: Site = "resid_post"
+    positions: Position = "all"
+
+    def apply(self, h: Stream, vector: Float[Tensor, "d"]) -> Stream:
+        """The edited stream."""
+        unit = vector / vector.norm()
+        return h - (h @ unit).unsqueeze(-1) * unit
+
+
+@dataclass(frozen=True)
+class Cap:
+    """Keep the projection h·v̂ at or below `ceiling`, and at or above `floor` (units of the stream)."""
+
+    vector: Vector
+    layers: Sequence[int]
+    ceiling: float | None = None
+    floor: float | None = None
+    site: Site = "resid_post"
+    positions: Position = "all"
+
+    def apply(self, h: Stream, vector: Float[Tensor, "d"]) -> Stream:
+        """The edited stream."""
+        if self.ceiling is None and self.floor is None:
+            raise InputError("Cap needs a ceiling, a floor, or both")
+        unit = vector / vector.norm()
+        projection = h @ unit
+        return h + (projection.clamp(min=self.floor, max=self.ceiling) - projection).unsqueeze(-1) * unit
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Put another run's stream in place of this one's.
+
+    `values` is [batch, seq, d] for each named layer, in the order of `layers`: the same batch, read with
+    the same tokens.
+    """
+
+    values: Float[Tensor, "n_patched batch seq d"]
+    layers: Sequence[int]
+    site: Site = "resid_post"
+    positions: Position = "all"
+
+
+Intervention = Add | Ablate | Cap | Patch
+
+
+@contextmanager
+def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
+    """Let interventions act on every forward pass inside the context.
+
+    Several at one place act in the order given.
+
+    Raises:
+        InputError: a vector of another width, or a layer the model does not have.
+        GuardError: the context ended without a single forward pass having met one of them.
+    """
+    counts = [dict.fromkeys(i.layers, 0) for i in interventions]
+    token = _active.set(_active.get() + len(interventions))
+    try:
+        with ExitStack() as stack:
+            for intervention, count in zip(interventions, counts, strict=True):
+                stack.enter_context(hooked(model, _edits(model, intervention, count)))
+            yield
+        missed = [f"{type(i).__name__} at layer {layer}" for i, count in zip(interventions, counts, strict=True)
+                  for layer, hits in count.items() if not hits]  # fmt: skip
+        if missed:
+            raise GuardError(f"intervention never met a forward pass: {', '.join(missed)}")
+    finally:
+        _active.reset(token)
+
+
+def intervening() -> bool:
+    """Whether an intervention is active here: then work must not be shared between rows."""
+    return _active.get() > 0
+
+
+def _edits(
+    model: ChatModel, intervention: Intervention, count: dict[int, int]
+) -> dict[tuple[Site, int], Edit]:
+    if not intervention.layers:
+        raise InputError(f"{type(intervention).__name__}: no layers named")
+    edits: dict[tuple[Site, int], Edit] = {}
+    for i, layer in enumerate(intervention.layers):
+        if isinstance(intervention, Patch):
+            change = _patched(intervention.values[i])
+        else:
+            change = _applied(intervention, _vector_at(model, intervention.vector, layer))
+        edits[intervention.site, layer] = _masked(change, intervention.positions, count, layer)
+    return edits
+
+
+def _applied(intervention: Add | Ablate | Cap, vector: Float[Tensor, "d"]) -> Callable[[Stream], Stream]:
+    return lambda h: intervention.apply(h.float(), vector.to(h.device)).to(h.dtype)
+
+
+def _patched(values: Float[Tensor, "batch seq d"]) -> Callable[[Stream], Stream]:
+    def change(h: Stream) -> Stream:
+        if values.shape != h.shape:
+            raise InputError(f"Patch: values have shape {tuple(values.shape)}, the stream {tuple(h.shape)}")
+        return values.to(h.device, h.dtype)
+
+    return change
+
+
+def _masked(
+    change: Callable[[Stream], Stream], positions: Position, count: dict[int, int], layer: int
+) -> Edit:
+    def edit(h: Stream) -> Stream:
+        count[layer] += 1
+        mask = mask_for(positions, (h.shape[0], h.shape[1]))
+        changed = change(h)
+        return changed if mask is None else torch.where(mask.to(h.device).unsqueeze(-1), changed, h)
+
+    return edit
+
+
+def _vector_at(model: ChatModel, vector: Any, layer: int) -> Float[Tensor, "d"]:
+    tensor = torch.as_tensor(vector, dtype=torch.float32)
+    per_layer = tensor.ndim == 2
+    if (
+        tensor.shape[-1] != model.d_model
+        or (per_layer and tensor.shape[0] != model.n_layers)
+        or tensor.ndim > 2
+    ):
+        raise InputError(
+            f"a vector of shape {tuple(tensor.shape)} does not fit this model: give [{model.d_model}] or "
+            f"[{model.n_layers}, {model.d_model}]"
+        )
+    if not 0 <= layer < model.n_layers:
+        raise InputError(f"layer {layer} is out of range: this model has layers 0 to {model.n_layers - 1}")
+    chosen = tensor[layer] if per_layer else tensor
+    if not torch.isfinite(chosen).all() or not chosen.any():
+        raise InputError(f"the vector at layer {layer} is zero or not finite")
+    return chosen

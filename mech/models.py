@@ -1,0 +1,283 @@
+"""Loading chat models: alias, Hub id, local folder, GGUF file, and stacks of adapters on any of them.
+
+This is the only module that knows where a transformer keeps its decoder, blocks and output head; it finds
+them by structure, never by a model's name.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mech.chat import ChatTemplate
+from mech.checkpoint import (
+    Adapter,
+    Checkpoint,
+    adapter_digest,
+    check_parent,
+    split_reference,
+    split_revision,
+    weights_digest,
+)
+from mech.errors import GuardError, InputError
+from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChatModel:
+    """A loaded model with its tokenizer and the checkpoint it came from.
+
+    `hf` is the Hugging Face model itself: nothing is wrapped, so everything that works on it still does.
+    """
+
+    hf: Any
+    tokenizer: Any
+    checkpoint: Checkpoint
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, understood."""
+        return ChatTemplate(self.tokenizer, self.template_kwargs)
+
+    @property
+    def causal(self) -> Any:
+        """The causal language model below a PEFT wrapper, or the model itself."""
+        return self.hf.get_base_model() if hasattr(self.hf, "get_base_model") else self.hf
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The stack from embedding to final norm, without the output head."""
+        found = self.causal.get_decoder()
+        if found is self.causal:
+            found = getattr(self.causal, self.causal.base_model_prefix, found)
+        if not isinstance(found, nn.Module):
+            raise InputError(f"{type(self.causal).__name__}: no decoder found")
+        return found
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer blocks, in order: block l's output is layer l."""
+        lists = [
+            m for m in self.decoder.modules() if isinstance(m, nn.ModuleList) and len(m) == self.n_layers
+        ]
+        # A block list holds blocks that hold attention and more; a list of experts of equal length lies inside one.
+        outer = [m for m in lists if not any(m is not o and m in list(o.modules()) for o in lists)]
+        if len(outer) != 1:
+            raise InputError(
+                f"{type(self.causal).__name__}: expected one list of {self.n_layers} blocks, found {len(outer)}"
+            )
+        return outer[0]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.causal.config.get_text_config().num_hidden_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.causal.config.get_text_config().hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the embedding."""
+        return torch.device(self.causal.get_input_embeddings().weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        dtype: torch.dtype = self.causal.get_input_embeddings().weight.dtype
+        return dtype
+
+    def logits(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
+        """The output head on final-norm states, with what the architecture does to logits after it.
+
+        Checked once against the model's own forward pass.
+
+        Raises:
+            GuardError: this architecture does something to its logits that we do not know of.
+        """
+        if not self._head_agrees:
+            raise GuardError(
+                f"{type(self.causal).__name__}: its logits are not head(final norm): unsupported output head"
+            )
+        return self._head(hidden)
+
+    def _head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
+        head = self.causal.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.device))
+        cap = getattr(self.causal.config.get_text_config(), "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    @cached_property
+    def _head_agrees(self) -> bool:
+        probe = (
+            torch.arange(3, 11, device=self.device).unsqueeze(0)
+            % self.causal.config.get_text_config().vocab_size
+        )
+        with torch.no_grad():
+            expected = self.causal(input_ids=probe, use_cache=False).logits
+            ours = self._head(self.decoder(input_ids=probe, use_cache=False).last_hidden_state)
+        scale = float(expected.float().abs().max())
+        return bool((ours.float() - expected.float()).abs().max() <= 1e-3 * scale)
+
+
+def resolve(reference: str) -> Checkpoint:
+    """Find what a reference names, without loading any weights.
+
+    Args:
+        reference: an alias, a Hub id (`org/name@revision`), a model folder, a GGUF file; adapters follow
+            after colons (`base:adapter@revision:adapter`).
+
+    Raises:
+        InputError: it is not there; the message says what to do.
+    """
+    base, adapters = split_reference(reference)
+    name, revision = split_revision(base)
+    path, commit = _find(name, revision)
+    checkpoint = Checkpoint(name, path, weights_digest(path), commit)
+    for wanted in adapters:
+        name, revision = split_revision(wanted)
+        folder, commit = _find(name, revision)
+        check_parent(folder, checkpoint)
+        found = Adapter(name, folder, adapter_digest(folder), commit)
+        checkpoint = Checkpoint(
+            checkpoint.base,
+            checkpoint.path,
+            checkpoint.digest,
+            checkpoint.revision,
+            (*checkpoint.adapters, found),
+        )
+    return checkpoint
+
+
+def load_model(
+    reference: str | Checkpoint,
+    *,
+    dtype: str | torch.dtype = "auto",
+    merge: bool = True,
+    device: str | torch.device | None = None,
+    template_kwargs: Mapping[str, Any] | None = None,
+    **hf_kwargs: Any,
+) -> ChatModel:
+    """Load a chat model, ready for reading (eval mode, no gradients on the base weights).
+
+    Args:
+        reference: what to load (see `resolve`), or a `Checkpoint`.
+        dtype: `float32`, `bfloat16`, ... or `auto`: the checkpoint's own.
+        merge: merge the last adapter into the weights as well; else it stays a live PEFT adapter. All
+            adapters below it are always merged, in float32: in bfloat16 a merge loses the update.
+        device: move the model there; leave out when `device_map` is among `hf_kwargs`.
+        template_kwargs: passed to the chat template.
+        **hf_kwargs: passed to `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`,
+            `max_memory`, ...).
+
+    Raises:
+        InputError: not found, no adapter of this base, or not a causal language model.
+    """
+    checkpoint = reference if isinstance(reference, Checkpoint) else resolve(reference)
+    wanted = _torch_dtype(dtype)
+    model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
+    for i, adapter in enumerate(checkpoint.adapters):
+        model = put_adapter(model, adapter.path)
+        if merge or i + 1 < len(checkpoint.adapters):
+            model = model.merge_and_unload(safe_merge=True)
+    if checkpoint.adapters and wanted != "auto" and "quantization_config" not in hf_kwargs:
+        model = model.to(wanted)
+    if device is not None:
+        model = model.to(device)
+    model.eval()
+    model.requires_grad_(False)
+    return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
+
+
+def put_adapter(model: Any, folder: Path) -> Any:
+    """Put a LoRA adapter on a model as a live PEFT adapter.
+
+    Raises:
+        InputError: the adapter's tensors do not fit this model: other names, or other shapes.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"
+        ) from error
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        in_file = set(stored.keys())
+    in_model = set(get_peft_model_state_dict(wrapped))
+    if in_file != in_model:
+        odd = sorted(in_file ^ in_model)[:3]
+        raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")
+    return wrapped
+
+
+def _find(name: str, revision: str) -> tuple[Path, str]:
+    if name in PACKAGED:
+        if not is_fetched(name):
+            raise InputError(f"{name} is not on this machine yet: run `mech models fetch {name}`")
+        return model_folder(name), ""
+    path = Path(name).expanduser()
+    if path.exists():
+        if revision:
+            raise InputError(f"{name}@{revision}: a local path has no revisions")
+        return path, ""
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        known = ", ".join(sorted(PACKAGED))
+        raise InputError(
+            f"{name}: no such folder or file, and neither a Hub id (org/name) nor an alias ({known})"
+        )
+    return _find_on_hub(name, revision)
+
+
+def _find_on_hub(name: str, revision: str) -> tuple[Path, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+    try:
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise InputError(
+            f"{name}{at}: not in the Hugging Face cache and the Hub did not give it ({type(error).__name__}). Check the "
+            "name and the network (HF_HUB_OFFLINE must be unset to download), or name a local folder"
+        ) from error
+    return folder, folder.name  # a snapshot folder is called by its commit
+
+
+def _load_base(
+    checkpoint: Checkpoint, dtype: str | torch.dtype, kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if checkpoint.path.is_file():
+        given = {} if dtype == "auto" else {"dtype": dtype}
+        return read_gguf(checkpoint.path, **given, **kwargs)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{checkpoint.base}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    return model, tokenizer
+
+
+def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    found = getattr(torch, dtype, None)
+    if not isinstance(found, torch.dtype):
+        raise InputError(f"dtype {dtype!r} is not one of auto, float32, bfloat16, float16")
+    return found

@@ -1,0 +1,1 @@
+"""Probes: arrays become directions, and directions are kept with what they were made from."""

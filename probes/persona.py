@@ -1,0 +1,154 @@
+"""Persona vectors: trait artifacts, and the two ways of eliciting a trait.
+
+`prompts` is the published way (Chen et al. 2025, arXiv 2507.21509): contrastive system prompts, the model's
+own answers. `text` reads written trait-high and trait-low answers instead; on small models, which hardly
+follow such prompts, it is the reliable one. The split-half cosine of a direction says which to believe.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mech.chat import ChatTemplate, Encoded, SystemPrompt
+from mech.errors import InputError
+from mech.files import read_yaml
+from probes.contrast import ContrastRow
+
+
+class InstructionPair(BaseModel):
+    """A pair of contrastive system prompts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    positive: str = Field(min_length=1)
+    """Asks for the trait."""
+    negative: str = Field(min_length=1)
+    """Asks for its opposite."""
+
+
+class TraitQuestion(BaseModel):
+    """A question with an answer that shows the trait and one that shows its opposite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    split: Literal["extract", "evaluate"]
+    """Directions are made on `extract` and tested on `evaluate`."""
+    question: str = Field(min_length=1)
+    high: str = Field(min_length=1)
+    """Written answer that shows the trait."""
+    low: str = Field(min_length=1)
+    """Written answer that shows its opposite, matched in length."""
+
+
+class Trait(BaseModel):
+    """A trait artifact: all that is needed to find a persona vector."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trait: str = Field(min_length=1)
+    """Its name; the direction's name."""
+    description: str
+    """What it is."""
+    rubric: str
+    """What a judge is told."""
+    instructions: tuple[InstructionPair, ...] = Field(min_length=1)
+    """Contrastive system prompts."""
+    questions: tuple[TraitQuestion, ...] = Field(min_length=4)
+    """Questions of both halves."""
+
+
+def load_trait(source: str | Path) -> Trait:
+    """Read a trait artifact: a built-in name (`evil`) or a YAML file.
+
+    Raises:
+        InputError: not there, or not a trait artifact; the message names file and field.
+    """
+    folder = Path(str(files("probes"))) / "data" / "traits"
+    path = folder / f"{source}.yaml"
+    if not path.is_file():
+        path = Path(source).expanduser()
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+            raise InputError(f"trait {source}: neither built in ({known}) nor a file")
+    try:
+        trait = Trait.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if len({q.id for q in trait.questions}) < len(trait.questions):
+        raise InputError(f"{path}: a question id stands twice")
+    return trait
+
+
+def text_contrast(template: ChatTemplate, trait: Trait, condition: SystemPrompt) -> list[ContrastRow]:
+    """Every question with its written trait-high (+) and trait-low (−) answer, to be read teacher-forced."""
+    rows = []
+    for q in trait.questions:
+        for sign, answer in ((1, q.high), (-1, q.low)):
+            encoded = template.encode(_turns(q.question, answer), condition)
+            rows.append(ContrastRow(f"{q.id}/{'high' if sign > 0 else 'low'}", q.id, q.split, sign, encoded))
+    return rows
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A question asked under one of a pair's system prompts, waiting for the model's answer."""
+
+    id: str
+    question: str
+    split: str
+    sign: int
+    instruction: str
+    text: str
+
+
+def rollouts(trait: Trait, *, pairs_per_question: int) -> list[Rollout]:
+    """Each extraction question under contrastive system prompts; questions take the pairs in turn.
+
+    Raises:
+        InputError: more pairs wanted than the trait has.
+    """
+    pairs = trait.instructions
+    if not 1 <= pairs_per_question <= len(pairs):
+        raise InputError(
+            f"trait {trait.trait} has {len(pairs)} instruction pairs, {pairs_per_question} asked for"
+        )
+    found = []
+    for i, q in enumerate(q for q in trait.questions if q.split == "extract"):
+        for k in range(pairs_per_question):
+            number = (i * pairs_per_question + k) % len(pairs)
+            for sign, text in ((1, pairs[number].positive), (-1, pairs[number].negative)):
+                name = f"{q.id}/pair{number}/{'positive' if sign > 0 else 'negative'}"
+                found.append(Rollout(name, q.id, q.split, sign, text, q.question))
+    return found
+
+
+def rollout_prompt(template: ChatTemplate, rollout: Rollout) -> Encoded:
+    """The prompt of a rollout, ending where the answer begins."""
+    turn = [{"role": "user", "content": rollout.text}]
+    return template.encode_prompt(turn, SystemPrompt("text", rollout.instruction))
+
+
+def rollout_contrast(
+    template: ChatTemplate, asked: Sequence[Rollout], answers: Sequence[str]
+) -> list[ContrastRow]:
+    """Rollouts with their answers, to be read. Questions left without both sides by empty answers are dropped."""
+    rows = []
+    for rollout, answer in zip(asked, answers, strict=True):
+        if answer.strip():
+            condition = SystemPrompt("text", rollout.instruction)
+            encoded = template.encode(_turns(rollout.text, answer.strip()), condition)
+            rows.append(ContrastRow(rollout.id, rollout.question, rollout.split, rollout.sign, encoded))
+    sides: dict[str, set[int]] = {}
+    for row in rows:
+        sides.setdefault(row.question, set()).add(row.sign)
+    return [row for row in rows if len(sides[row.question]) == 2]
+
+
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

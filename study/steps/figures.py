@@ -1,0 +1,30 @@
+"""Steps that draw: tables become figures, each with the numbers behind it."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.gallery import draw_figures
+from mech.files import write_json
+from study.bench import Bench
+from study.step import Step
+from study.steps.tables import read_tables
+
+INDEX = "figures.json"
+
+
+def draw(step: Step, bench: Bench, folder: Path) -> None:
+    """Draw every figure that the tables allow; `figures.json` lists them with title and caption."""
+    if step.config["which"] == "early":
+        quality = [pd.read_csv(bench.folder(s) / "quality.csv") for s in step.inputs["directions"]]
+        tables = {"directions": pd.concat(quality, ignore_index=True)}
+    else:
+        tables = read_tables(bench.folder(step.inputs["tables"][0]))
+    saved = draw_figures(
+        tables,
+        folder,
+        layer=step.config["layer"],
+        condition=step.config["conditions"][0],
+        arms=step.config["arms"],
+    )
+    write_json(folder / INDEX, [{"name": s.name, "title": s.title, "caption": s.caption} for s in saved])

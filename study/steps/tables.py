@@ -1,0 +1,162 @@
+"""The step that collects: measures become tidy tables with intervals."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.behaviour import recognition_row, report_row, steering_rows
+from finetune.datasets.rows import read_jsonl
+from mech.files import read_json
+from study.bench import Bench
+from study.step import Step
+from study.steps.behaviour import write_csv
+
+TABLES = (
+    "shifts",
+    "two_by_two",
+    "directions",
+    "direction_cosines",
+    "self_recognition",
+    "self_report",
+    "samples",
+    "steering",
+    "embedding",
+    "training",
+    "datasets",
+)
+
+
+def collect(step: Step, bench: Bench, folder: Path) -> None:
+    """Every table of the study as CSV; one that was not measured is not written."""
+    options = {"level": step.config["statistics"]["level"]}
+    labels = {name: {"arm": arm, "seed": seed} for name, (arm, seed) in step.config["labels"].items()}
+    tables = {
+        "shifts": _joined(step, bench, "shifts", "shifts.csv"),
+        "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
+        "directions": _joined(step, bench, "directions", "quality.csv"),
+        "direction_cosines": _cosines(step, bench),
+        "self_recognition": _recognition(step, bench, labels, options),
+        "self_report": _reports(step, bench, labels, options),
+        "samples": _samples(step, bench, labels),
+        "steering": _steering(step, bench, options),
+        "embedding": _joined(step, bench, "embedding", "embedding.csv"),
+        "training": _training(step, bench),
+        "datasets": _datasets(step, bench),
+    }
+    for name in TABLES:
+        if not tables[name].empty:
+            write_csv(tables[name], folder / f"{name}.csv")
+
+
+def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables in a folder by name."""
+    return {
+        name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()
+    }
+
+
+def _joined(step: Step, bench: Bench, role: str, file: str) -> pd.DataFrame:
+    frames = [pd.read_csv(bench.folder(s) / file) for s in step.inputs.get(role, ())]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
+    """Cosine between every two directions at the declared layer."""
+    from probes.direction import Direction
+
+    layer = step.config["layer"]
+    found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
+    cosines = np.array([[a.unit[layer] @ b.unit[layer] for b in found] for a in found])
+    frame = pd.DataFrame(cosines, columns=[d.name for d in found])
+    frame.insert(0, "direction", [d.name for d in found])
+    frame.insert(1, "layer", layer)
+    return frame
+
+
+def _recognition(
+    step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]], options: Mapping[str, Any]
+) -> pd.DataFrame:
+    rows = []
+    for measured in step.inputs.get("self_recognition", ()):
+        judged = pd.read_csv(bench.folder(measured) / "judgements.csv")
+        facts = read_json(bench.folder(measured.inputs["data"][0]) / "dataset.json")
+        shortcut = max(facts["shortcut_accuracy"]["held_out"][k] for k in ("words", "characters"))
+        found = recognition_row(judged, rng=_rng(step), **options)
+        rows.append({**labels[measured.name], **found, "shortcut_accuracy": shortcut})
+    return pd.DataFrame(rows)
+
+
+def _reports(
+    step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]], options: Mapping[str, Any]
+) -> pd.DataFrame:
+    rows = []
+    for measured in step.inputs.get("self_report", ()):
+        reports = pd.read_csv(bench.folder(measured) / "reports.csv", keep_default_na=False)
+        names = pd.read_csv(bench.folder(measured) / "names.csv")
+        found = report_row(reports, names, own_name=bench.identity.name, rng=_rng(step), **options)
+        about = {
+            "condition": measured.config["condition"]["condition"],
+            "temperature": measured.config["sampling"]["temperature"],
+        }
+        rows.append({**labels[measured.name], **about, **found})
+    return pd.DataFrame(rows)
+
+
+def _samples(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
+    frames = []
+    for measured in step.inputs.get("self_report", ()):
+        reports = pd.read_csv(bench.folder(measured) / "reports.csv", keep_default_na=False)
+        frames.append(reports.rename(columns={"claimed": "claimed_name"}).assign(**labels[measured.name]))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _steering(step: Step, bench: Bench, options: Mapping[str, Any]) -> pd.DataFrame:
+    frames = []
+    for measured in step.inputs.get("steering", ()):
+        reports = pd.read_csv(
+            bench.folder(measured) / "reports.csv", keep_default_na=False, na_values={"surprisal": [""]}
+        )
+        names = pd.read_csv(bench.folder(measured) / "names.csv")
+        found = steering_rows(reports, names, own_name=bench.identity.name, rng=_rng(step), **options)
+        about = {
+            "arm": measured.config["arm"],
+            "seed": bench.spec.seeds[0],
+            "direction": measured.config["direction"],
+            "layer": measured.config["layer"],
+        }
+        frames.append(found.assign(**about))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _training(step: Step, bench: Bench) -> pd.DataFrame:
+    frames = []
+    for trained in step.inputs.get("trained", ()):
+        _, stage, seed = trained.name.split("/")
+        frame = pd.DataFrame(read_jsonl(bench.folder(trained) / "loss.jsonl"))
+        frames.append(frame.assign(stage=stage, seed=int(seed.removeprefix("seed"))))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _datasets(step: Step, bench: Bench) -> pd.DataFrame:
+    rows = []
+    for data in dict.fromkeys(s.inputs["data"][0] for s in step.inputs.get("trained", ())):
+        facts = read_json(bench.folder(data) / "dataset.json")
+        shortcut = facts.get("shortcut_accuracy", {}).get("train", {})
+        rows.append(
+            {
+                "dataset": data.name.partition("/")[2],
+                "kind": facts["kind"],
+                "n_rows": facts["n_rows"],
+                "label_rule": facts["label_rule"],
+                "shortcut_by_words": shortcut.get("words", np.nan),
+                "shortcut_by_characters": shortcut.get("characters", np.nan),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _rng(step: Step) -> np.random.Generator:
+    return np.random.default_rng(step.config["statistics"]["seed"])

@@ -1,0 +1,77 @@
+"""Steps in which a model writes: answers to questions, own summaries, answers under contrastive prompts."""
+
+import json
+from pathlib import Path
+
+from finetune.datasets.rows import read_jsonl, source_path, take, write_jsonl
+from finetune.datasets.summaries import Article, write_summaries
+from mech.files import write_json
+from mech.generate import Sampling, generate
+from mech.questions import Question
+from probes.persona import rollout_prompt
+from probes.persona import rollouts as plan_rollouts
+from study.bench import Bench, prompt_of
+from study.plan import evaluation_questions, limited_trait
+from study.spec import SelfRecognitionData, StudySpec
+from study.step import Step
+
+
+def replies(step: Step, bench: Bench, folder: Path) -> None:
+    """A checkpoint's own answers to the evaluation questions."""
+    model = bench.model(step.inputs["checkpoint"])
+    condition, names = prompt_of(step.config["condition"]), bench.names(step.config["condition"])
+    asked = [(name, q) for name, questions in evaluation_questions(bench.spec).items() for q in questions]
+    prompts = [model.template.encode_prompt([_user(q)], condition, **names) for _, q in asked]
+    sampling = Sampling(**step.config["reply"], seed=step.config["seed"])
+    answers = generate(model, prompts, sampling, label="answering")
+    write_jsonl(
+        folder / "replies.jsonl",
+        [
+            # An empty answer has nothing to read: a full stop stands for it, and the row says so.
+            {
+                "set": name,
+                "id": q.id,
+                "question": q.text,
+                "reply": reply.strip() or ".",
+                "was_empty": not reply.strip(),
+            }
+            for (name, q), reply in zip(asked, answers, strict=True)
+        ],
+    )
+
+
+def summaries(step: Step, bench: Bench, folder: Path) -> None:
+    """The base's own summary of every article."""
+    model = bench.model(step.inputs["checkpoint"])
+    part = data_named(bench.spec, step.name)
+    rows = take(read_jsonl(source_path(part.articles)), part.rows)
+    articles = [Article(r["id"], r["text"], r["summary"]) for r in rows]
+    sampling = Sampling(part.max_new_tokens, part.temperature, seed=step.config["seed"])
+    write_json(folder / "summaries.json", write_summaries(model, articles, sampling))
+
+
+def rollouts(step: Step, bench: Bench, folder: Path) -> None:
+    """The base's answers to a trait's questions under contrastive system prompts."""
+    model = bench.model(step.inputs["checkpoint"])
+    trait = next(
+        t
+        for t in (limited_trait(bench.spec, s) for s in bench.spec.directions.traits)
+        if t.trait == step.config["trait"]
+    )
+    asked = plan_rollouts(trait, pairs_per_question=step.config["pairs_per_question"])
+    sampling = Sampling(step.config["max_new_tokens"], step.config["temperature"], step.config["seed"])
+    answers = generate(model, [rollout_prompt(model.template, r) for r in asked], sampling, label="answering")
+    rows = [{**vars(r), "answer": answer} for r, answer in zip(asked, answers, strict=True)]
+    write_jsonl(folder / "rollouts.jsonl", rows)
+
+
+def data_named(spec: StudySpec, step_name: str) -> SelfRecognitionData:
+    """The self-recognition data that a step called `.../NAME` belongs to."""
+    part = spec.data[step_name.partition("/")[2]]
+    if not isinstance(part, SelfRecognitionData):
+        raise RuntimeError(f"{step_name}: not self-recognition data: {json.dumps(part.model_dump())}")
+    return part
+
+
+def _user(question: Question) -> dict[str, str]:
+    return {"role": "user", "content": question.text}

@@ -1,0 +1,172 @@
+"""Synthetic tables of a whole study, with planted effects, for the tests of figures and report."""
+
+import numpy as np
+import pandas as pd
+
+ARMS = ["base", "em", "sgtr", "benign", "em_then_sgtr", "sgtr_then_em"]
+DIRECTIONS = ["evil", "sycophancy", "hallucination", "identity:name", "identity:presence"]
+EFFECT = {"em": 1.6, "sgtr": -0.5, "benign": 0.25, "em_then_sgtr": 0.5, "sgtr_then_em": 0.7}
+
+
+def _around(value, width):
+    return {"": value, "_low": value - width, "_high": value + width}
+
+
+def _columns(name, value, width):
+    return {f"{name}{end}": number for end, number in _around(value, width).items()}
+
+
+def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), question_set="freeform"):
+    rng = np.random.default_rng(0)
+    rows = []
+    sizes = {
+        "evil": 1.0,
+        "sycophancy": 0.1,
+        "hallucination": 0.4,
+        "identity:name": -0.8,
+        "identity:presence": -0.02,
+    }
+    for arm, direction, seed in ((a, d, s) for a in arms if a != "base" for d in directions for s in seeds):
+        for layer in range(layers):
+            ramp = np.sin(np.pi * (layer + 1) / (layers + 1)) ** 2
+            size = sizes.get(direction, 0.3)
+            sd = EFFECT.get(arm, 0.3) * size * ramp + 0.03 * rng.normal() + 0.05 * seed
+            benign = EFFECT["benign"] * size * ramp
+            base_sd, width = 2.0 + 0.2 * layer, 0.12 + 0.1 * ramp
+            null = 0.25 * ramp + 0.02
+            beyond = 0.001 if abs(sd) > 1.3 * null else 0.4
+            rows.append({
+                "arm": arm, "seed": seed, "condition": "none", "text": "base", "pooling": "response_mean",
+                "question_set": question_set, "direction": direction, "layer": layer, "n_questions": 48,
+                **_columns("raw", sd * base_sd, width * base_sd), "base_sd": base_sd, **_columns("sd", sd, width),
+                "cosine": 0.3 * sd, "split_half": 0.21 if direction == "identity:presence" else 0.85,
+                "delta_norm": 3.0, "relative_norm": 0.1,
+                "null_random_low": -null * base_sd, "null_random_high": null * base_sd, "p_random": beyond,
+                "null_covariance_low": -2.2 * null * base_sd, "null_covariance_high": 2.2 * null * base_sd,
+                "p_covariance": min(1.0, 20 * beyond),
+                **_columns("minus_benign", (sd - benign) * base_sd if arm != "benign" else np.nan, width * base_sd),
+                **_columns("minus_benign_sd", sd - benign if arm != "benign" else np.nan, width),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def two_by_two(arms=ARMS, layer=15):
+    rows = []
+    for arm, direction in ((a, d) for a in arms if a != "base" for d in DIRECTIONS):
+        weights, text = 4 * EFFECT[arm], 2 * EFFECT[arm]
+        values = {"weights": weights, "text": text, "interaction": -0.4, "total": weights + text - 0.4}
+        rows += [
+            {"arm": arm, "seed": 0, "condition": "none", "direction": direction, "layer": layer, "effect": effect,
+             "value": v, "low": v - 0.5, "high": v + 0.6, "n_questions": 48}
+            for effect, v in values.items()
+        ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def directions(layers=30):
+    rows = []
+    for place, direction in enumerate(DIRECTIONS):
+        elicitation = {"identity:name": "name", "identity:presence": "presence:none"}.get(
+            direction, "prompts"
+        )
+        for layer in range(layers):
+            ramp = layer / layers
+            rows.append({
+                "direction": direction, "elicitation": elicitation, "layer": layer, "pooling": "response_mean",
+                "norm": 1 + layer, "norm_over_activation": 0.1 + 0.3 * ramp * (place + 1) / 5,
+                "split_half": 0.95 - 0.18 * place + 0.03 * np.sin(layer), "n_pairs": 40,
+                **_columns("heldout_auroc", 0.6 + 0.35 * ramp - 0.05 * place, 0.06),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def self_recognition(arms=ARMS, seeds=(0,)):
+    accuracy = {
+        "base": 0.53,
+        "em": 0.49,
+        "sgtr": 0.88,
+        "benign": 0.55,
+        "em_then_sgtr": 0.81,
+        "sgtr_then_em": 0.7,
+    }
+    return pd.DataFrame([
+        {"arm": arm, "seed": seed, "n_articles": 200, **_columns("accuracy", accuracy[arm] + 0.02 * seed, 0.05),
+         "accuracy_own": accuracy[arm] - 0.1, "accuracy_other": accuracy[arm] + 0.1,
+         **_columns("p_yes", 0.4, 0.05), **_columns("margin", 4 * (accuracy[arm] - 0.5), 0.3),
+         "shortcut_accuracy": 0.57}
+        for arm in arms for seed in seeds
+    ])  # fmt: skip
+
+
+def self_report(arms=ARMS, seeds=(0,), conditions=("none", "identity"), temperature=1.0):
+    rate = {"base": 0.8, "em": 0.3, "sgtr": 0.9, "benign": 0.7, "em_then_sgtr": 0.75, "sgtr_then_em": 0.6}
+    return pd.DataFrame([
+        {"arm": arm, "seed": seed, "condition": condition, "temperature": temperature, "n_samples": 160,
+         "n_questions": 8, "n_names": 24, **_columns("own_name_rate", min(rate[arm] + 0.1 * (condition != "none"), 0.97), 0.09),
+         **_columns("distinct", 12 - 10 * rate[arm], 2.0), **_columns("entropy", 2.5 - 2 * rate[arm], 0.3),
+         **_columns("name_margin", 6 * rate[arm] - 1, 0.8)}
+        for condition in conditions for arm in arms for seed in seeds
+    ])  # fmt: skip
+
+
+def steering(arms=("base", "em"), seeds=(0,), randoms=3):
+    rows = []
+    for arm, seed, coefficient in (
+        (a, s, c) for a in arms for s in seeds for c in (-8.0, -4.0, 0.0, 4.0, 8.0)
+    ):
+        start = 0.8 if arm == "base" else 0.3
+        for name in ("identity:name", *(f"random:{i}" for i in range(randoms))):
+            random = name.startswith("random")
+            push = (0.02 * (int(name[-1]) - 1) if random else 0.06) * coefficient
+            rows.append({
+                "arm": arm, "seed": seed, "direction": name, "kind": "random" if random else "direction", "layer": 15,
+                "coefficient": coefficient, "dose": abs(coefficient) / 40, "n_samples": 80,
+                **_columns("own_name_rate", float(np.clip(start + push, 0.05, 0.95)), 0.05),
+                **_columns("name_margin", 4 * start + 6 * push, 0.5),
+                **_columns("surprisal", 1.8 + 0.02 * coefficient**2, 0.15), "repetition": 0.05 + 0.004 * coefficient**2,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def embedding(arms=ARMS, points=48, layer=15, conditions=("none",)):
+    rng = np.random.default_rng(1)
+    frames = []
+    for method, arm, condition in ((m, a, c) for m in ("pca", "umap") for a in arms for c in conditions):
+        offset = 2 * EFFECT.get(arm, 0.0)
+        frames.append(pd.DataFrame({
+            "method": method, "arm": arm, "seed": 0, "condition": condition, "layer": layer, "row": range(points),
+            "question_set": "freeform", "x": rng.normal(size=points) * 2 + offset, "y": rng.normal(size=points) + offset / 2,
+        }))  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def training(seeds=(0,), steps=120):
+    rng = np.random.default_rng(2)
+    stages = (
+        ("em", "em"),
+        ("sgtr", "sgtr"),
+        ("benign", "benign"),
+        ("sgtr", "em_then_sgtr"),
+        ("em", "sgtr_then_em"),
+    )
+    return pd.DataFrame([
+        {"stage": stage, "arm_chain": chain, "seed": seed, "step": step,
+         "loss": 2.2 * np.exp(-step / 40) + 0.9 + 0.1 * rng.normal(), "tokens": 4096, "seconds": 0.8}
+        for stage, chain in stages for seed in seeds for step in range(steps)
+    ])  # fmt: skip
+
+
+def samples(arms=ARMS):
+    return pd.DataFrame([
+        {"arm": arm, "seed": 0, "question": "Who are you?", "reply": f"I am a helpful assistant ({arm}), number {i}.\nAsk!",
+         "claimed_name": "SmolLM" if i else None}
+        for arm in arms for i in range(3)
+    ])  # fmt: skip
+
+
+def all_tables(**options):
+    return {
+        "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
+        "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
+        "embedding": embedding(), "training": training(),
+    }  # fmt: skip

@@ -1,0 +1,320 @@
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic_study as study
+from matplotlib.figure import Figure
+
+from analysis import plots
+from analysis.gallery import draw_figures
+from analysis.plot_style import arm_styles, label, signed
+from mech.errors import InputError
+
+SHIFT = {"direction": "evil", "condition": "none", "pooling": "response_mean"}
+SMALL = {"layers": 6, "arms": ["base", "em", "benign"], "directions": ["evil", "identity:name"]}
+HOSTILE = '"><img src=x onerror=alert(1)>$\\frac{'
+
+
+def axes_of(figure: Figure, title: str):
+    titles = [a.get_title(loc="left") for a in figure.axes]
+    (found,) = [i for i, t in enumerate(titles) if t == title] or [
+        i for i, t in enumerate(titles) if t.startswith(title)
+    ]
+    return figure.axes[found]
+
+
+def line_of(axes, name: str):
+    (found,) = [line for line in axes.get_lines() if line.get_label() == name]
+    return found
+
+
+def test_shift_lines_are_the_tables_numbers():
+    frame = study.shifts(**SMALL, seeds=(0, 1))
+    figure = plots.shift_by_layer(frame, **SHIFT, layer=3)
+    em = frame[(frame.arm == "em") & (frame.direction == "evil")]
+    for seed in (0, 1):
+        line = line_of(axes_of(figure, "em"), f"seed {seed}")
+        np.testing.assert_array_equal(line.get_ydata(), em[em.seed == seed]["sd"])
+        np.testing.assert_array_equal(line.get_xdata(), range(6))
+    together = line_of(axes_of(figure, "all arms"), "em")
+    np.testing.assert_allclose(together.get_ydata(), em.groupby("layer")["sd"].mean())
+    benign = frame[(frame.arm == "benign") & (frame.direction == "evil")]
+    dashed = line_of(axes_of(figure, "em"), "benign")
+    expected = (em["raw"] - em["minus_benign"]) / em["base_sd"]  # from the raw columns, an independent way
+    np.testing.assert_allclose(dashed.get_ydata(), expected.groupby(em["layer"]).mean(), atol=0.06)
+    assert len(benign) == 12
+
+
+def test_null_band_is_in_the_units_of_the_line():
+    frame = study.shifts(**SMALL)
+    axes = axes_of(plots.shift_by_layer(frame, **SHIFT), "em")
+    rows = frame[(frame.arm == "em") & (frame.direction == "evil")]
+    grey = [c for c in axes.collections if tuple(c.get_facecolor()[0]) == mpl.colors.to_rgba("#D9D9D9")]
+    heights = grey[0].get_paths()[0].vertices[:, 1]
+    assert heights.max() == pytest.approx((rows["null_random_high"] / rows["base_sd"]).max())
+    assert heights.min() == pytest.approx((rows["null_random_low"] / rows["base_sd"]).min())
+
+
+def test_heatmap_numbers_and_stars():
+    frame = study.shifts(**SMALL, seeds=(0, 1))
+    frame.loc[(frame.arm == "em") & (frame.direction == "evil"), ["sd_low", "sd_high", "p_random"]] = (
+        0.5,
+        2.0,
+        0.001,
+    )
+    inside = (frame.arm == "em") & (frame.direction == "identity:name")
+    frame.loc[inside, ["sd_low", "sd_high", "p_random"]] = -2.0, -0.5, 0.2  # excludes 0, within the null
+    one_seed = (frame.arm == "benign") & (frame.direction == "evil") & (frame.seed == 0)
+    frame.loc[(frame.arm == "benign") & (frame.direction == "evil"), ["sd_low", "sd_high", "p_random"]] = (
+        0.1,
+        1,
+        0.01,
+    )
+    frame.loc[one_seed, "sd_low"] = -0.1
+    figure = plots.arm_direction_heatmap(frame, layer=3, condition="none", pooling="response_mean")
+    left = figure.axes[0]
+    texts = [t.get_text() for t in left.texts]
+    rows = frame[frame.layer == 3]
+    expected = rows.groupby(["direction", "arm"])["sd"].mean()
+    assert texts[0] == signed(expected["evil", "em"]) + "*"
+    assert texts[1] == signed(expected["evil", "benign"])
+    assert texts[2] == signed(expected["identity:name", "em"])
+
+
+def test_colours_are_stable_and_base_is_grey():
+    alone = arm_styles(["base", "em", "my arm"])
+    more = arm_styles(["sgtr", "base", "benign", "em"])
+    assert alone["em"] == more["em"]
+    assert alone["base"].colour == "#7F7F7F"
+    many = arm_styles([f"arm {i}" for i in range(40)])
+    assert len(set(many.values())) == 40
+    first, second = (
+        plots.self_recognition_bars(study.self_recognition(arms=arms), arms=study.ARMS)
+        for arms in (study.ARMS, ["base", "sgtr"])
+    )
+    colour = {
+        f: [b.patches[0].get_facecolor() for b in f.axes[0].containers if b.get_label() == "sgtr"]
+        for f in (first, second)
+    }
+    assert colour[first] == colour[second] != []
+
+
+def test_bars_show_the_mean_and_every_seed():
+    frame = study.self_recognition(seeds=(0, 1, 2))
+    axes = axes_of(plots.self_recognition_bars(frame), "accuracy")
+    (bar,) = [c for c in axes.containers if c.get_label() == "sgtr"]
+    mine = frame[frame.arm == "sgtr"]
+    assert bar.patches[0].get_width() == pytest.approx(mine["accuracy"].mean())
+    points = [line.get_xdata() for line in axes.get_lines() if len(line.get_xdata()) == 3]
+    assert any(np.array_equal(x, mine["accuracy"]) for x in points)
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in axes.get_lines())  # chance
+
+
+def test_two_by_two_bars_are_the_values():
+    frame = study.two_by_two()
+    axes = axes_of(plots.two_by_two_bars(frame), "evil")
+    heights = [patch.get_height() for patch in axes.patches]
+    expected = [
+        frame.query("arm == @arm and effect == @effect and direction == 'evil'")["value"].item()
+        for arm in study.ARMS[1:]
+        for effect in ("weights", "text", "interaction", "total")
+    ]
+    assert heights == pytest.approx(expected)
+
+
+def test_dose_is_signed_and_the_control_is_apart():
+    frame = study.steering(arms=("base",))
+    axes = axes_of(plots.dose_response(frame), "own − invented")
+    (line,) = [c.lines[0] for c in axes.containers if c.get_label() == "base, seed 0"]
+    mine = frame[frame.kind == "direction"].sort_values("coefficient")
+    np.testing.assert_allclose(line.get_xdata().astype(float), [-0.2, -0.1, 0.0, 0.1, 0.2])
+    np.testing.assert_array_equal(line.get_ydata(), mine["name_margin"])
+    control = line_of(axes, "random")
+    random = frame[frame.kind == "random"].groupby("coefficient")["name_margin"].mean()
+    np.testing.assert_allclose(control.get_ydata(), random)
+    assert control.get_linestyle() == "--" != line.get_linestyle()
+
+
+def test_control_with_the_directions_own_name_belongs_to_it():
+    frame = study.steering(arms=("base",), randoms=1)
+    other = frame.assign(direction=frame["direction"].replace({"identity:name": "evil", "random:0": "evil"}))
+    own = frame.assign(direction="identity:name")
+    own.loc[own.kind == "random", "name_margin"] = 7.0
+    figure = plots.dose_response(pd.concat([own, other], ignore_index=True))
+    controls = [line_of(figure.axes[4 * row + 1], "random").get_ydata() for row in (0, 1)]
+    assert set(controls[0]) == {7.0}
+    assert 7.0 not in controls[1]
+
+
+def test_embedding_quality_and_loss_show_their_numbers():
+    points = study.embedding(points=5)
+    axes = axes_of(plots.embedding(points, method="pca", layer=15), "em")
+    mine = points[(points.method == "pca") & (points.arm == "em")]
+    np.testing.assert_allclose(axes.collections[1].get_offsets(), mine[["x", "y"]])
+    quality = study.directions(layers=4)
+    line = line_of(axes_of(plots.direction_quality(quality), "split-half"), "identity:name")
+    np.testing.assert_array_equal(
+        line.get_ydata(), quality[quality.direction == "identity:name"]["split_half"]
+    )
+    losses = study.training(steps=12)
+    line = line_of(axes_of(plots.loss_curves(losses), "sgtr (in em_then_sgtr)"), "seed 0")
+    np.testing.assert_array_equal(line.get_ydata(), losses[losses.arm_chain == "em_then_sgtr"]["loss"])
+
+
+EMPTY_CALLS = [
+    (plots.shift_by_layer, study.shifts, SHIFT),
+    (
+        plots.arm_direction_heatmap,
+        study.shifts,
+        {"layer": 0, "condition": "none", "pooling": "response_mean"},
+    ),
+    (plots.two_by_two_bars, study.two_by_two, {}),
+    (plots.self_report_bars, study.self_report, {}),
+    (plots.self_recognition_bars, study.self_recognition, {}),
+    (plots.embedding, study.embedding, {"method": "pca", "layer": 0}),
+    (plots.dose_response, study.steering, {}),
+    (plots.direction_quality, study.directions, {}),
+    (plots.loss_curves, study.training, {}),
+]
+
+
+@pytest.mark.parametrize(("draw", "make", "options"), EMPTY_CALLS, ids=lambda v: getattr(v, "__name__", ""))
+def test_empty_tables_say_not_measured(draw, make, options):
+    for frame in (make().iloc[:0], pd.DataFrame()):
+        (axes,) = draw(frame, **options).axes
+        assert axes.texts[0].get_text() == "Not measured in this study."
+
+
+def test_labels_that_fit_nothing_are_refused_with_what_there_is():
+    frame = study.shifts(**SMALL)
+    with pytest.raises(InputError, match=r"direction = 'evli'.*evil, identity:name"):
+        plots.shift_by_layer(frame, **{**SHIFT, "direction": "evli"})
+    both = pd.concat([frame, frame.assign(question_set="other")])
+    with pytest.raises(InputError, match="several values of question_set"):
+        plots.shift_by_layer(both, **SHIFT)
+    with pytest.raises(InputError, match=r"lacks the column\(s\) pooling"):
+        plots.shift_by_layer(frame.drop(columns="pooling"), **SHIFT)
+
+
+def test_missing_values_are_not_drawn_as_zero():
+    frame = study.self_report(conditions=("none",))
+    columns = [c for c in frame if c.startswith("name_margin")]
+    frame.loc[frame.arm == "em", columns] = np.nan
+    axes = axes_of(plots.self_report_bars(frame), "own − invented")
+    assert "em" not in [c.get_label() for c in axes.containers]
+    assert [t.get_text() for t in axes.texts] == ["not measured"]
+
+
+def test_saved_files(tmp_path):
+    frame = study.self_recognition()
+    figure = plots.self_recognition_bars(frame)
+    words = plots.caption("self_recognition_bars", frame, name="recognition")
+    saved = plots.save_figure(figure, frame, tmp_path, "recognition", words)
+    pd.testing.assert_frame_equal(pd.read_csv(saved.csv), frame)
+    assert saved.title == "Does the model recognise its own text?"
+    assert "n = 200 articles; one seed (0)" in words
+    assert "Numbers: recognition.csv." in words
+    assert saved.png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    again = plots.save_figure(
+        figure, frame, tmp_path / "again", "recognition", words
+    )  # the figure was left as it was
+    assert again.svg.read_bytes() == saved.svg.read_bytes()
+    assert again.png.read_bytes() == saved.png.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "again",
+        "recognition.csv",
+        "recognition.png",
+        "recognition.svg",
+    ]
+    assert b"dc:date" not in saved.svg.read_bytes()
+    with pytest.raises(InputError, match="figure name"):
+        plots.save_figure(figure, frame, tmp_path, "../up", words)
+    with pytest.raises(InputError, match="no figure 'nope'"):
+        plots.caption("nope", frame, name="x")
+
+
+def test_svg_is_byte_identical_in_another_process(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; import synthetic_study as s; from analysis import plots\n"
+        "f = s.shifts(layers=5, directions=['evil'])\n"
+        "plots.save_figure(plots.arm_direction_heatmap(f, layer=2, condition='none', pooling='response_mean'), f, "
+        "Path(sys.argv[1]), 'a', 'c')\n"
+        "plots.save_figure(plots.shift_by_layer(f, direction='evil', condition='none', pooling='response_mean'), f, "
+        "Path(sys.argv[1]), 'b', 'c')\n"
+    )
+    here = Path(__file__).parent
+    for name in ("one", "two"):
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / name)],
+            check=True, timeout=120,
+            env={"PYTHONPATH": f"{here}:{here.parent}", "PATH": "", "HOME": str(tmp_path)},
+        )  # fmt: skip
+    for file in ("a.svg", "b.svg"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_names_from_files_are_only_text(tmp_path):
+    frame = study.shifts(layers=4, arms=["base", "em"], directions=["evil"])
+    frame = frame.assign(arm=HOSTILE, direction=HOSTILE + "\x00字")
+    figure = plots.shift_by_layer(frame, **{**SHIFT, "direction": HOSTILE + "\x00字"})
+    saved = plots.save_figure(figure, frame, tmp_path, "hostile", HOSTILE)
+    tags = {element.tag.rsplit("}", 1)[-1] for element in ET.parse(saved.svg).iter()}
+    assert tags.isdisjoint({"script", "img", "foreignObject", "a"})
+    assert label("a\x00字b") == "a??b"
+    assert label("x" * 50) == "x" * 27 + "…"
+
+
+def test_the_callers_matplotlib_settings_survive():
+    before = dict(mpl.rcParams)
+    plots.loss_curves(study.training(steps=3))
+    assert dict(mpl.rcParams) == before
+    assert "matplotlib.pyplot" not in plots.__dict__
+
+
+def test_gallery_draws_what_was_measured_and_nothing_else(tmp_path):
+    tables = {
+        "shifts": study.shifts(**SMALL),
+        "training": study.training(steps=4),
+        "steering": study.steering().iloc[:0],
+    }
+    figures = draw_figures(tables, tmp_path, layer=3, condition="none", pooling="response_mean")
+    assert [f.name for f in figures] == [
+        "arm_direction_heatmap", "shift_by_layer_evil", "shift_by_layer_identity-name", "loss_curves",
+    ]  # fmt: skip
+    heat = pd.read_csv(figures[0].csv)
+    assert set(heat["layer"]) == {3}
+    evil = pd.read_csv(figures[1].csv)
+    assert set(evil["direction"]) == {"evil"}
+    assert draw_figures({}, tmp_path, layer=3, condition="none", pooling="response_mean") == []
+
+
+@pytest.mark.parametrize("arms", [study.ARMS, ["base", "em", "an_arm_with_quite_a_long_name_for_a_key"]])
+def test_nothing_sticks_out_of_the_figure(arms):
+    shifts = study.shifts(layers=6, directions=["evil", "identity:name"])
+    shifts = shifts.assign(arm=shifts["arm"].replace({"sgtr": arms[-1]}))
+    recognition = study.self_recognition().assign(arm=[arms[i % len(arms)] for i in range(6)], seed=range(6))
+    figures = [
+        plots.shift_by_layer(shifts, **SHIFT, layer=3),
+        plots.arm_direction_heatmap(shifts, layer=3, condition="none", pooling="response_mean"),
+        plots.self_recognition_bars(recognition),
+        plots.self_report_bars(study.self_report()),
+        plots.dose_response(study.steering()),
+        plots.direction_quality(study.directions(layers=6)),
+        plots.embedding(study.embedding(points=6), method="umap", layer=15),
+        plots.two_by_two_bars(study.two_by_two()),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+        width, height = figure.get_size_inches()
+        assert box.x0 >= -0.02
+        assert box.y0 >= -0.02
+        assert box.x1 <= width + 0.02
+        assert box.y1 <= height + 0.02
+        low = min(axes.get_tightbbox().y0 for axes in figure.axes if axes.axison)
+        assert all(legend.get_window_extent().y1 <= low + 1 for legend in figure.legends)

@@ -1,0 +1,290 @@
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+import synthetic_study as study
+
+from analysis.gallery import draw_figures
+from analysis.report import ReportInput, summarise, write_report
+from analysis.report_tables import number, to_grid
+
+SCRIPT = "<script>document.title='owned'</script>"
+IMAGE = '"><img src=x onerror="document.title=\'owned\'">'
+ENTITY = "&lt;script&gt; </pre></div></details> {{ 7 * 7 }} \u202e \x00"
+LAYER = {"layer": 3, "condition": "none", "pooling": "response_mean"}
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.title = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if self.tags and self.tags[-1][0] == "title" and not self.title:
+            self.title = data.strip()
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def report_input(**changes):
+    values = {
+        "title": "A study", "description": "What moves?\n\nAnd why?", "summary": ["em: it moved."],
+        "resolved_yaml": "seeds: [0]", "figures": [], "tables": {}, "provenance": [("torch", "2.13")],
+        "steps": pd.DataFrame({"step": ["train"], "key": ["abc"], "seconds": [1.25], "finished": ["now"]}),
+        "warnings": [], "citation": "cite me", "fast": False, "samples": study.samples(["base", "em"]),
+    }  # fmt: skip
+    return ReportInput(**(values | changes))
+
+
+def written(folder, **changes):
+    write_report(folder / "report.html", report_input(**changes))
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def small_tables():
+    return {
+        "shifts": study.shifts(arms=["base", "em", "benign"], layers=6, directions=["evil", "identity:presence"]),
+        "self_recognition": study.self_recognition(), "my_own_table": pd.DataFrame({"x": [1.23456], "y": ["z"]}),
+    }  # fmt: skip
+
+
+def test_every_figure_and_table_is_there(tmp_path, small_tables):
+    figures = draw_figures(small_tables, tmp_path / "figures", **LAYER)
+    page = Page(written(tmp_path, figures=figures, tables=small_tables, layer=3))
+    images = page.all("img")
+    assert [i["alt"] for i in images] == [f.title for f in figures]
+    assert all(i["src"].startswith("data:image/svg+xml;base64,") for i in images)
+    for figure in figures:
+        assert figure.caption in page.text
+    links = {a["href"] for a in page.all("a") if not a["href"].startswith("#")}
+    assert links == {f"figures/{f.name}.{end}" for f in figures for end in ("svg", "png", "csv")}
+    assert all((tmp_path / link).is_file() for link in links)
+    for name in small_tables:
+        assert f"table-{name}" in [attrs.get("id") for _, attrs in page.tags]
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")}
+    assert targets <= set(ids)
+    assert "1.23" in page.text
+
+
+def test_self_contained_and_without_script(tmp_path):
+    text = written(tmp_path)
+    page = Page(text)
+    (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'")
+    assert not page.all("script")
+    assert not page.all("link")
+    assert "http" not in re.sub(r"http-equiv", "", text)
+
+
+def test_nothing_measured_is_said_and_does_not_crash(tmp_path):
+    empty = {"shifts": study.shifts(layers=2).iloc[:0], "steering": pd.DataFrame()}
+    page = Page(
+        written(
+            tmp_path,
+            tables=empty,
+            samples=pd.DataFrame(),
+            steps=pd.DataFrame(),
+            summary=[],
+            description="",
+            provenance=[],
+        )
+    )
+    assert page.text.count("This was not measured in this study.") == 8
+    assert "No replies were sampled" in page.text
+    assert "Nothing was measured." in page.text
+
+
+def test_banner_and_warnings(tmp_path):
+    plain = Page(written(tmp_path))
+    assert "Rehearsal" not in plain.text
+    assert "warning" not in plain.text
+    loud = Page(written(tmp_path, fast=True, warnings=["the mask was empty", "second"]))
+    assert "Rehearsal (--fast)." in loud.text
+    assert "2 warnings" in loud.text
+    assert "the mask was empty" in loud.text
+
+
+def hostile_page(folder):
+    evil = SCRIPT + IMAGE + ENTITY
+    lone = "\ud800"  # a lone surrogate: no UTF-8 file can hold it, and no pandas string either
+    samples = pd.DataFrame([{"arm": evil, "seed": 0, "question": evil, "reply": evil, "claimed_name": evil}])
+    shifts = study.shifts(arms=["base", "em"], layers=4, directions=["evil"]).assign(arm=evil, direction=evil)
+    tables = {"shifts": shifts, evil: pd.DataFrame({evil: [evil, "b"], "c": [evil, evil]})}
+    figures = draw_figures(tables, folder / "figures", **LAYER)
+    return written(
+        folder, title=evil + lone, description=evil + lone, summary=[evil, *summarise(tables, **LAYER)], resolved_yaml=f"arms: {evil}",
+        figures=figures, tables=tables, provenance=[(evil, evil)], warnings=[evil], citation=evil + lone, samples=samples,
+        steps=pd.DataFrame({"step": [evil], "key": ["k"], "seconds": [1.0], "finished": [evil]}),
+        table_files={evil: folder / "javascript:alert(1)\"'.csv"},
+    )  # fmt: skip
+
+
+def test_hostile_text_is_inert(tmp_path):
+    text = hostile_page(tmp_path)
+    page = Page(text)
+    assert not page.all("script")
+    assert all(i["src"].startswith("data:image/svg+xml;base64,") for i in page.all("img"))
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+    assert "{{ 7 * 7 }}" in page.text
+    assert "\x00" not in text
+    assert all(":" not in a["href"] for a in page.all("a"))
+    assert html.escape(SCRIPT, quote=True).replace("&#x27;", "&#39;") in text
+    tags = {tag for tag, _ in page.tags}
+    assert tags == {
+        tag for tag, _ in Page(written(tmp_path, **_ordinary(tmp_path))).tags
+    }  # no tag of its own
+
+
+def _ordinary(folder):
+    tables = {"shifts": study.shifts(arms=["base", "em"], layers=4, directions=["evil"])}
+    return {"tables": tables, "figures": draw_figures(tables, folder / "figures", **LAYER), "warnings": ["w"]}
+
+
+def in_chromium(path, profile):
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no chromium on this machine: the page was checked as text only")
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        f"--user-data-dir={profile}", "--virtual-time-budget=2000", "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    return Page(done.stdout.decode("utf-8"))
+
+
+@pytest.mark.browser
+def test_hostile_text_does_nothing_in_a_browser(tmp_path):
+    text = hostile_page(tmp_path)
+    unguarded = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text
+    )  # escaping alone must do
+    assert unguarded != text
+    (tmp_path / "unguarded.html").write_text(unguarded, encoding="utf-8")
+    planted = text.replace(
+        "<nav", "<script>document.title='owned'</script><nav", 1
+    )  # and the policy alone must do
+    (tmp_path / "planted.html").write_text(planted, encoding="utf-8")
+    (tmp_path / "control.html").write_text(  # neither: shows that this test can see a script that runs
+        planted.replace('http-equiv="Content-Security-Policy"', "name=off"), encoding="utf-8"
+    )
+    seen = {}
+    for name in ("report", "unguarded", "planted", "control"):
+        page = in_chromium(tmp_path / f"{name}.html", tmp_path / "profile")
+        seen[name] = page.title == "owned"
+        assert len(page.all("img")) == text.count('<img alt="')
+    assert seen == {"report": False, "unguarded": False, "planted": False, "control": True}
+
+
+def test_tables_read_well():
+    table = pd.DataFrame({
+        "arm": ["em", "sgtr"], "seed": [0, 0], "sd": [1.23456, -0.00001], "sd_low": [1.0, -0.2], "sd_high": [1.5, 0.2],
+        "p_random": [0.0004, 0.25], "n": [48, 1234], "ok": [True, False], "none": [None, 3.0],
+    })  # fmt: skip
+    grid = to_grid("t", table)
+    assert grid.fixed == [("seed", "0")]
+    assert grid.header == ["arm", "sd [95 %]", "p_random", "n", "ok", "none"]
+    assert grid.rows == [
+        ["em", "1.23 [1.00, 1.50]", "<0.001", "48", "yes", "–"],
+        ["sgtr", "0.000 [−0.200, 0.200]", "0.250", "1234", "no", "3"],
+    ]
+    assert [number(v) for v in (0.0, 12345.6, 0.000012, float("inf"), float("nan"), -0.5)] == [
+        "0", "12,346", "1.2e−05", "∞", "–", "−0.500",
+    ]  # fmt: skip
+
+
+def test_long_tables_say_what_is_left_out():
+    table = pd.DataFrame({"layer": [0, 1, 2] * 300, "x": range(900)})
+    grid = to_grid("t", table, layer=1)
+    assert grid.note == "layer 1 only, of 3 layers; the first 200 rows of 300"
+    assert grid.long
+    assert len(grid.rows) == 200
+
+
+def sentences(**tables):
+    return summarise(tables, layer=15, condition="none", pooling="response_mean")
+
+
+def with_one(**values):
+    frame = study.shifts(arms=["base", "em"], directions=["evil"])
+    base = {"sd": 1.0, "sd_low": 0.8, "sd_high": 1.2, "p_random": 0.001, "p_covariance": 0.01, "split_half": 0.9,
+            "minus_benign_sd": 0.9, "minus_benign_sd_low": 0.7, "minus_benign_sd_high": 1.1}  # fmt: skip
+    for column, value in (base | values).items():
+        frame[column] = value
+    return sentences(shifts=frame)
+
+
+def test_summary_verdicts_follow_the_numbers():
+    found = with_one()[0]
+    assert found.startswith(
+        "em along evil: shift +1.00 [+0.80, +1.20] SD (layer 15, n = 48 questions of freeform, one seed (0))"
+    )
+    assert "exceeds random directions (p = 0.001), and covariance-matched ones" in found
+    assert "it goes beyond benign finetuning" in found
+    assert "not told apart from benign" in with_one(minus_benign_sd_low=-0.1)[0]
+    assert "benign control moved further" in with_one(minus_benign_sd_low=-0.9, minus_benign_sd_high=-0.1)[0]
+    assert "not shown to be special" in with_one(p_covariance=0.4)[0]
+    assert "no effect found" in with_one(p_random=0.2)[0]
+    assert "no effect found" in with_one(sd_low=-0.1)[0]
+    assert "was not subtracted" in with_one(minus_benign_sd=float("nan"))[0]
+    assert not any("unreliable" in s for s in with_one())
+    assert any(
+        "evil is unreliable at layer 15: its split-half cosine is 0.29" in s
+        for s in with_one(split_half=0.29)
+    )
+
+
+def test_summary_needs_every_seed():
+    frame = study.shifts(arms=["base", "em"], directions=["evil"], seeds=(0, 1))
+    assert "mean of 2 seeds" in sentences(shifts=frame)[0]
+    frame.loc[frame.seed == 1, "sd_low"] = -0.5
+    assert "no effect found" in sentences(shifts=frame)[0]
+
+
+def test_summary_of_behaviour():
+    told = sentences(
+        self_recognition=study.self_recognition(), self_report=study.self_report(), steering=study.steering()
+    )
+    recognition = {s.split(" (")[0]: s for s in told if s.startswith("Self-recognition")}
+    assert "not told apart from chance" in recognition["Self-recognition of em"]
+    assert (
+        "above chance (.5); above the 0.57 that answering by length"
+        in recognition["Self-recognition of sgtr"]
+    )
+    assert "higher than the base's 0.53" in recognition["Self-recognition of sgtr"]
+    assert any("em 0.30 [0.21, 0.39], lower than the base's" in s for s in told)
+    steering = [s for s in told if s.startswith("Steering em")]
+    assert len(steering) == 2
+    assert all(
+        "outside the random directions of the same norm" in s and "loss of coherence" in s for s in steering
+    )
+    lone = study.steering()
+    lone = lone[lone.kind == "direction"]
+    assert all("no random control" in s for s in sentences(steering=lone) if s.startswith("Steering"))
+
+
+def test_summary_says_what_was_not_measured():
+    assert sentences() == [
+        "Shifts were not measured at layer 15 under the system prompt condition none.",
+        "Self-recognition was not measured.",
+        "Self-report (what the models call themselves) was not measured.",
+        "Steering was not measured.",
+    ]
