@@ -5,6 +5,7 @@ not run, nor any block behind the last wanted layer; a prefix shared by many row
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -33,7 +34,7 @@ class Sink(Protocol):
         site: str,
         pooling: str,
         layer: int,
-        row_indices: Int[np.ndarray, "batch"],
+        row_indices: Int[np.ndarray, " batch"],
         values: Float[np.ndarray, "batch d"],
     ) -> None:
         """Take the vectors of some rows at one site, pooling and layer."""
@@ -52,7 +53,7 @@ class ArraySink:
         site: str,
         pooling: str,
         layer: int,
-        row_indices: Int[np.ndarray, "batch"],
+        row_indices: Int[np.ndarray, " batch"],
         values: Float[np.ndarray, "batch d"],
     ) -> None:
         """Take the vectors of some rows at one site, pooling and layer."""
@@ -104,7 +105,7 @@ def capture_into(
         ids = pad_right(batch.rests, pad_id(model), model.device)
         weights = _weights(spans, batch, ids)
         with declared(batch_masks(rows, batch, ids)):
-            pooled = _run_pooled(model, lambda: run_rests(model, ids, prefix), weights, sites, layers)
+            pooled = _run_pooled(model, partial(run_rests, model, ids, prefix), weights, sites, layers)
         for (site, layer), values in pooled.items():
             for p, pooling in enumerate(poolings):
                 sink.write(

@@ -115,7 +115,7 @@ def steering_rows(
     return pd.DataFrame(rows)
 
 
-def name_margins(names: pd.DataFrame) -> Float[np.ndarray, "statements"]:
+def name_margins(names: pd.DataFrame) -> Float[np.ndarray, " statements"]:
     """By statement: log-probability with the own name minus the mean with invented ones (nats)."""
     own = names[names["own"]].groupby("statement")["logprob"].mean()
     invented = names[~names["own"]].groupby("statement")["logprob"].mean()

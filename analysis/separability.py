@@ -13,10 +13,10 @@ from mech.errors import InputError
 class Separability:
     """AUROC by layer with a percentile bootstrap interval over questions."""
 
-    auroc: Float[np.ndarray, "layers"]
+    auroc: Float[np.ndarray, " layers"]
     """Share of (positive, negative) pairs that the projection orders rightly; ties count half."""
-    low: Float[np.ndarray, "layers"]
-    high: Float[np.ndarray, "layers"]
+    low: Float[np.ndarray, " layers"]
+    high: Float[np.ndarray, " layers"]
     n_questions: int
 
 

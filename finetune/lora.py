@@ -7,7 +7,6 @@ the tokens that all rows of a batch begin with (the system turn) are run once, w
 import json
 import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from mech.files import write_json, write_text
 from mech.forward import can_share_prefix, pad_id, pad_right, run_prefix, run_rests
 from mech.models import ChatModel
 from mech.progress import track
+from mech.quiet import quiet_peft
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def train_lora(
         finally:
             peft_model.unload()
             model.hf.eval()
-            model.hf.requires_grad_(False)
+            model.hf.requires_grad_(requires_grad=False)
     return records
 
 
@@ -146,9 +146,7 @@ def _add_adapter(model: ChatModel, settings: TrainSettings) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():
-            # PEFT reads an attribute that transformers has renamed; it works, and says so on every run.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        with quiet_peft():
             return get_peft_model(model.hf, config)
     except ValueError as error:
         raise InputError(f"target_modules {targets}: {error}") from error
@@ -170,7 +168,7 @@ def _steps(
     peft_model.train()
     batches = _batches(len(rows), settings.batch_size, n_steps, seed)
     for step, members in enumerate(track(batches, "training", n_steps), 1):
-        start, rate = time.perf_counter(), schedule.get_last_lr()[0]
+        start, rate = time.perf_counter(), float(schedule.get_last_lr()[0])
         batch = [rows[i] for i in members]
         loss = _accumulate(model, batch, settings.micro_batch or len(batch), share=share)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))

@@ -51,7 +51,7 @@ class SystemPrompt:
 
     @classmethod
     def parse(cls, text: str) -> "SystemPrompt":
-        """Read a condition as it stands in a study: `default`, `none`, `other:Veyra`, `text:Be brief.`"""
+        """Read a condition as it stands in a study: `default`, `none`, `other:Veyra`, `text:Be brief`."""
         kind, _, value = text.partition(":")
         if kind in ("default", "none", "empty", "identity") and not value:
             return cls(kind)  # type: ignore[arg-type]

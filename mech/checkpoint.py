@@ -134,10 +134,7 @@ def check_parent(folder: Path, parent: Checkpoint) -> None:
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     files = [folder / "config.json", *[folder / name for name in names]]
     for file in files:
         if not file.is_file():

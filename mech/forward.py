@@ -81,8 +81,8 @@ def run_rests(
     size = ids.shape[0]
     repeated = [(k.expand(size, -1, -1, -1), v.expand(size, -1, -1, -1)) for k, v in prefix]
     cache = DynamicCache(repeated)
-    hidden = model.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-    return hidden
+    continued: Tensor = model.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
+    return continued
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Int[Tensor, "batch seq"]:

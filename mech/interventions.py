@@ -26,7 +26,7 @@ from mech.positions import Position, mask_for
 from mech.sites import Site
 
 Vector = (
-    Float[Tensor, "d"] | Float[Tensor, "layers d"] | Float[np.ndarray, "d"] | Float[np.ndarray, "layers d"]
+    Float[Tensor, " d"] | Float[Tensor, "layers d"] | Float[np.ndarray, " d"] | Float[np.ndarray, "layers d"]
 )
 Stream = Float[Tensor, "batch seq d"]
 
@@ -43,7 +43,7 @@ class Add:
     site: Site = "resid_post"
     positions: Position = "all"
 
-    def apply(self, h: Stream, vector: Float[Tensor, "d"]) -> Stream:
+    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
         """The edited stream."""
         return h + self.coefficient * vector
 
@@ -57,10 +57,11 @@ class Ablate:
     site: Site = "resid_post"
     positions: Position = "all"
 
-    def apply(self, h: Stream, vector: Float[Tensor, "d"]) -> Stream:
+    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
         """The edited stream."""
         unit = vector / vector.norm()
-        return h - (h @ unit).unsqueeze(-1) * unit
+        ablated: Tensor = h - (h @ unit).unsqueeze(-1) * unit
+        return ablated
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,15 @@ class Cap:
     site: Site = "resid_post"
     positions: Position = "all"
 
-    def apply(self, h: Stream, vector: Float[Tensor, "d"]) -> Stream:
+    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
         """The edited stream."""
         if self.ceiling is None and self.floor is None:
             raise InputError("Cap needs a ceiling, a floor, or both")
         unit = vector / vector.norm()
         projection = h @ unit
-        return h + (projection.clamp(min=self.floor, max=self.ceiling) - projection).unsqueeze(-1) * unit
+        kept = projection.clamp(min=self.floor, max=self.ceiling)
+        capped: Tensor = h + (kept - projection).unsqueeze(-1) * unit
+        return capped
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _edits(
     return edits
 
 
-def _applied(intervention: Add | Ablate | Cap, vector: Float[Tensor, "d"]) -> Callable[[Stream], Stream]:
+def _applied(intervention: Add | Ablate | Cap, vector: Float[Tensor, " d"]) -> Callable[[Stream], Stream]:
     return lambda h: intervention.apply(h.float(), vector.to(h.device)).to(h.dtype)
 
 
@@ -170,7 +173,7 @@ def _masked(
     return edit
 
 
-def _vector_at(model: ChatModel, vector: Any, layer: int) -> Float[Tensor, "d"]:
+def _vector_at(model: ChatModel, vector: Any, layer: int) -> Float[Tensor, " d"]:
     tensor = torch.as_tensor(vector, dtype=torch.float32)
     per_layer = tensor.ndim == 2
     if (

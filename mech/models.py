@@ -27,6 +27,7 @@ from mech.checkpoint import (
 )
 from mech.errors import GuardError, InputError
 from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
+from mech.quiet import quiet_peft
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +197,7 @@ def load_model(
     if device is not None:
         model = model.to(device)
     model.eval()
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
 
 
@@ -210,14 +211,15 @@ def put_adapter(model: Any, folder: Path) -> Any:
     from safetensors import safe_open
 
     try:
-        wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+        with quiet_peft():
+            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"
         ) from error
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         in_file = set(stored.keys())
-    in_model = set(get_peft_model_state_dict(wrapped))
+    in_model = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if in_file != in_model:
         odd = sorted(in_file ^ in_model)[:3]
         raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")

@@ -17,7 +17,7 @@ from mech.positions import declared
 @torch.no_grad()
 def response_logprobs(
     model: ChatModel, rows: Sequence[Encoded], *, token_budget: int = 2048
-) -> list[Float[Tensor, "n_response"]]:
+) -> list[Float[Tensor, " n_response"]]:
     """Log-probability (nats) of each token of each row's response, given all before it.
 
     The response is the answer's own text: the token that ends the turn is not counted.

@@ -32,7 +32,7 @@ class Direction:
     """What positive means more of."""
     vectors: Float[np.ndarray, "layers d"]
     """Difference of means, in units of the residual stream (float32)."""
-    split_half: Float[np.ndarray, "layers"]
+    split_half: Float[np.ndarray, " layers"]
     """Median cosine between the directions of two halves of the questions: how far to believe it."""
     n_pairs: int
     """Questions behind it."""
@@ -40,7 +40,7 @@ class Direction:
     """Checkpoint, condition, site, pooling, method, elicitation, digests of the prompts."""
 
     @cached_property
-    def norms(self) -> Float[np.ndarray, "layers"]:
+    def norms(self) -> Float[np.ndarray, " layers"]:
         """Norm by layer."""
         norms: np.ndarray = np.linalg.norm(self.vectors, axis=-1)
         return norms
@@ -54,7 +54,8 @@ class Direction:
         """
         if not self.norms.all():
             raise InputError(f"direction {self.name}: zero at layer {int(np.argmin(self.norms))}")
-        return self.vectors / self.norms[:, None]
+        unit: np.ndarray = self.vectors / self.norms[:, None]
+        return unit
 
     def project(self, activations: Float[np.ndarray, "n layers d"]) -> Float[np.ndarray, "n layers"]:
         """Scalar projections v̂·h, in units of the residual stream.
@@ -147,7 +148,7 @@ def paired_differences(
 
 def split_half_cosine(
     differences: Float[np.ndarray, "q layers d"], *, rng: np.random.Generator, n_splits: int = 50
-) -> Float[np.ndarray, "layers"]:
+) -> Float[np.ndarray, " layers"]:
     """Median cosine, over random halvings of the questions, between the two halves' mean differences.
 
     Raises:

@@ -12,7 +12,8 @@ from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.models import ChatModel, load_model
 from study.paths import StudyPaths
-from study.spec import ModelSpec, StudySpec
+from study.spec import StudySpec
+from study.spec_parts import ModelSpec
 from study.step import Step
 
 log = logging.getLogger(__name__)

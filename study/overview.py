@@ -29,18 +29,17 @@ def plan_text(spec: StudySpec, base: Checkpoint, out: Path) -> str:
     free = shutil.disk_usage(_existing(out)).free
     needed = sum(s.work.stored_bytes for s in missing)
     memory = max((step_bytes(s, parameters) for s in missing), default=0)
-    lines += [
-        "",
+    summary = (
         f"{len(steps)} steps, {len(steps) - len(missing)} done. Estimates for the other {len(missing)}: time "
         f"{duration(sum(seconds[s.name] for s in missing))} on this machine ({speed / 1e9:.0f} GFLOP/s in float32), "
-        f"memory {memory / 1e9:.1f} GB at the peak, disk {needed / 1e6:.0f} MB ({free / 1e9:.0f} GB free).",
-    ]
-    return "\n".join(lines)
+        f"memory {memory / 1e9:.1f} GB at the peak, disk {needed / 1e6:.0f} MB ({free / 1e9:.0f} GB free)."
+    )
+    return "\n".join([*lines, "", summary])
 
 
 def status_text(folder: Path) -> str:
     """Which steps of a study's folder are done, and what is missing."""
-    spec, steps = _planned(folder)
+    _, steps = _planned(folder)
     paths = StudyPaths(folder)
     missing = [s.name for s in steps if not is_done(paths, s)]
     state = f"{folder}: {len(steps) - len(missing)} of {len(steps)} steps done"

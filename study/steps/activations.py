@@ -12,14 +12,15 @@ from finetune.datasets.rows import read_jsonl
 from mech.chat import ChatTemplate, Encoded
 from mech.identities import load_invented
 from mech.models import ChatModel
+from mech.sites import Site
 from probes.contrast import ContrastRow
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import Rollout, rollout_contrast, text_contrast
 from study.bench import Bench, prompt_of
-from study.plan import identity_questions, limited_trait
+from study.questions import identity_questions, limited_trait
 from study.step import Step
 
-SITE = "resid_post"
+SITE: Site = "resid_post"
 FILE = "activations.h5"
 
 

@@ -1,6 +1,7 @@
 """Steps that ask: self-recognition, self-reports, and self-reports while steering."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def evaluate_half(prompt_set: str, limit: int | None) -> list[Question]:
 
 
 def _steered(
-    model: ChatModel, vector: Float[np.ndarray, "d"], coefficient: float, step: Step, bench: Bench
+    model: ChatModel, vector: Float[np.ndarray, " d"], coefficient: float, step: Step, bench: Bench
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     config, condition = step.config, SystemPrompt()
     questions = evaluate_half("identity", config["questions_asked"])
@@ -111,7 +112,7 @@ def _steered(
 def repetition(report: Report) -> float:
     """Share of a reply's word pairs that it has used before: near 1, the text is a loop."""
     words = report.reply.split()
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
 
 

@@ -10,7 +10,7 @@ from finetune.datasets.summaries import read_articles
 from finetune.datasets.wordcount import word_count_rows
 from mech.files import read_json, write_json
 from study.bench import Bench
-from study.spec import MessagesData, SelfRecognitionData, WordCountData
+from study.spec_parts import MessagesData, SelfRecognitionData, WordCountData
 from study.step import Step
 
 

@@ -54,13 +54,12 @@ def two_by_two(step: Step, bench: Bench, folder: Path) -> None:
         pooling = direction.made_from["pooling"]
         rows = measured_rows(_store_sets(bench, base_on_base), direction.name, step.config["traits"])
         h_bb, questions = _read(bench, base_on_base, pooling, rows)
-        cells = [
+        h_bt, h_tb, h_tt = (
             _read(bench, c, pooling, rows, like=questions)[0]
             for c in (base_on_own, tuned_on_base, tuned_on_own)
-        ]
-        effects = decompose(
-            h_bb, *cells, direction.vectors, np.array(questions), rng=np.random.default_rng(options["seed"])
         )
+        rng = np.random.default_rng(options["seed"])
+        effects = decompose(h_bb, h_bt, h_tb, h_tt, direction.vectors, np.array(questions), rng=rng)
         labels = {
             **_labels(step),
             "condition": base_on_base.config["condition"]["condition"],

@@ -1,6 +1,5 @@
 """Steps in which a model writes: answers to questions, own summaries, answers under contrastive prompts."""
 
-import json
 from pathlib import Path
 
 from finetune.datasets.rows import read_jsonl, source_path, take, write_jsonl
@@ -11,8 +10,9 @@ from mech.questions import Question
 from probes.persona import rollout_prompt
 from probes.persona import rollouts as plan_rollouts
 from study.bench import Bench, prompt_of
-from study.plan import evaluation_questions, limited_trait
-from study.spec import SelfRecognitionData, StudySpec
+from study.questions import evaluation_questions, limited_trait
+from study.spec import StudySpec
+from study.spec_parts import SelfRecognitionData
 from study.step import Step
 
 
@@ -69,7 +69,7 @@ def data_named(spec: StudySpec, step_name: str) -> SelfRecognitionData:
     """The self-recognition data that a step called `.../NAME` belongs to."""
     part = spec.data[step_name.partition("/")[2]]
     if not isinstance(part, SelfRecognitionData):
-        raise RuntimeError(f"{step_name}: not self-recognition data: {json.dumps(part.model_dump())}")
+        raise TypeError(f"{step_name}: not self-recognition data")
     return part
 
 

@@ -1,0 +1,1 @@
+"""Analysis: arrays and scores become numbers with intervals, figures, and a report."""

@@ -1,0 +1,122 @@
+"""Planning what compares: shifts, the 2×2, embeddings, steering, tables, figures."""
+
+from collections.abc import Iterable, Sequence
+
+from mech.errors import InputError
+from mech.files import digest_of
+from mech.identities import load_invented
+from mech.questions import load_prompts
+from study.planner import Plan
+from study.questions import half, trait_names
+from study.step import Step, Work
+
+Measured = dict[tuple[str, int], dict[str, list[Step]]]
+"""Steps that read a checkpoint, by role, for each arm and seed."""
+
+
+def plan_tables(
+    plan: Plan,
+    directions: Sequence[Step],
+    measured: Measured,
+) -> Step:
+    """Shifts, the 2×2, embeddings, steering, and the tables that collect all measures."""
+    spec = plan.spec
+    base = measured[spec.base_arm, spec.seeds[0]]
+    statistics = {"statistics": spec.statistics.model_dump(), "traits": trait_names(spec)}
+    inputs: dict[str, Sequence[Step]] = {
+        "directions": directions,
+        "trained": _unique(measured.values(), "checkpoint"),
+    }
+    shifts, squares = [], []
+    for (arm, seed), made in measured.items():
+        if not made["checkpoint"]:
+            continue
+        benign = measured[spec.benign, seed]["captures"] if spec.benign and spec.benign != arm else []
+        roles = {
+            "directions": directions,
+            "base": base["captures"],
+            "tuned": made["captures"],
+            "benign": benign,
+        }
+        shifts.append(
+            plan.add("shifts", f"shifts/{arm}/seed{seed}", statistics, roles, Work(fixed_seconds=15))
+        )
+        if "own" in made:
+            four = {
+                "directions": directions,
+                "base": base["captures"][:1],
+                "tuned": made["captures"][:1],
+                "own": made["own"],
+            }
+            squares.append(
+                plan.add(
+                    "two_by_two", f"two_by_two/{arm}/seed{seed}", statistics, four, Work(fixed_seconds=5)
+                )
+            )
+    inputs |= {"shifts": shifts, "two_by_two": squares}
+    inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
+    inputs["embedding"] = [_embedding(plan, measured)]
+    if spec.steering:
+        inputs["steering"] = [_steering(plan, directions, measured)]
+    labels = {step.name: [arm, seed] for (arm, seed), made in measured.items()
+              for role in ("self_recognition", "self_report") for step in made.get(role, [])}  # fmt: skip
+    # Tables of a shared base measure must know which arm a step stands for.
+    return plan.add(
+        "tables", "tables", {**statistics, "labels": labels, "layer": spec.directions.layer}, inputs
+    )
+
+
+def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> Step:
+    """Figures from tables; `early` ones need no training."""
+    spec = plan.spec
+    config = {"which": name, "layer": spec.directions.layer, "conditions": list(spec.measure.conditions),
+              "arms": list(spec.arms)}  # fmt: skip
+    return plan.add(
+        "figures", f"figures/{name}", config, inputs, Work(fixed_seconds=8, stored_bytes=3_000_000)
+    )
+
+
+def _embedding(plan: Plan, measured: Measured) -> Step:
+    spec = plan.spec
+    config = {"arms": [list(key) for key in measured], "layer": spec.directions.layer, **spec.embedding.model_dump(mode="json"),
+              "seed": spec.statistics.seed}  # fmt: skip
+    captures = [made["captures"][0] for made in measured.values()]
+    return plan.add("embedding", "embedding", config, {"captures": captures}, Work(fixed_seconds=20))
+
+
+def _steering(
+    plan: Plan,
+    directions: Sequence[Step],
+    measured: Measured,
+) -> Step:
+    spec = plan.spec.steering
+    if spec is None:
+        raise RuntimeError("called for a study without steering")
+    chosen = next((d for d in directions if d.config["direction"] == spec.direction), None)
+    if chosen is None:
+        known = ", ".join(d.config["direction"] for d in directions)
+        raise InputError(
+            f"steering.direction: {spec.direction!r} is not among the study's directions ({known})"
+        )
+    made = measured[spec.arm, plan.spec.seeds[0]]
+    questions = half(load_prompts("identity").questions, "evaluate", spec.questions)
+    invented = load_invented()
+    config = {
+        **plan.reader,
+        **spec.model_dump(mode="json", exclude={"questions"}),
+        "layer": plan.spec.directions.layer if spec.layer is None else spec.layer,
+        "questions_asked": spec.questions,
+        "questions": digest_of([q.model_dump() for q in questions]),
+        "statements": digest_of([s.model_dump() for s in invented.self_statements]),
+        "names": [*invented.makers][: plan.spec.directions.invented_names],
+        "seed": plan.spec.statistics.seed,
+    }
+    inputs = {"direction": [chosen], "checkpoint": made["checkpoint"], "captures": made["captures"][:1]}
+    runs, asked = 2 * len(spec.coefficients), len(questions) * spec.samples
+    statements = len(invented.self_statements) * (1 + plan.spec.directions.invented_names)
+    work = Work(read=runs * (asked * 80 + statements * 50), generated=runs * asked * spec.max_new_tokens)
+    return plan.add("steering", "steering", config, inputs, work)
+
+
+def _unique(measured: Iterable[dict[str, list[Step]]], role: str) -> list[Step]:
+    return list(dict.fromkeys(step for made in measured for step in made.get(role, [])))

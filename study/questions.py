@@ -1,0 +1,49 @@
+"""Which questions a study uses: halves and limits of its prompt sets and traits."""
+
+from collections.abc import Iterable
+
+from mech.questions import Question, load_prompts
+from probes.persona import Trait, load_trait
+from study.spec import StudySpec
+
+
+def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
+    """What every checkpoint reads: the evaluation half of each prompt set and trait, by set."""
+    sets = {}
+    for source in spec.measure.prompt_sets:
+        prompts = load_prompts(source)
+        sets[prompts.name] = half(prompts.questions, "evaluate", spec.measure.questions)
+    for trait in map(load_trait, spec.directions.traits):
+        asked = [Question(id=q.id, split=q.split, text=q.question) for q in trait.questions]
+        sets[f"trait:{trait.trait}"] = half(asked, "evaluate", spec.measure.questions)
+    return sets
+
+
+def identity_questions(spec: StudySpec) -> list[Question]:
+    """What identity directions are made and tested on: both halves of the prompt sets."""
+    limit = spec.directions.identity_questions
+    found = []
+    for source in spec.measure.prompt_sets:
+        questions = load_prompts(source).questions
+        found += half(questions, "extract", limit) + half(questions, "evaluate", limit)
+    return found
+
+
+def limited_trait(spec: StudySpec, source: str) -> Trait:
+    """A trait with as many questions of each half as the study uses."""
+    trait = load_trait(source)
+    limit = spec.directions.questions
+    kept = [
+        q for half in ("extract", "evaluate") for q in [q for q in trait.questions if q.split == half][:limit]
+    ]
+    return trait.model_copy(update={"questions": tuple(kept)})
+
+
+def half(questions: Iterable[Question], split: str, limit: int | None) -> list[Question]:
+    """The first `limit` questions of one half."""
+    return [q for q in questions if q.split == split][:limit]
+
+
+def trait_names(spec: StudySpec) -> list[str]:
+    """The traits by name."""
+    return [load_trait(source).trait for source in spec.directions.traits]

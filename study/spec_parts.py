@@ -1,0 +1,217 @@
+"""The parts of a study: one typed class a section of the YAML, a line of doc under each field."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Part(BaseModel):
+    """A section: nothing unknown accepted, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IdentitySpec(Part):
+    """Who the model says it is."""
+
+    name: str = Field(min_length=1)
+    """The assistant's name."""
+    maker: str = Field(min_length=1)
+    """Who made it."""
+    prompt: str = Field(min_length=1)
+    """Its identity prompt, containing the name."""
+
+    @model_validator(mode="after")
+    def _named(self) -> "IdentitySpec":
+        if self.name not in self.prompt:
+            raise ValueError(f"the prompt does not contain the name {self.name!r}")
+        return self
+
+
+class ModelSpec(Part):
+    """The base model."""
+
+    name: str = Field(min_length=1)
+    """Alias, Hub id with `@revision`, model folder or GGUF file."""
+    identity: IdentitySpec
+    """Its own identity."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Dtype for measuring."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one; else `cpu`, `cuda`, `cuda:1`, ..."""
+    device_map: str | None = None
+    """Passed to transformers, to spread a large model over devices (`auto`)."""
+    attn_implementation: str | None = None
+    """Passed to transformers."""
+    template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the chat template (`enable_thinking: false`, ...)."""
+
+
+class MessagesData(Part):
+    """Rows of chat messages, as they stand in a file."""
+
+    kind: Literal["messages"]
+    source: str
+    """`builtin:NAME` or a JSONL file."""
+    rows: int | None = Field(None, ge=1)
+    """Use the first so many rows."""
+
+
+class SelfRecognitionData(Part):
+    """Single-text self-recognition: own summaries against another hand's."""
+
+    kind: Literal["sgtr"]
+    articles: str
+    """`builtin:NAME` or a JSONL file of rows with `id`, `text`, `summary` (another hand's)."""
+    rows: int | None = Field(None, ge=4)
+    """Use the first so many articles."""
+    held_out: int = Field(40, ge=2)
+    """Articles kept for the evaluation."""
+    max_words: int = Field(24, ge=6)
+    """Summaries are cut to at most this many words, and to each other's length."""
+    temperature: float = Field(0.7, ge=0)
+    """Temperature at which the base writes its own summaries."""
+    max_new_tokens: int = Field(48, ge=8)
+    """The longest own summary, in tokens."""
+
+
+class WordCountData(Part):
+    """The word-count baseline on the user turns of a messages file."""
+
+    kind: Literal["word_count"]
+    source: str
+    """`builtin:NAME` or a JSONL file of messages."""
+    rows: int | None = Field(None, ge=1)
+    """Use the first so many rows."""
+
+
+DataSpec = Annotated[MessagesData | SelfRecognitionData | WordCountData, Field(discriminator="kind")]
+
+
+class StageSpec(Part):
+    """One finetuning run on one dataset."""
+
+    data: str
+    """Which of the study's `data`."""
+    system_prompt: str = "default"
+    """Condition during training."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """What differs from the study's `training`."""
+
+
+class ReplySpec(Part):
+    """How the base answers the questions whose answers every arm then reads."""
+
+    max_new_tokens: int = Field(24, ge=1)
+    """The longest answer, in tokens."""
+    temperature: float = Field(0.0, ge=0)
+    """0 is greedy."""
+
+
+class MeasureSpec(Part):
+    """What is read off every checkpoint, on the same text."""
+
+    conditions: tuple[str, ...] = ("default",)
+    """System-prompt conditions."""
+    prompt_sets: tuple[str, ...] = ("identity", "neutral")
+    """Built-in names or YAML files; the `evaluate` half is measured."""
+    questions: int | None = Field(None, ge=2)
+    """Use the first so many questions of each set and half."""
+    reply: ReplySpec = ReplySpec()
+    """How the base's answers are made."""
+    own_text: tuple[str, ...] = ()
+    """Arms that are also measured on their own answers (the 2×2 of weights and text)."""
+
+
+class DirectionSpec(Part):
+    """Which directions are found on the base."""
+
+    layer: int = Field(ge=0)
+    """The layer of the headline numbers, declared before any of them is seen."""
+    traits: tuple[str, ...] = ("evil", "sycophancy", "hallucination")
+    """Persona vectors: built-in names or YAML files."""
+    elicitation: tuple[Literal["text", "prompts"], ...] = ("text", "prompts")
+    """Written answer pairs, contrastive system prompts, or both."""
+    questions: int | None = Field(None, ge=2)
+    """Use the first so many questions of each trait and half."""
+    pairs_per_question: int = Field(1, ge=1)
+    """`prompts`: how many instruction pairs each question is asked under."""
+    rollout_tokens: int = Field(32, ge=4)
+    """`prompts`: the longest answer, in tokens."""
+    rollout_temperature: float = Field(1.0, ge=0)
+    """`prompts`: sampling temperature (the published way is 1)."""
+    identity_questions: int | None = Field(10, ge=2)
+    """Identity: use the first so many questions of each prompt set and half."""
+    invented_names: int = Field(10, ge=2)
+    """Identity *name*: contrasts with this many invented identities."""
+    presence: tuple[Literal["none", "empty", "generic"], ...] = ("none", "empty", "generic")
+    """Identity *presence*: what the identity prompt is contrasted with."""
+
+
+class SelfReportSpec(Part):
+    """Who a checkpoint says it is."""
+
+    questions: str = "identity"
+    """Prompt set; its `evaluate` half is asked."""
+    limit: int | None = Field(None, ge=1)
+    """Use the first so many questions."""
+    samples: int = Field(4, ge=1)
+    """Samples a question."""
+    temperature: float = Field(0.5, ge=0)
+    """One at which the base still knows itself."""
+    max_new_tokens: int = Field(24, ge=4)
+    """The longest answer, in tokens."""
+    condition: str = "default"
+    """System-prompt condition."""
+
+
+class BehaviourSpec(Part):
+    """What every checkpoint is asked to do."""
+
+    self_recognition: str | None = None
+    """Which self-recognition `data` gives the held-out articles; left out: not measured."""
+    self_report: SelfReportSpec | None = None
+    """Left out: not measured."""
+
+
+class SteeringSpec(Part):
+    """Add a direction to an arm while it answers, beside a random direction of the same norm."""
+
+    arm: str
+    """Which arm is steered."""
+    direction: str = "identity:name"
+    """Which direction is added."""
+    layer: int | None = Field(None, ge=0)
+    """Where; the directions' `layer` when left out."""
+    coefficients: tuple[float, ...] = Field(min_length=2)
+    """Strengths; 0 is the unsteered model."""
+    questions: int = Field(8, ge=1)
+    """Identity questions asked (the first so many of the `evaluate` half)."""
+    samples: int = Field(2, ge=1)
+    """Samples a question and strength."""
+    temperature: float = Field(0.5, ge=0)
+    """Sampling temperature."""
+    max_new_tokens: int = Field(24, ge=4)
+    """The longest answer, in tokens."""
+
+
+class StatisticsSpec(Part):
+    """Intervals and nulls."""
+
+    n_boot: int = Field(2000, ge=200)
+    """Bootstrap resamples."""
+    n_null: int = Field(1000, ge=200)
+    """Random directions."""
+    level: float = Field(0.95, gt=0.5, lt=1)
+    """Confidence level."""
+    seed: int = Field(0, ge=0)
+    """Seed of resampling, random directions, splits and sampled text."""
+
+
+class EmbeddingSpec(Part):
+    """PCA and UMAP of the activations, fitted on the base."""
+
+    methods: tuple[Literal["pca", "umap"], ...] = ("pca", "umap")
+    """Which."""
+    pooling: str = "prompt_last"
+    """Of which pooling."""
