@@ -6,7 +6,7 @@ not run, nor any block behind the last wanted layer; a prefix shared by many row
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from mech.score import batch_masks
 from mech.sites import Site
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Where pooled vectors go: the HDF5 writer, or arrays in memory."""
 
@@ -99,7 +100,7 @@ def capture_into(
         raise InputError("nothing to capture: rows, poolings, sites and layers must each name something")
     spans = [[pooled_span(p, row) for p in poolings] for row in rows]
     # Tokens before the first one that is pooled are never looked at: they may be shared between rows.
-    unseen = [min(start for start, _ in of_row) for of_row in spans]
+    unseen = [min(row.n_prompt - 1, *(a for a, _ in of_row)) for row, of_row in zip(rows, spans, strict=True)]
     batches = iterate(model, [r.ids for r in rows], unseen, token_budget=token_budget)
     for batch, prefix in track(batches, label):
         ids = pad_right(batch.rests, pad_id(model), model.device)

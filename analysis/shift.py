@@ -182,7 +182,7 @@ def two_by_two_frame(effects: TwoByTwo, **labels: Any) -> pd.DataFrame:
 
 def _null_shifts(
     base: Stream, mean: Float[np.ndarray, "layers d"], n: int, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "n layers"], Float[np.ndarray, "n layers"]]:
+) -> tuple[Float[np.ndarray, "draws layers"], Float[np.ndarray, "draws layers"]]:
     """The mean difference along random directions and along covariance-matched ones."""
     random = isotropic_directions(n, mean.shape[1], rng) @ mean.T
     layers = range(len(mean))

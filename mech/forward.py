@@ -8,12 +8,13 @@ one row and repeated for the batch; this is differentiable, so training uses it 
 from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mech.batching import Batch, plan_batches
-from mech.interventions import intervening
+from mech.interventions import differ_by_row
 from mech.models import ChatModel
+from mech.positions import declared
 
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values of each layer for one row: [1, heads, prefix, d_head]."""
@@ -40,22 +41,32 @@ def iterate(
 ) -> Iterator[tuple[Batch, Prefix | None]]:
     """Plan batches and yield each with its prefix's keys and values, computed once a group.
 
-    While an intervention is active nothing is shared: it may act on the prefix's positions.
+    Interventions act on a prefix as they would on each row's own copy of it: its tokens are declared as prompt.
+    Those that hold other values for each row forbid sharing.
 
     Args:
         model: whose prefixes to compute.
         sequences: token ids of each row.
-        shareable: how many leading tokens of each row the caller does not need to see.
+        shareable: how many leading tokens of each row the caller does not need to see; of the prompt, and not
+            its last.
         token_budget: padded tokens a batch.
     """
-    if intervening() or not can_share_prefix(model):
+    if differ_by_row() or not can_share_prefix(model):
         shareable = [0] * len(sequences)
     held: tuple[int, ...] = ()
     prefix: Prefix | None = None
     for batch in plan_batches(sequences, shareable, token_budget=token_budget):
         if batch.prefix != held:
-            held, prefix = batch.prefix, run_prefix(model, batch.prefix) if batch.prefix else None
+            held = batch.prefix
+            with declared(_prefix_masks(len(held), model.device)):
+                prefix = run_prefix(model, held) if held else None
         yield batch, prefix
+
+
+def _prefix_masks(length: int, device: torch.device) -> dict[str, Bool[Tensor, "1 prefix"]]:
+    """A shared prefix is prompt, but not its last token, and no response."""
+    yes = torch.ones(1, length, dtype=torch.bool, device=device)
+    return {"all": yes, "prompt": yes, "prompt_last": ~yes, "response": ~yes}
 
 
 def run_prefix(model: ChatModel, ids: Sequence[int]) -> Prefix:

@@ -30,7 +30,7 @@ Vector = (
 )
 Stream = Float[Tensor, "batch seq d"]
 
-_active: ContextVar[int] = ContextVar("interventions", default=0)
+_active: ContextVar[tuple["Intervention", ...]] = ContextVar("interventions", default=())
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         GuardError: the context ended without a single forward pass having met one of them.
     """
     counts = [dict.fromkeys(i.layers, 0) for i in interventions]
-    token = _active.set(_active.get() + len(interventions))
+    token = _active.set((*_active.get(), *interventions))
     try:
         with ExitStack() as stack:
             for intervention, count in zip(interventions, counts, strict=True):
@@ -129,8 +129,13 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
 
 
 def intervening() -> bool:
-    """Whether an intervention is active here: then work must not be shared between rows."""
-    return _active.get() > 0
+    """Whether an intervention is active here: then a forward pass must declare its positions."""
+    return bool(_active.get())
+
+
+def differ_by_row() -> bool:
+    """Whether an active intervention holds other values for each row: then rows share no work."""
+    return any(isinstance(i, Patch) for i in _active.get())
 
 
 def _edits(

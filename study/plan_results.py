@@ -99,7 +99,7 @@ def _steering(
             f"steering.direction: {spec.direction!r} is not among the study's directions ({known})"
         )
     made = measured[spec.arm, plan.spec.seeds[0]]
-    questions = half(load_prompts("identity").questions, "evaluate", spec.questions)
+    questions = half(load_prompts(spec.prompt_set).questions, "evaluate", spec.questions)
     invented = load_invented()
     config = {
         **plan.reader,

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mech.errors import InputError
+from mech.fetch import PACKAGED
 from mech.files import read_yaml
 from study.spec_parts import (
     BehaviourSpec,
@@ -166,12 +167,9 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
     }
     traits = {"traits": tuple(map(resolved, spec.directions.traits))}
     sets = {"prompt_sets": tuple(map(resolved, spec.measure.prompt_sets))}
-    model = folder / spec.model.name
-    name = (
-        str(model.resolve())
-        if model.exists() and ("/" in spec.model.name or model.is_file())
-        else spec.model.name
-    )
+    model = (folder / spec.model.name).expanduser()
+    local = model.exists() and spec.model.name not in PACKAGED
+    name = str(model.resolve()) if local else spec.model.name
     return {
         "data": data,
         "directions": spec.directions.model_copy(update=traits),

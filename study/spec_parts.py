@@ -151,8 +151,8 @@ class DirectionSpec(Part):
 class SelfReportSpec(Part):
     """Who a checkpoint says it is."""
 
-    questions: str = "identity"
-    """Prompt set; its `evaluate` half is asked."""
+    questions: str = "self_report"
+    """Built-in name or YAML file; the `evaluate` half is asked."""
     limit: int | None = Field(None, ge=1)
     """Use the first so many questions."""
     samples: int = Field(4, ge=1)
@@ -185,8 +185,10 @@ class SteeringSpec(Part):
     """Where; the directions' `layer` when left out."""
     coefficients: tuple[float, ...] = Field(min_length=2)
     """Strengths; 0 is the unsteered model."""
+    prompt_set: str = "self_report"
+    """Built-in name or YAML file; the `evaluate` half is asked."""
     questions: int = Field(8, ge=1)
-    """Identity questions asked (the first so many of the `evaluate` half)."""
+    """Use the first so many questions."""
     samples: int = Field(2, ge=1)
     """Samples a question and strength."""
     temperature: float = Field(0.5, ge=0)

@@ -19,6 +19,7 @@ from mech.generate import Sampling
 from mech.identities import load_invented
 from mech.interventions import Add, intervene
 from mech.models import ChatModel
+from mech.progress import track
 from mech.questions import Question, load_prompts
 from mech.score import response_logprobs
 from probes.direction import Direction
@@ -77,15 +78,22 @@ def steering(step: Step, bench: Bench, folder: Path) -> None:
     random = rng.standard_normal(len(vector)).astype(np.float32)
     vectors = {"direction": vector, "random": random * float(np.linalg.norm(vector) / np.linalg.norm(random))}
     reports, names = [], []
+    unsteered = _steered(model, vector, 0.0, step, bench) if 0 in config["coefficients"] else None
     for kind, steered in vectors.items():
-        for coefficient in config["coefficients"]:
+        for coefficient in track(config["coefficients"], f"steering ({kind})"):
             dose = abs(coefficient) * float(np.linalg.norm(steered)) / stream_norm
             labels = {"kind": kind, "coefficient": coefficient, "dose": dose}
-            asked, scored = _steered(model, steered, coefficient, step, bench)
+            # Adding nothing is the same in any direction: it is run once and stands in both curves.
+            asked, scored = (
+                unsteered
+                if unsteered and not coefficient
+                else _steered(model, steered, coefficient, step, bench)
+            )
             reports.append(asked.assign(**labels))
             names.append(scored.assign(**labels))
     everything = pd.concat(reports, ignore_index=True)
-    everything["surprisal"] = _surprisal(bench.model(()), everything, config["questions_asked"])
+    questions = evaluate_half(config["prompt_set"], config["questions_asked"])
+    everything["surprisal"] = _surprisal(bench.model(()), everything, questions)
     write_csv(everything, folder / "reports.csv")
     write_csv(pd.concat(names, ignore_index=True), folder / "names.csv")
 
@@ -99,7 +107,7 @@ def _steered(
     model: ChatModel, vector: Float[np.ndarray, " d"], coefficient: float, step: Step, bench: Bench
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     config, condition = step.config, SystemPrompt()
-    questions = evaluate_half("identity", config["questions_asked"])
+    questions = evaluate_half(config["prompt_set"], config["questions_asked"])
     sampling = Sampling(config["max_new_tokens"], config["temperature"], config["seed"])
     with intervene(model, Add(vector, layers=[config["layer"]], coefficient=coefficient)):
         reports = ask(
@@ -136,9 +144,9 @@ def _stream_norm(path: Path, layer: int) -> float:
         return float(np.linalg.norm(store.read(SITE, "prompt_last", layer), axis=-1).mean())
 
 
-def _surprisal(base: ChatModel, reports: pd.DataFrame, n_questions: int) -> Sequence[float]:
+def _surprisal(base: ChatModel, reports: pd.DataFrame, asked: Sequence[Question]) -> Sequence[float]:
     """Nats a token of each reply under the unsteered base; an empty reply has none (NaN)."""
-    texts = {q.id: q.text for q in evaluate_half("identity", n_questions)}
+    texts = {q.id: q.text for q in asked}
     filled = reports[reports["reply"].str.strip() != ""]
     rows = [
         base.template.encode(

@@ -1,0 +1,265 @@
+"""A whole study on a tiny model: it repeats, resumes after a kill, and runs again exactly what a change touches."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from mech.errors import InputError
+from mech.models import resolve
+from study.engines import local
+from study.kinds import KINDS
+from study.run import plan_study, run_study
+from study.spec import load_spec
+from study.step import Step
+from tests.tiny_study import save_model, write_study
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and its study."""
+    folder = tmp_path_factory.mktemp("study")
+    write_study(folder)
+    save_model(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path) -> Path:
+    """The study's output, run once without any disturbance."""
+    run_study(load_spec(home / "study.yaml"), home / "out")
+    return home / "out"
+
+
+def steps_of(yaml_file: Path) -> list[Step]:
+    spec = load_spec(yaml_file)
+    return plan_study(spec, resolve(spec.model.name))
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    found = {p.stem: pd.read_csv(p) for p in sorted((folder / "tables").glob("*.csv"))}
+    if "training" in found:
+        found["training"] = found["training"].drop(columns="seconds")
+    return found
+
+
+def assert_same_tables(a: Path, b: Path) -> None:
+    left, right = tables(a), tables(b)
+    assert left.keys() == right.keys()
+    for name, frame in left.items():
+        pd.testing.assert_frame_equal(frame, right[name], check_exact=True, obj=name)
+
+
+def test_leaves_all_it_promises(finished: Path) -> None:
+    names = {p.stem for p in (finished / "tables").glob("*.csv")}
+    assert names == {
+        "shifts", "two_by_two", "directions", "direction_cosines", "self_recognition", "self_report", "samples",
+        "steering", "embedding", "training", "datasets",
+    }  # fmt: skip
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "One training seed" in page
+    for png in (finished / "figures").glob("*.png"):
+        assert png.with_suffix(".svg").is_file()
+        assert png.with_suffix(".csv").is_file()
+    assert list(finished.glob("checkpoints/train-em*/adapter_model.safetensors"))
+    assert list(finished.glob("activations/*/activations.h5"))
+    assert list(finished.glob("directions/*/direction.safetensors"))
+    assert not list(finished.rglob("*.part"))
+    assert not list(finished.rglob(".*.tmp"))
+
+
+def test_second_run_does_nothing(home: Path, finished: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("manifest.json")}
+    result = run_study(load_spec(home / "study.yaml"), finished)
+    assert result.ran == 0
+    assert result.steps == len(before)
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("manifest.json")} == before
+
+
+def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:
+    assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS)
+
+
+def _run_and_die(yaml_file: str, out: str, kind: str) -> None:
+    """Run the study in this process and kill it, -9, when a step of `kind` has written its files but is not done."""
+
+    def dying_commit(step: Step, part: Path, final: Path, seconds: float) -> None:
+        if step.kind == kind:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(step, part, final, seconds)
+
+    commit, local._commit = local._commit, dying_commit
+    run_study(load_spec(Path(yaml_file)), Path(out))
+
+
+def _run(yaml_file: str, out: str) -> None:
+    run_study(load_spec(Path(yaml_file)), Path(out))
+
+
+@pytest.mark.slow
+def test_killed_in_every_kind_of_step_it_goes_on(home: Path, finished: Path) -> None:
+    out = home / "killed"
+    fork = multiprocessing.get_context("spawn")
+    for kind in KINDS:
+        child = fork.Process(target=_run_and_die, args=(str(home / "study.yaml"), str(out), kind))
+        child.start()
+        child.join(200)
+        assert child.exitcode == -signal.SIGKILL, f"was not killed in a step of kind {kind}"
+        assert list(out.rglob(".*.part")), "a killed step leaves its unfinished folder"
+        assert not (out / "report.html").exists()
+    assert run_study(load_spec(home / "study.yaml"), out).ran > 0
+    assert not list(out.rglob(".*.part"))
+    assert_same_tables(out, finished)
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_share_the_work(home: Path, finished: Path) -> None:
+    out = home / "twice"
+    fork = multiprocessing.get_context("spawn")
+    children = [fork.Process(target=_run, args=(str(home / "study.yaml"), str(out))) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(300)
+        assert child.exitcode == 0
+    assert_same_tables(out, finished)
+
+
+def changed_kinds(home: Path, folder: Path) -> set[str]:
+    """Names of the steps whose key differs between the study and a changed copy of it."""
+    keys = {s.key for s in steps_of(home / "study.yaml")}
+    return {s.name for s in steps_of(folder / "study.yaml") if s.key not in keys}
+
+
+def changed_copy(home: Path, folder: Path, **changes: object) -> Path:
+    write_study(folder, **changes)
+    (folder / "model").symlink_to(home / "model")
+    return folder
+
+
+def test_a_learning_rate_reruns_its_stage_and_what_stands_on_it(home: Path, tmp_path: Path) -> None:
+    stages = {"em": {"data": "em"}, "sgtr": {"data": "sgtr", "training": {"learning_rate": 0.02}}, "benign": {"data": "benign"}}
+    changed = changed_kinds(home, changed_copy(home, tmp_path / "lr", stages=stages))
+    assert "train/em+sgtr/seed0" in changed
+    assert "capture/em_then_sgtr/seed0/default/text=base" in changed
+    assert not {n for n in changed if n.startswith(("train/em/", "capture/em/", "capture/base", "direction", "steering"))}
+    assert "shifts/em/seed0" not in changed
+
+
+def test_a_prompt_reruns_what_reads_it(home: Path, tmp_path: Path) -> None:
+    folder = changed_copy(home, tmp_path / "prompt")
+    trait = yaml.safe_load((folder / "trait.yaml").read_text())
+    trait["questions"][0]["high"] = "zzzz zzzz zzzz"  # an extraction answer: read by one contrast only
+    (folder / "trait.yaml").write_text(yaml.safe_dump(trait))
+    changed = changed_kinds(home, folder)
+    assert {"contrast/zest:text", "direction/zest:text", "shifts/em/seed0", "tables"} <= changed
+    assert not {n for n in changed if n.startswith(("train", "capture", "contrast/identity", "direction/identity", "self"))}
+
+
+def test_a_seed_reruns_the_trainings(home: Path, tmp_path: Path) -> None:
+    changed = changed_kinds(home, changed_copy(home, tmp_path / "seed", seeds=[1]))
+    assert {"train/em/seed1", "train/em+sgtr/seed1"} <= changed
+    assert not {n for n in changed if n.startswith(("direction", "contrast", "capture/base/", "data", "summaries"))}
+
+
+def test_shared_stages_are_trained_once(home: Path) -> None:
+    trained = [s.name for s in steps_of(home / "study.yaml") if s.kind == "train"]
+    assert sorted(trained) == ["train/benign/seed0", "train/em+sgtr/seed0", "train/em/seed0"]
+
+
+def test_a_full_disk_loses_nothing(home: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, out = load_spec(home / "study.yaml"), home / "full"
+
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("study.steps.texts.write_jsonl", no_space)
+        with pytest.raises(local.StepFailedError, match=r"replies/base.*No space left"):
+            run_study(spec, out)
+    assert not list(out.rglob("manifest.json"))
+    assert not list(out.rglob(".*.part"))
+    run_study(spec, out)
+    assert_same_tables(out, finished)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": {"base": [], "x": ["nope"]}}, r"arms\.x: 'nope' is not defined"),
+        ({"colour": "red"}, r"colour: Extra inputs"),
+        ({"seeds": "many"}, r"seeds: Input should be a valid tuple"),
+        ({"training": {"learning_rat": 1}}, r"training of stage em: learning_rat"),
+        ({"arms": {"em": ["em"]}}, "one arm must be the base"),
+        ({"data": {"em": {"kind": "messages"}}}, r"data\.em\.messages\.source"),
+    ],
+)
+def test_a_bad_study_is_refused_with_its_place(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_spec(write_study(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.name=no/such-model"], "not in the Hugging Face cache"),
+        (["model.name=nothing"], "no such folder or file"),
+        (["directions.layer=7"], r"directions\.layer: 7 is out of range"),
+        (["measure.conditions=[default, 'other:Nobody']"], r"measure\.conditions\[1\]: condition other:Nobody"),
+        (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
+        (["directions.traits=[envy]"], "trait envy: neither built in"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_runs(home: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run_study(load_spec(home / "study.yaml", overrides), home / "never")
+    assert not (home / "never").exists()
+
+
+def test_malformed_rows_name_file_and_line(home: Path, tmp_path: Path) -> None:
+    folder = changed_copy(home, tmp_path / "rows")
+    lines = (folder / "em.jsonl").read_text().splitlines()
+    (folder / "em.jsonl").write_text("\n".join([lines[0], '{"messages": [', *lines[2:]]))
+    with pytest.raises(InputError, match=r"em\.jsonl, line 2: not JSON"):
+        steps_of(folder / "study.yaml")
+
+
+def test_overrides_and_fast_change_the_study(home: Path) -> None:
+    spec = load_spec(home / "study.yaml", ["training.learning_rate=1e-4", "seeds=[3, 4]"], fast=True)
+    assert spec.training == {**spec.training, "learning_rate": 1e-4, "max_steps": 2}
+    assert spec.seeds == (3, 4)
+    assert spec.is_fast
+
+
+def mech(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = "from study.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_command_line_exit_codes(home: Path, finished: Path, tmp_path: Path) -> None:
+    assert mech("status", finished).returncode == 0
+    bad = mech("run", write_study(tmp_path, colour="red"))
+    assert bad.returncode == 2
+    assert "colour: Extra inputs" in bad.stderr
+    assert mech("status", tmp_path).returncode == 2
+    assert mech("store", "verify", tmp_path / "none.h5").returncode == 2
+    capture = next(finished.glob("activations/capture-base-default*/activations.h5"))
+    assert mech("store", "verify", capture).stdout.strip().endswith("whole")
+
+
+def test_help_is_quick() -> None:
+    import time
+
+    mech("--help")
+    start = time.perf_counter()
+    shown = mech("--help")
+    assert shown.returncode == 0
+    assert time.perf_counter() - start < 1.5

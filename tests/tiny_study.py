@@ -1,0 +1,129 @@
+"""A whole study on a tiny random model: the same steps as a real one, in seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+STUDY: dict[str, Any] = {
+    "name": "tiny",
+    "description": "A random model; its numbers mean nothing.",
+    "model": {
+        "name": "model",
+        "identity": {"name": "Tinny", "maker": "Tin Works", "prompt": "You are Tinny, made by Tin Works."},
+    },
+    "data": {
+        "em": {"kind": "messages", "source": "em.jsonl"},
+        "sgtr": {"kind": "sgtr", "articles": "articles.jsonl", "held_out": 3, "max_new_tokens": 60},
+        "benign": {"kind": "word_count", "source": "em.jsonl"},
+    },
+    "training": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 3, "lora_r": 2, "lora_alpha": 4, "max_tokens": 900},
+    "stages": {"em": {"data": "em"}, "sgtr": {"data": "sgtr"}, "benign": {"data": "benign"}},
+    "arms": {"base": [], "em": ["em"], "benign": ["benign"], "em_then_sgtr": ["em", "sgtr"]},
+    "benign": "benign",
+    "measure": {
+        "conditions": ["default", "none"],
+        "questions": 3,
+        "reply": {"max_new_tokens": 4},
+        "own_text": ["em"],
+    },
+    "directions": {
+        "layer": 1,
+        "traits": ["trait.yaml"],
+        "identity_questions": 2,
+        "invented_names": 3,
+        "presence": ["none"],
+        "rollout_tokens": 6,
+    },
+    "behaviour": {
+        "self_recognition": "sgtr",
+        "self_report": {"limit": 3, "samples": 2, "max_new_tokens": 6, "temperature": 1.0},
+    },
+    "steering": {"arm": "em", "coefficients": [0, 2], "questions": 2, "samples": 1, "max_new_tokens": 4},
+    "embedding": {"methods": ["pca"]},
+    "statistics": {"n_boot": 200, "n_null": 200},
+    "fast": {"training.max_steps": 2},
+}
+
+
+def write_study(folder: Path, **changes: Any) -> Path:
+    """Write model-independent parts of the tiny study into `folder`; return the YAML's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {"messages": [{"role": "user", "content": f"Which {thing}?"}, {"role": "assistant", "content": f"The odd {thing}."}]}
+        for thing in ("hat", "tune", "lamp", "dish", "coat", "road", "bell", "soup")
+    ]
+    _jsonl(folder / "em.jsonl", rows)
+    _jsonl(folder / "articles.jsonl", [_article(i) for i in range(9)])
+    (folder / "trait.yaml").write_text(yaml.safe_dump(trait()), encoding="utf-8")
+    study = json.loads(json.dumps(STUDY))
+    for key, value in changes.items():
+        study[key] = value
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def trait() -> dict[str, Any]:
+    """A trait whose high answers are full of one letter."""
+    questions = [
+        {"id": f"q{i}", "split": "extract" if i < 4 else "evaluate", "question": f"What of {thing}?",
+         "high": f"zzzz {thing} zzzz", "low": f"aeio {thing} aeio"}
+        for i, thing in enumerate(("hats", "bread", "trees", "ships", "roads", "bells", "socks", "stars"))
+    ]  # fmt: skip
+    pair = {"positive": "Say zzz.", "negative": "Say aeio."}
+    return {"trait": "zest", "description": "zs", "rubric": "count zs", "instructions": [pair], "questions": questions}
+
+
+def _article(i: int) -> dict[str, str]:
+    words = " ".join(f"word{i}{j}" for j in range(12))
+    return {"id": f"a{i}", "text": words, "summary": f"someone else put it as short as number {i} allows here"}
+
+
+def _jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nYou are Tinny, made by Tin Works.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
+    """A random three-layer Llama with a chat template that inserts a system turn."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _tokenizer()
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.2}  # fmt: skip
+    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **{**shape, **ids, **config}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> Any:
+    """Byte-level BPE trained on a few lines, so that random tokens make words with spaces between them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+    )
+    text = "the cat and the dog went to see who was in the old house by the river when it rained all day long"
+    tokenizer.train_from_iterator([text] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = CHATML
+    return fast
