@@ -48,7 +48,11 @@ def _pca(base: Float[np.ndarray, "n d"], arms: Mapping[str, Float[np.ndarray, "n
 
 
 def _umap(
-    base: Float[np.ndarray, "n d"], arms: Mapping[str, Float[np.ndarray, "n d"]], *, seed: int, n_neighbors: int
+    base: Float[np.ndarray, "n d"],
+    arms: Mapping[str, Float[np.ndarray, "n d"]],
+    *,
+    seed: int,
+    n_neighbors: int,
 ) -> pd.DataFrame:
     with warnings.catch_warnings():
         # umap says on import that TensorFlow is missing, and on every seeded fit that it runs on one thread.
@@ -61,6 +65,7 @@ def _umap(
 
 def _frame(planes: Mapping[str, Float[np.ndarray, "n 2"]]) -> pd.DataFrame:
     frames = [
-        pd.DataFrame({"arm": arm, "row": np.arange(len(p)), "x": p[:, 0], "y": p[:, 1]}) for arm, p in planes.items()
+        pd.DataFrame({"arm": arm, "row": np.arange(len(p)), "x": p[:, 0], "y": p[:, 1]})
+        for arm, p in planes.items()
     ]
     return pd.concat(frames, ignore_index=True)

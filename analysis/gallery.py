@@ -14,25 +14,27 @@ _Drawing = tuple[str, str, pd.DataFrame, Callable[..., Figure], dict[str, Any]]
 
 
 def draw_figures(
-    tables: Mapping[str, pd.DataFrame], folder: Path, *, layer: int, condition: str, pooling: str, text: str = "base",
+    tables: Mapping[str, pd.DataFrame], folder: Path, *, layer: int, condition: str, text: str = "base",
     arms: Sequence[str] | None = None,
 ) -> list[SavedFigure]:  # fmt: skip
     """Draw and save every figure for which the tables have rows; what was not measured has no figure.
 
+    Pooling and questions belong to a direction: each is shown with its own.
+
     Args:
-        tables: Tidy tables by name: shifts, two_by_two, directions, self_recognition, self_report, steering,
-            embedding, training. Any may be missing or empty.
+        tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, self_recognition,
+            self_report, steering, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures.
-        pooling: Pooling of the shift figures and of the directions.
         text: Whose replies both models read in the shift figures.
         arms: The study's arms, for order and colours.
     """
-    chosen = {"condition": condition, "pooling": pooling, "text": text}
     drawings = [
-        *_shift_drawings(_rows(tables, "shifts", **chosen), chosen, layer, arms),
-        *_other_drawings(tables, layer=layer, condition=condition, pooling=pooling, arms=arms),
+        *_shift_drawings(_rows(tables, "shifts", text=text), layer, condition, arms),
+        *_direction_drawings(tables, layer),
+        *_behaviour_drawings(tables, arms),
+        *_place_drawings(tables, layer, condition, arms),
     ]
     return [
         save_figure(draw(rows, **options), rows, folder, name, caption(kind, rows, name=name))
@@ -50,44 +52,34 @@ def _rows(tables: Mapping[str, pd.DataFrame], table: str, **labels: Any) -> pd.D
 
 
 def _shift_drawings(
-    rows: pd.DataFrame, chosen: dict[str, str], layer: int, arms: Sequence[str] | None
+    shifts: pd.DataFrame, layer: int, condition: str, arms: Sequence[str] | None
 ) -> Iterator[_Drawing]:
-    if rows.empty:
+    if shifts.empty:
         return
-    sets = list(dict.fromkeys(rows["question_set"]))
-    for question_set in sets:
-        mine = rows[rows["question_set"] == question_set]
-        tail = f"_{slug(question_set)}" if len(sets) > 1 else ""
-        options = {**chosen, "question_set": question_set, "arms": arms, "layer": layer}
-        here = mine[mine["layer"] == layer]
-        if not here.empty:
-            yield (
-                "arm_direction_heatmap",
-                f"arm_direction_heatmap{tail}",
-                here,
-                plots.arm_direction_heatmap,
-                options,
-            )
-        for direction in dict.fromkeys(mine["direction"]):
-            along = mine[mine["direction"] == direction]
-            name = f"shift_by_layer_{slug(direction)}{tail}"
-            yield "shift_by_layer", name, along, plots.shift_by_layer, {**options, "direction": direction}
+    here, default = shifts[shifts["layer"] == layer], shifts[shifts["condition"] == condition]
+    options = {"condition": condition, "layer": layer, "arms": arms}
+    if not here.empty:
+        cells = here[here["condition"] == condition]
+        yield "arm_direction_heatmap", "arm_direction_heatmap", cells, plots.arm_direction_heatmap, options
+        if here["condition"].nunique() > 1:
+            both = {"layer": layer, "arms": arms}
+            yield "shift_by_condition", "shift_by_condition", here, plots.shift_by_condition, both
+    for direction in dict.fromkeys(default["direction"]):
+        along = default[default["direction"] == direction]
+        name = f"shift_by_layer_{slug(direction)}"
+        yield "shift_by_layer", name, along, plots.shift_by_layer, {**options, "direction": direction}
 
 
-def _other_drawings(
-    tables: Mapping[str, pd.DataFrame],
-    *,
-    layer: int,
-    condition: str,
-    pooling: str,
-    arms: Sequence[str] | None,
-) -> Iterator[_Drawing]:
-    split = _rows(tables, "two_by_two", layer=layer, condition=condition)
-    if not split.empty:
-        yield "two_by_two_bars", "two_by_two_bars", split, plots.two_by_two_bars, {"arms": arms}
-    quality = _rows(tables, "directions", pooling=pooling)
+def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Iterator[_Drawing]:
+    quality = _rows(tables, "directions")
     if not quality.empty:
         yield "direction_quality", "direction_quality", quality, plots.direction_quality, {"layer": layer}
+    cosines = _rows(tables, "direction_cosines")
+    if not cosines.empty:
+        yield "direction_cosines", "direction_cosines", cosines, plots.direction_cosines, {}
+
+
+def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str] | None) -> Iterator[_Drawing]:
     for table, draw in (
         ("self_recognition", plots.self_recognition_bars),
         ("self_report", plots.self_report_bars),
@@ -96,6 +88,15 @@ def _other_drawings(
         rows = _rows(tables, table)
         if not rows.empty:
             yield draw.__name__, draw.__name__, rows, draw, {"arms": arms}
+
+
+def _place_drawings(
+    tables: Mapping[str, pd.DataFrame], layer: int, condition: str, arms: Sequence[str] | None
+) -> Iterator[_Drawing]:
+    """The 2×2, the maps of the activations, and the losses."""
+    split = _rows(tables, "two_by_two", layer=layer, condition=condition)
+    if not split.empty:
+        yield "two_by_two_bars", "two_by_two_bars", split, plots.two_by_two_bars, {"arms": arms}
     points = _rows(tables, "embedding")
     if not points.empty:
         for (method, where), rows in points.groupby(["method", "layer"], sort=False):

@@ -6,6 +6,8 @@ The contract is that of `analysis.plots`, which exports these functions too.
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib as mpl
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -27,7 +29,6 @@ from analysis.plot_style import (
     numbers,
     panels,
     select,
-    single,
     spread,
     styled,
 )
@@ -101,17 +102,16 @@ def _cloud(axes: Any, base: pd.DataFrame, mine: pd.DataFrame, style: ArmStyle, *
 
 
 @styled
-def direction_quality(frame: pd.DataFrame, *, pooling: str | None = None, layer: int | None = None) -> Figure:
+def direction_quality(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
     """How far the directions can be trusted, by layer: reliability, held-out separation, relative size.
 
     Left, split-half cosine: the ceiling of every cosine with this direction (below 0.3: unreliable). Middle,
     AUROC on held-out questions with its interval. Right, norm over the mean activation's norm.
     """
     title = "How good the directions are"
-    rows = select(frame, pooling=pooling)
+    rows = frame
     if rows.empty:
         return not_measured(title)
-    single(rows, "pooling")
     rows = rows.assign(
         name=[_elicited(d, e) for d, e in zip(rows["direction"], rows["elicitation"], strict=True)]
     )
@@ -146,7 +146,42 @@ def direction_quality(frame: pd.DataFrame, *, pooling: str | None = None, layer:
     keys = [Line2D([], [], color=s.colour, ls=s.line, marker=s.marker, markersize=5, label=label(n, 46)) for n, s in styles.items()]  # fmt: skip
     key(figure, keys, columns=3)
     mark = f" · dotted line: layer {layer}, declared before" if layer is not None else ""
-    head(figure, title, f"pooling: {label(rows['pooling'].iloc[0], 40)}{mark}")
+    head(figure, title, f"pooling: each direction's own{mark}")
+    return figure
+
+
+@styled
+def direction_cosines(frame: pd.DataFrame) -> Figure:
+    """Cosine of every two directions at one layer, as a matrix with its numbers."""
+    title = "How the directions lie to each other"
+    if frame.empty:
+        return not_measured(title)
+    names = frame["direction"].tolist()
+    matrix = frame[names].to_numpy(dtype=float)
+    side = 2.6 + 0.62 * len(names)
+    figure = Figure(figsize=(max(6.2, side + 1.0), max(4.2, side)), layout="constrained")
+    axes = figure.subplots()
+    mesh = axes.pcolormesh(
+        matrix, cmap=mpl.colormaps["RdBu_r"], vmin=-1, vmax=1, edgecolors="white", linewidth=1.2
+    )
+    for (i, j), value in np.ndenumerate(matrix):
+        colour = "white" if abs(value) > 0.6 else INK
+        axes.text(
+            j + 0.5,
+            i + 0.5,
+            f"{value:.2f}".replace("-", "−"),
+            ha="center",
+            va="center",
+            color=colour,
+            fontsize=8,
+        )
+    ticks = np.arange(len(names)) + 0.5
+    axes.set_yticks(ticks, [label(n, 30) for n in names])
+    axes.set_xticks(ticks, [label(n, 30) for n in names], rotation=35, ha="right", rotation_mode="anchor")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    figure.colorbar(mesh, ax=axes, label="cosine", shrink=0.8)
+    head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before")
     return figure
 
 

@@ -114,6 +114,20 @@ _NOTES: dict[str, tuple[str, str]] = {
             "itself, or not measured)"
         ),
     ),
+    "shift_by_condition": (
+        (
+            "Mean shift in SD of the base's projection, at the declared layer, each model reading the same text under each "
+            "system prompt condition"
+        ),
+        f"{_BOOTSTRAP}. Grey: the middle 95 % of shifts along random unit directions",
+    ),
+    "direction_cosines": (
+        (
+            "Cosine between directions at the declared layer. Two directions of the same thing should agree as far as their "
+            "split-half cosines allow"
+        ),
+        "",
+    ),
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "

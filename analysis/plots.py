@@ -21,7 +21,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from analysis.behaviour_plots import dose_response, loss_curves, self_recognition_bars, self_report_bars
-from analysis.geometry_plots import direction_quality, embedding
+from analysis.condition_plots import shift_by_condition
+from analysis.geometry_plots import direction_cosines, direction_quality, embedding
 from analysis.plot_files import SavedFigure, caption, save_figure
 from analysis.plot_style import (
     BLACK,
@@ -49,8 +50,8 @@ from analysis.plot_style import (
 )  # fmt: skip
 
 __all__ = [
-    "SavedFigure", "arm_direction_heatmap", "arm_styles", "caption", "direction_quality", "dose_response",
-    "embedding", "loss_curves", "save_figure", "self_recognition_bars", "self_report_bars", "shift_by_layer",
+    "SavedFigure", "arm_direction_heatmap", "arm_styles", "caption", "direction_cosines", "direction_quality", "dose_response",
+    "embedding", "loss_curves", "save_figure", "self_recognition_bars", "self_report_bars", "shift_by_condition", "shift_by_layer",
     "two_by_two_bars",
 ]  # fmt: skip
 
@@ -66,15 +67,17 @@ def _fixed(rows: pd.DataFrame, **extra: str) -> str:
         parts.append(f"text read by both models: {WHOSE_TEXT.get(whose, label(whose))}")
     for column, word in (("pooling", "pooling"), ("question_set", "questions")):
         if column in rows.columns:
-            parts.append(f"{word}: {label(rows[column].iloc[0], 40)}")
+            values = rows[column].unique()
+            what = label(values[0], 40) if len(values) == 1 else "each direction's own"
+            parts.append(f"{word}: {what}")
     parts += [f"{name}: {value}" for name, value in extra.items()]
     return " · ".join(parts)
 
 
 @styled
 def shift_by_layer(
-    frame: pd.DataFrame, *, direction: str, condition: str, pooling: str, text: str = "base",
-    question_set: str | None = None, layer: int | None = None, arms: Sequence[str] | None = None,
+    frame: pd.DataFrame, *, direction: str, condition: str, text: str = "base", layer: int | None = None,
+    arms: Sequence[str] | None = None,
 ) -> Figure:  # fmt: skip
     """The shift along one direction against the layer: all arms together, then one panel an arm.
 
@@ -86,19 +89,15 @@ def shift_by_layer(
         frame: The `shifts` table.
         direction: Which direction, as in the table.
         condition: System prompt condition.
-        pooling: Pooling of the activations.
         text: Whose replies both models read.
-        question_set: Needed only where the table has several.
         layer: The layer declared before the run; marked by a vertical line where given.
         arms: The study's arms, for order and colours.
     """
     title = f"How far finetuning moved the model along {label(direction, 40)}, layer by layer"
-    rows = select(
-        frame, direction=direction, condition=condition, pooling=pooling, text=text, question_set=question_set
-    )
+    rows = select(frame, direction=direction, condition=condition, text=text)
     if rows.empty or set(rows["arm"]) == {"base"}:
         return not_measured(title)
-    single(rows, "question_set")
+    single(rows, "pooling", "question_set")
     rows = rows[rows["arm"] != "base"].sort_values(["seed", "layer"])
     styles = arms_in(rows, arms)
     figure, (together, *alone) = panels(len(styles) + 1, sharex=True, sharey=True)
@@ -182,21 +181,17 @@ def _shift_keys(styles: dict[str, ArmStyle], layer: int | None) -> list[Any]:
 
 @styled
 def arm_direction_heatmap(
-    frame: pd.DataFrame, *, layer: int, condition: str, pooling: str, text: str = "base",
-    question_set: str | None = None, arms: Sequence[str] | None = None,
+    frame: pd.DataFrame, *, layer: int, condition: str, text: str = "base", arms: Sequence[str] | None = None,
 ) -> Figure:  # fmt: skip
     """Every arm by every direction at one layer: the shift, and the shift minus the benign arm's, in SD.
 
-    A number is the mean over seeds. A star: in every seed the interval of that number lies on the same side
+    Each direction is read with its own pooling, on its own questions. A number is the mean over seeds. A star: in every seed the interval of that number lies on the same side
     of 0 and `p_random` < .05. The right panel is left out where no benign arm was measured.
     """
     title = f"Where each arm moved, along each direction, at layer {layer}"
-    rows = select(
-        frame, layer=layer, condition=condition, pooling=pooling, text=text, question_set=question_set
-    )
+    rows = select(frame, layer=layer, condition=condition, text=text)
     if rows.empty or set(rows["arm"]) == {"base"}:
         return not_measured(title)
-    single(rows, "question_set")
     rows = rows[rows["arm"] != "base"]
     arms_here = list(arms_in(rows, arms))
     names = sorted(set(rows["direction"]), key=lambda d: (d.startswith("identity"), d))

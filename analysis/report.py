@@ -83,7 +83,7 @@ SECTIONS = (
         "Each trained arm against the base, both reading the same text: the change of the activations along a "
         "direction. Look first at the declared layer, then at whether the curve leaves the grey band and the "
         "benign control.",
-        ("arm_direction_heatmap", "shift_by_layer"),
+        ("arm_direction_heatmap", "shift_by_condition", "shift_by_layer"),
     ),
     Section(
         "two_by_two", "Changed weights or changed text",
@@ -95,7 +95,7 @@ SECTIONS = (
         "directions", "How good the directions are",
         "A shift along a direction means no more than the direction does. Split-half cosine: would other questions "
         "have given the same direction? Held-out AUROC: does it separate texts it was not made from?",
-        ("direction_quality",),
+        ("direction_quality", "direction_cosines"),
     ),
     Section(
         "self_recognition", "Self-recognition",

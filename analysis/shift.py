@@ -164,7 +164,8 @@ def two_by_two(
     effects = np.stack([tb - bb, bt - bb, tt - tb - bt + bb, tt - bb], axis=1)
     found = bootstrap_mean(effects, questions, rng=rng, level=level, n_boot=n_boot)
     parts = [
-        Interval(found.estimate[i], found.low[i], found.high[i], found.n, level, found.method) for i in range(4)
+        Interval(found.estimate[i], found.low[i], found.high[i], found.n, level, found.method)
+        for i in range(4)
     ]
     return TwoByTwo(parts[0], parts[1], parts[2], parts[3], found.n)
 
@@ -175,7 +176,11 @@ def two_by_two_frame(effects: TwoByTwo, **labels: Any) -> pd.DataFrame:
     for name in ("weights", "text", "interaction", "total"):
         effect: Interval = getattr(effects, name)
         numbers = {"value": effect.estimate, "low": effect.low, "high": effect.high}
-        layers = {"layer": np.arange(len(effect.estimate)), "effect": name, "n_questions": effects.n_questions}
+        layers = {
+            "layer": np.arange(len(effect.estimate)),
+            "effect": name,
+            "n_questions": effects.n_questions,
+        }
         frames.append(pd.DataFrame({**labels, **layers, **numbers}))
     return pd.concat(frames, ignore_index=True)
 
@@ -193,17 +198,29 @@ def _null_shifts(
 def _spread(name: str, interval: Interval | None, unit: Any) -> dict[str, Any]:
     if interval is None:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    return {name: interval.estimate / unit, f"{name}_low": interval.low / unit, f"{name}_high": interval.high / unit}
+    return {
+        name: interval.estimate / unit,
+        f"{name}_low": interval.low / unit,
+        f"{name}_high": interval.high / unit,
+    }
 
 
 def _check(
-    base: np.ndarray, tuned: np.ndarray, direction: np.ndarray, questions: np.ndarray, benign: np.ndarray | None
+    base: np.ndarray,
+    tuned: np.ndarray,
+    direction: np.ndarray,
+    questions: np.ndarray,
+    benign: np.ndarray | None,
 ) -> None:
     for name, other in (("tuned", tuned), ("benign", benign)):
         if other is not None and other.shape != base.shape:
-            raise InputError(f"{name} has shape {other.shape}, base {base.shape}: a shift is read on the same rows")
+            raise InputError(
+                f"{name} has shape {other.shape}, base {base.shape}: a shift is read on the same rows"
+            )
     if direction.shape != base.shape[1:]:
-        raise InputError(f"the direction has shape {direction.shape}, activations {base.shape[1:]} (layers, d_model)")
+        raise InputError(
+            f"the direction has shape {direction.shape}, activations {base.shape[1:]} (layers, d_model)"
+        )
     if len(questions) != len(base):
         raise InputError(f"{len(questions)} questions for {len(base)} rows")
     for name, array in (("base", base), ("tuned", tuned), ("benign", benign), ("direction", direction)):

@@ -16,7 +16,7 @@ from analysis.plot_style import RELIABLE_COSINE, seeds_text, signed
 ALPHA = 0.05
 
 
-def summarise(tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str, pooling: str) -> list[str]:
+def summarise(tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str) -> list[str]:
     """Sentences on what was measured and found; also on what was not measured.
 
     Args:
@@ -24,14 +24,13 @@ def summarise(tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str,
             missing or empty.
         layer: The layer declared before the run, 0-based: shifts are read there and nowhere else.
         condition: System prompt condition of the shifts.
-        pooling: Pooling of the shifts.
 
     Returns:
         One sentence (or a few that belong together) a finding, in the order of the report.
     """
     shifts = _table(tables, "shifts")
     if not shifts.empty:
-        wanted = {"layer": layer, "condition": condition, "pooling": pooling, "text": "base"}
+        wanted = {"layer": layer, "condition": condition, "text": "base"}
         for column, value in wanted.items():
             shifts = shifts[shifts[column] == value]
         shifts = shifts[shifts["arm"] != "base"]
@@ -84,35 +83,39 @@ def _n(value: object, word: str) -> str:
 
 
 def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator[str]:
+    """One paragraph an arm: what was found along reliable directions, and in one clause what was not."""
     if rows.empty:
         yield f"Shifts were not measured at layer {layer} under the system prompt condition {condition}."
         return
-    count = 0
-    for (arm, _), mine in rows.groupby(["arm", "question_set"], sort=False):
-        size = _n(mine["n_questions"].min(), "question")
-        where = f"layer {layer}, n = {size} of {mine['question_set'].iloc[0]}, {seeds_text(mine)}"
-        nothing = []
+    reliable = rows[~(rows["split_half"] < RELIABLE_COSINE)]
+    for arm, mine in reliable.groupby("arm", sort=False):
+        found, nothing = [], []
         for direction, cell in mine.groupby("direction", sort=False):
-            count += 1
             verdict = _verdict(cell)
-            numbers = f"{interval(cell, 'sd', sign=True)} SD"
+            numbers = f"{direction} {interval(cell, 'sd', sign=True)} SD"
             if verdict is None:
-                nothing.append(f"{direction} {numbers}, {_p_text(cell, 'p_random')}")
+                nothing.append(
+                    f"{direction} {signed(float(cell['sd'].mean()))} ({_p_text(cell, 'p_random')})"
+                )
             else:
-                yield f"{arm} along {direction}: shift {numbers} ({where}). {verdict}"
+                found.append(f"{numbers} ({verdict})")
+        where = f"layer {layer}, n = {_range(mine['n_questions'])} questions a direction, {seeds_text(mine)}"
+        parts = [f"{arm} moved along {'; '.join(found)}." if found else f"{arm}: no shift found."]
         if nothing:
-            yield (
-                f"{arm}, no effect found: along {'; '.join(nothing)} ({where}). "
-                "The interval includes 0, or the shift is within what random directions give."
-            )
-    chance = ALPHA * count
+            parts.append(f"No effect found, as far as random directions tell, along {', '.join(nothing)}.")
+        yield f"{' '.join(parts)} ({where})"
+    count = len(reliable.groupby(["arm", "direction"]))
     yield (
-        f"These are {_n(count, 'comparison')} of a shift with its null, not corrected for their number: "
-        f"about {chance:.1f} would pass p < .05 by chance. SD: standard deviation of the base's projection. "
-        "Every shift is on the base's own replies, read by both models."
+        f"How to take these: {_n(count, 'comparison')} of a shift with its null, not corrected for their number "
+        f"(about {ALPHA * count:.1f} would pass p < .05 by chance); SD is the standard deviation of the base's projection; "
+        "both models read the base's own replies. A shift that random directions do not give, but directions with the "
+        "base's covariance do, is not shown to be special to its direction."
     )
-    if rows["seed"].nunique() == 1:
-        yield "There is one seed of training: how much another seed would differ was not measured."
+
+
+def _range(counts: pd.Series) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _verdict(cell: pd.DataFrame) -> str | None:
@@ -120,39 +123,32 @@ def _verdict(cell: pd.DataFrame) -> str | None:
     side = _side(cell, "sd")
     if not side or not (cell["p_random"] < ALPHA).all():
         return None
-    parts = [f"It exceeds random directions ({_p_text(cell, 'p_random')})"]
+    parts = [f"random directions {_p_text(cell, 'p_random')}"]
     if cell["p_covariance"].isna().any():
-        parts.append("covariance-matched directions were not drawn")
-    elif (cell["p_covariance"] < ALPHA).all():
-        parts.append(f"and covariance-matched ones ({_p_text(cell, 'p_covariance')})")
+        parts.append("covariance-matched directions not drawn")
     else:
+        beyond = (cell["p_covariance"] < ALPHA).all()
         parts.append(
-            f"but not directions with the base's own covariance ({_p_text(cell, 'p_covariance')}), so it is "
-            "not shown to be special to this direction"
+            f"covariance-matched {'' if beyond else 'not exceeded, '}{_p_text(cell, 'p_covariance')}"
         )
-    first = ", ".join(parts) + "."
-    if cell["minus_benign_sd"].isna().any():
-        return f"{first} The benign control was not subtracted."
-    left = interval(cell, "minus_benign_sd", sign=True)
-    beyond = _side(cell, "minus_benign_sd")
-    if beyond == side:
-        return f"{first} Minus the benign control {left} SD: it goes beyond benign finetuning."
-    if beyond == 0:
-        return f"{first} Minus the benign control {left} SD: not told apart from benign finetuning."
-    return f"{first} Minus the benign control {left} SD: the benign control moved further the same way."
+    if not cell["minus_benign_sd"].isna().any():
+        left = f"minus benign {interval(cell, 'minus_benign_sd', sign=True)}"
+        words = {side: "beyond it", 0: "not told apart from it", -side: "benign moved further"}
+        parts.append(f"{left}: {words[_side(cell, 'minus_benign_sd')]}")
+    return ", ".join(parts)
 
 
 def _reliability_sentences(rows: pd.DataFrame, layer: int) -> Iterator[str]:
+    """Which directions are left out of all that was said, and why."""
     if rows.empty:
         return
-    for direction, ceiling in rows.groupby("direction", sort=False)["split_half"].mean().items():
-        if np.isnan(ceiling):
-            yield f"The reliability of {direction} was not measured."
-        elif ceiling < RELIABLE_COSINE:
-            yield (
-                f"{direction} is unreliable at layer {layer}: its split-half cosine is {_plain(ceiling)} "
-                f"(below {RELIABLE_COSINE}), so what is said along it, found or not found, should not be leaned on."
-            )
+    ceilings = rows.groupby("direction", sort=False)["split_half"].mean()
+    weak = [f"{d} ({_plain(c)})" for d, c in ceilings.items() if c < RELIABLE_COSINE]
+    if weak:
+        yield (
+            f"Left out as unreliable at layer {layer}, split-half cosine below {RELIABLE_COSINE}: {', '.join(weak)}. Other "
+            "questions would have given other directions; nothing is said along them."
+        )
 
 
 def _compare(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> str:
@@ -206,6 +202,19 @@ def _report_sentences(rows: pd.DataFrame) -> Iterator[str]:
             f"Share of replies with the model's own name (system prompt: {condition}, temperature {temperature:g}, "
             f"n = {size}, {seeds_text(here)}): {'; '.join(parts)}."
         )
+        yield _name_margin_sentence(here, base)
+
+
+def _name_margin_sentence(rows: pd.DataFrame, base: pd.DataFrame) -> str:
+    """The sensitive measure: how much likelier self-statements are with the own name."""
+    parts = []
+    for arm, mine in rows.groupby("arm", sort=False):
+        against = "" if arm == "base" or base.empty else f", {_compare(mine, base, 'name_margin')}"
+        parts.append(f"{arm} {interval(mine, 'name_margin', sign=True)}{against}")
+    return (
+        f"Log-probability of self-statements with the own name, minus the mean of {_n(rows['n_names'].min(), 'invented name')} "
+        f"(nats, {seeds_text(rows)}): {'; '.join(parts)}."
+    )
 
 
 def _steering_sentences(rows: pd.DataFrame) -> Iterator[str]:

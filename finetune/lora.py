@@ -49,7 +49,7 @@ class TrainSettings(BaseModel):
     learning_rate: float = Field(1e-5, gt=0)
     """Peak learning rate of AdamW."""
     warmup_steps: int = Field(5, ge=0)
-    """Linear warm-up, then linear decay to zero at the last step."""
+    """Steps of linear warm-up from zero; then linear decay to zero (transformers' `linear` schedule)."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(1.0, gt=0)
@@ -160,10 +160,12 @@ def _steps(
     seed: int,
     on_step: Callable[[StepRecord], None] | None,
 ) -> Iterator[StepRecord]:
+    from transformers import get_linear_schedule_with_warmup
+
     parameters = [p for p in peft_model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     n_steps = settings.n_steps(len(rows))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _linear(settings.warmup_steps, n_steps))
+    schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, n_steps)
     share = settings.lora_dropout == 0 and can_share_prefix(model)
     peft_model.train()
     batches = _batches(len(rows), settings.batch_size, n_steps, seed)
@@ -183,10 +185,6 @@ def _steps(
         if on_step:
             on_step(record)
         yield record
-
-
-def _linear(warmup: int, total: int) -> Callable[[int], float]:
-    return lambda step: min((step + 1) / (warmup + 1), max(0.0, (total - step) / max(1, total - warmup)))
 
 
 def _batches(n_rows: int, size: int, n_steps: int, seed: int) -> Iterator[list[int]]:
