@@ -17,6 +17,7 @@ ENCODING_TYPE = "sgtr-mech-activations"
 ENCODING_VERSION = "1.0"
 LIBVER = ("v110", "v110")
 CHUNK_ROWS = 128
+LAYER_CONVENTION = "layer l is the output of block l, from 0"
 LOGICAL_DTYPES = ("float32", "bfloat16")
 
 

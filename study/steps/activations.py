@@ -124,7 +124,6 @@ def _made_by(step: Step, bench: Bench) -> dict[str, Any]:
         "key": step.key,
         "checkpoint": checkpoint.to_json(),
         "merge": "adapters merged in float32",
-        "layer_convention": "layer l is the output of block l, from 0",
     }
 
 
