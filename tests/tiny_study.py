@@ -98,7 +98,7 @@ def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.2}  # fmt: skip
@@ -109,7 +109,7 @@ def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     return folder
 
 
-def _tokenizer() -> Any:
+def make_tokenizer() -> Any:
     """Byte-level BPE trained on a few lines, so that random tokens make words with spaces between them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
