@@ -1,0 +1,229 @@
+"""Interventions do what they say, where they say, and leave nothing behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from activations.capture import capture
+from mech.chat import Encoded
+from mech.errors import GuardError, InputError
+from mech.generate import Sampling, generate
+from mech.interventions import Ablate, Add, Cap, Patch, intervene
+from mech.models import ChatModel, load_model
+from mech.positions import declared
+from mech.score import response_logprobs
+from tests.tiny_study import save_model
+
+LAYER = 1
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+
+
+@pytest.fixture(scope="module")
+def rows(model: ChatModel) -> list[Encoded]:
+    turns = [
+        [{"role": "user", "content": "Who?" * (1 + i % 3)}, {"role": "assistant", "content": f"the dog {i}"}]
+        for i in range(6)
+    ]
+    return [model.template.encode(t) for t in turns]
+
+
+@pytest.fixture(scope="module")
+def vector(model: ChatModel) -> Tensor:
+    return torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) * 4
+
+
+def by_hand(model: ChatModel, row: Encoded, edit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Logits of one row with a plain torch hook on one block."""
+    handle = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: edit(out))
+    try:
+        with torch.no_grad():
+            return model.hf(input_ids=torch.tensor([row.ids])).logits[0]
+    finally:
+        handle.remove()
+
+
+def scores(logits: Tensor, row: Encoded) -> Tensor:
+    start, stop = row.spans["response"]
+    share = logits.log_softmax(-1)
+    return torch.stack([share[t - 1, row.ids[t]] for t in range(start, stop)])
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "prompt_last", "response"])
+def test_add_in_scoring_is_the_same_addition_by_hand(
+    model: ChatModel, rows: list[Encoded], vector: Tensor, positions: str
+) -> None:
+    with intervene(model, Add(vector, layers=[LAYER], coefficient=0.5, positions=positions)):  # type: ignore[arg-type]
+        ours = response_logprobs(model, rows, token_budget=200)
+    for row, score in zip(rows, ours, strict=True):
+        spans = {"all": (0, len(row.ids)), "prompt_last": (row.n_prompt - 1, row.n_prompt), **row.spans}
+        start, stop = spans[positions]
+        mask = torch.zeros(1, len(row.ids), 1)
+        mask[:, start:stop] = 1
+        expected = scores(by_hand(model, row, lambda h, m=mask: h + m * 0.5 * vector), row)
+        torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ablate_takes_the_direction_out_and_cap_bounds_it(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    unit = (vector / vector.norm()).numpy()
+    plain = capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit
+    with intervene(model, Ablate(vector, layers=[LAYER])):
+        ablated = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    np.testing.assert_allclose(ablated @ unit, 0, atol=1e-4)
+    middle = float(np.median(plain))
+    with intervene(model, Cap(vector, layers=[LAYER], ceiling=middle)):
+        np.testing.assert_allclose(
+            capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit, np.minimum(plain, middle), atol=1e-4
+        )
+    with intervene(model, Cap(vector, layers=[LAYER], floor=middle)):
+        np.testing.assert_allclose(
+            capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit, np.maximum(plain, middle), atol=1e-4
+        )
+
+
+def test_patch_puts_another_runs_stream_in_place(model: ChatModel, rows: list[Encoded]) -> None:
+    ids, other = torch.tensor([rows[0].ids]), torch.tensor([rows[3].ids])
+    found: list[Tensor] = []
+    handle = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: found.append(out.detach()))
+    expected = model.hf(input_ids=other).logits
+    handle.remove()
+    assert ids.shape == other.shape
+    with intervene(model, Patch(torch.stack(found), layers=[LAYER])):
+        torch.testing.assert_close(model.hf(input_ids=ids).logits, expected)
+    with pytest.raises(InputError, match="Patch: values have shape"), intervene(model, Patch(torch.stack(found), layers=[LAYER])):
+        model.hf(input_ids=ids[:, :-1])
+
+
+def test_several_act_in_the_order_given(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
+    unit = (vector / vector.norm()).numpy()
+    with intervene(model, Ablate(vector, layers=[LAYER]), Add(vector, layers=[LAYER])):
+        h = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    np.testing.assert_allclose(h @ unit, float(vector.norm()), rtol=1e-4)
+    with intervene(model, Add(vector, layers=[LAYER])), intervene(model, Ablate(vector, layers=[LAYER])):
+        h = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    np.testing.assert_allclose(h @ unit, 0, atol=1e-4)
+
+
+def test_a_vector_by_layer_is_indexed_by_layer(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
+    by_layer = torch.stack([torch.full_like(vector, 9.0), vector, torch.full_like(vector, 7.0)])
+    results = []
+    for given in (vector, by_layer, by_layer.numpy()):
+        with intervene(model, Add(given, layers=[LAYER])):
+            results.append(capture(model, rows)["resid_post", "prompt_last"])
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def seen_positions(model: ChatModel, prompts: list[Encoded], positions: str) -> list[Tensor]:
+    """Which tokens of each forward pass of a generation are edited."""
+    changed: list[Tensor] = []
+    before: list[Tensor] = []
+    vector = torch.ones(model.d_model) * 5
+    first = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: before.append(out.detach().clone()))
+    try:
+        with intervene(model, Add(vector, layers=[LAYER], positions=positions)):  # type: ignore[arg-type]
+            last = model.blocks[LAYER].register_forward_hook(
+                lambda _m, _i, out: changed.append((out - before[-1]).abs().sum(-1) > 1)
+            )
+            generate(model, prompts, Sampling(max_new_tokens=4))
+            last.remove()
+    finally:
+        first.remove()
+    return changed
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "prompt_last", "response"])
+def test_positions_in_generation_are_exact_under_left_padding(
+    model: ChatModel, rows: list[Encoded], positions: str
+) -> None:
+    prompts = sorted(rows, key=lambda r: -r.n_prompt)
+    passes = seen_positions(model, prompts, positions)
+    longest = max(r.n_prompt for r in prompts)
+    expected = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for i, row in enumerate(prompts):
+        if positions in ("all", "prompt"):
+            expected[i, longest - row.n_prompt :] = True
+        if positions == "prompt_last":
+            expected[i, -1] = True
+    assert torch.equal(passes[0], expected)
+    assert len(passes) == 4
+    for later in passes[1:]:
+        assert later.shape == (len(prompts), 1)
+        assert bool(later.all()) == (positions in ("all", "response"))
+        assert bool(later.any()) == (positions in ("all", "response"))
+
+
+def test_a_steered_row_does_not_depend_on_its_batch(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
+    with intervene(model, Add(vector, layers=[LAYER], positions="response")):
+        texts = [generate(model, rows, Sampling(6, 1.0, batch_size=size)) for size in (1, 4)]
+    assert texts[0] == texts[1]
+    assert texts[0] != generate(model, rows, Sampling(6, 1.0))
+
+
+def test_outputs_are_bit_identical_afterwards_also_after_an_error(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    ids = torch.tensor([rows[0].ids])
+    before = model.hf(input_ids=ids).logits
+    with intervene(model, Add(vector, layers=[0, 1, 2])):
+        assert not torch.equal(before, model.hf(input_ids=ids).logits)
+    assert torch.equal(before, model.hf(input_ids=ids).logits)
+    with pytest.raises(RuntimeError, match="midway"), intervene(model, Add(vector, layers=[0])):
+        raise RuntimeError("midway")
+    assert torch.equal(before, model.hf(input_ids=ids).logits)
+    assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_an_intervention_that_meets_nothing_is_an_error(model: ChatModel, vector: Tensor) -> None:
+    with pytest.raises(GuardError, match="Add at layer 1"), intervene(model, Add(vector, layers=[LAYER])):
+        pass
+
+
+def test_positions_must_be_declared(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
+    ids = torch.tensor([rows[0].ids])
+    with pytest.raises(GuardError, match="does not say which tokens are whose"):  # noqa: SIM117
+        with intervene(model, Add(vector, layers=[LAYER], positions="response")):
+            model.hf(input_ids=ids)
+    wrong = {"response": torch.ones(1, 3, dtype=torch.bool)}
+    with pytest.raises(GuardError, match="declared for shape"):  # noqa: SIM117
+        with intervene(model, Add(vector, layers=[LAYER], positions="response")), declared(wrong):
+            model.hf(input_ids=ids)
+
+
+def test_what_does_not_fit_is_refused(model: ChatModel, vector: Tensor) -> None:
+    for wrong, message in (
+        (Add(vector[:-1], layers=[0]), "does not fit this model"),
+        (Add(vector, layers=[9]), "layers 0 to 2"),
+        (Add(vector, layers=[]), "no layers named"),
+        (Add(vector * 0, layers=[0]), "zero or not finite"),
+        (Add(torch.stack([vector] * 2), layers=[0]), "does not fit this model"),
+    ):
+        with pytest.raises(InputError, match=message), intervene(model, wrong):
+            pass
+
+
+def test_add_is_nnsights_addition(model: ChatModel, rows: list[Encoded], vector: Tensor, tmp_path: Path) -> None:
+    import copy
+    import warnings
+
+    import nnsight
+
+    ids = torch.tensor([rows[0].ids])
+    with intervene(model, Add(vector, layers=[LAYER])):
+        ours = model.hf(input_ids=ids).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = nnsight.NNsight(copy.deepcopy(model.hf))
+        with traced.trace(ids):
+            traced.model.layers[LAYER].output[:] = traced.model.layers[LAYER].output + vector
+            theirs = traced.output.logits.save()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,281 @@
+"""Capture, scores and generation against Hugging Face, nnsight and TransformerLens."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from activations.capture import capture
+from mech.batching import plan_batches
+from mech.chat import Encoded
+from mech.errors import GuardError, InputError
+from mech.forward import can_share_prefix
+from mech.generate import Sampling, generate
+from mech.models import ChatModel, load_model
+from mech.score import next_token_logits, response_logprobs
+from mech.sites import SITES
+from tests.tiny_study import make_tokenizer, save_model
+
+TOLERANCE = 1e-4
+"""Relative to the largest activation, float32; batch composition changes rounding, nothing else."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+
+
+def conversations(model: ChatModel, n: int = 9) -> list[Encoded]:
+    """Rows of many lengths, some with the same prompt, one twice."""
+    made = []
+    for i in range(n):
+        question = "Who goes by the river?" if i % 2 else f"Number {i * i}, and a long question at that, who is it?"
+        answer = "the cat " * (1 + i % 4) + str(i)
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        made.append(model.template.encode(turns))
+    return [*made, made[3]] if n > 3 else made
+
+
+def blocks_output(model: ChatModel, row: Encoded) -> list[torch.Tensor]:
+    """Each block's output for one row alone, by plain torch hooks."""
+    found: list[torch.Tensor] = []
+
+    def keep(_module: Any, _inputs: Any, output: Any) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output)[0].detach())
+
+    handles = [block.register_forward_hook(keep) for block in model.blocks]
+    try:
+        with torch.no_grad():
+            model.hf(input_ids=torch.tensor([row.ids]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def assert_close(ours: np.ndarray, expected: np.ndarray) -> None:
+    scale = float(np.abs(expected).max())
+    assert float(np.abs(ours - expected).max()) <= TOLERANCE * scale
+
+
+# -- architectures, found by structure ---------------------------------------------------------------
+
+SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.1}
+GROUPED = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+
+
+def architectures() -> dict[str, Any]:
+    import transformers as t
+
+    return {
+        "llama": t.LlamaConfig(**GROUPED),
+        "qwen2": t.Qwen2Config(**GROUPED),
+        "qwen3": t.Qwen3Config(**GROUPED),
+        "gemma2": t.Gemma2Config(**GROUPED, sliding_window=4096, query_pre_attn_scalar=8),
+        "mistral-sliding": t.MistralConfig(**GROUPED, sliding_window=8),
+        "mixtral": t.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2),
+        "gpt_neox": t.GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=True),
+        "gpt2": t.GPT2Config(n_embd=32, n_layer=3, n_head=4, initializer_range=0.1),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, model: ChatModel) -> None:
+    import transformers
+
+    config = architectures()[name]
+    tokenizer = make_tokenizer()
+    config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
+    config.eos_token_id = tokenizer.eos_token_id
+    torch.manual_seed(0)
+    other = ChatModel(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint)
+    rows = conversations(other)
+    assert can_share_prefix(other) == (name not in ("mistral-sliding", "gemma2"))
+    ours = capture(other, rows, poolings=["prompt_last", "response_mean"], token_budget=200)
+    for i, row in enumerate(rows):
+        for layer, h in enumerate(blocks_output(other, row)):
+            start, stop = row.spans["response"]
+            assert_close(ours["resid_post", "prompt_last"][i, layer], h[row.n_prompt - 1].numpy())
+            assert_close(ours["resid_post", "response_mean"][i, layer], h[start:stop].mean(0).numpy())
+    logits = next_token_logits(other, rows)
+    plain = torch.stack([other.hf(input_ids=torch.tensor([r.ids[: r.n_prompt]])).logits[0, -1].detach() for r in rows])
+    torch.testing.assert_close(logits, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox", "qwen3"])
+def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) -> None:
+    import transformers
+
+    config = architectures()[name]
+    tokenizer = make_tokenizer()
+    config.vocab_size, config.pad_token_id, config.eos_token_id = len(tokenizer), 1, 1
+    torch.manual_seed(0)
+    other = ChatModel(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint)
+    h = capture(other, conversations(other, 3), poolings=["prompt_last"], sites=list(SITES))
+    parts = {site: h[site, "prompt_last"] for site in SITES}
+    assert_close(parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"], parts["resid_post"])
+    assert_close(parts["resid_pre"][:, 1:], parts["resid_post"][:, :-1])
+
+
+# -- batches, prefixes, layers --------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=12),
+    st.lists(st.integers(0, 2), max_size=30),
+    st.integers(1, 200),
+)
+def test_every_row_is_planned_once_and_whole(rests: list[list[int]], prefix: list[int], budget: int) -> None:
+    rows = [[*prefix, *rest] for rest in rests]
+    batches = plan_batches(rows, token_budget=budget)
+    assert sorted(i for b in batches for i in b.rows) == list(range(len(rows)))
+    for batch in batches:
+        for i, rest in zip(batch.rows, batch.rests, strict=True):
+            assert [*batch.prefix, *rest] == rows[i]
+            assert rest
+        padded = max(map(len, batch.rests)) * len(batch.rows)
+        assert padded <= budget or len(batch.rows) == 1
+
+
+def test_a_shared_prefix_is_found_and_stays_within_its_limit() -> None:
+    rows = [[*range(20), 100 + i, 7] for i in range(5)]
+    (batch,) = plan_batches(rows)
+    assert len(batch.prefix) == 20
+    (batch,) = plan_batches(rows, [12, 20, 20, 20, 20])
+    assert len(batch.prefix) == 12
+
+
+@pytest.mark.parametrize("budget", [1, 64, 100_000])
+def test_batching_changes_nothing(model: ChatModel, budget: int) -> None:
+    rows = conversations(model)
+    one = capture(model, rows, poolings=["prompt_last", "response_first_2", "span:prompt"], token_budget=512)
+    other = capture(
+        model, rows[::-1], poolings=["prompt_last", "response_first_2", "span:prompt"], token_budget=budget
+    )
+    for place, array in one.items():
+        assert_close(other[place][::-1], array)
+        assert_close(array[3], array[-1])  # the same row twice
+
+
+def test_some_layers_are_those_of_all(model: ChatModel) -> None:
+    rows = conversations(model, 4)
+    every = capture(model, rows)["resid_post", "prompt_last"]
+    assert_close(capture(model, rows, layers=[2, 0])["resid_post", "prompt_last"], every[:, [2, 0]])
+
+
+def test_nonsense_is_refused(model: ChatModel) -> None:
+    rows = conversations(model, 2)
+    for wrong, message in (
+        ({"layers": [3]}, "layers 0 to 2"),
+        ({"poolings": ["mean"]}, "unknown pooling 'mean'"),
+        ({"poolings": []}, "nothing to capture"),
+    ):
+        with pytest.raises(InputError, match=message):
+            capture(model, rows, **wrong)  # type: ignore[arg-type]
+    prompt = model.template.encode_prompt([{"role": "user", "content": "Who?"}])
+    with pytest.raises(InputError, match="has none for it"):
+        capture(model, [prompt], poolings=["response_mean"])
+
+
+def test_a_model_that_gives_nan_is_stopped_with_row_and_layer(tmp_path: Path) -> None:
+    broken = load_model(str(save_model(tmp_path / "m")))
+    with torch.no_grad():
+        broken.blocks[1].mlp.down_proj.weight.fill_(float("nan"))
+    with pytest.raises(GuardError, match=r"row \d+: resid_post at layer 1 is not finite"):
+        capture(broken, conversations(broken, 2))
+
+
+# -- other libraries ------------------------------------------------------------------------------------
+
+
+def test_nnsight_reads_the_same(model: ChatModel) -> None:
+    import nnsight
+
+    rows = conversations(model, 3)
+    ours = capture(model, rows)["resid_post", "prompt_last"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = nnsight.NNsight(copy.deepcopy(model.hf))
+        for i, row in enumerate(rows):
+            ids = torch.tensor([row.ids])
+            outputs: dict[int, torch.Tensor] = {}
+            with traced.trace(ids):
+                for layer, block in enumerate(traced.model.layers):
+                    outputs[layer] = block.output.save()
+            assert len(outputs) == model.n_layers
+            for layer, h in outputs.items():
+                assert_close(ours[i, layer], h[0, row.n_prompt - 1].detach().numpy())
+
+
+@pytest.mark.slow
+def test_transformer_lens_reads_the_same(model: ChatModel) -> None:
+    rows = conversations(model, 3)
+    ours = capture(model, rows)["resid_post", "prompt_last"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformer_lens.model_bridge import TransformerBridge
+
+        bridge = TransformerBridge.boot_transformers(
+            str(model.checkpoint.path), hf_model=copy.deepcopy(model.hf), tokenizer=copy.deepcopy(model.tokenizer), device="cpu"
+        )
+        for i, row in enumerate(rows):
+            _, cache = bridge.run_with_cache(torch.tensor([row.ids]))
+            for layer in range(model.n_layers):
+                assert_close(ours[i, layer], cache[f"blocks.{layer}.hook_out"][0, row.n_prompt - 1].detach().numpy())
+
+
+# -- scores and generation --------------------------------------------------------------------------------
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(model: ChatModel) -> None:
+    rows = conversations(model)
+    for row, ours in zip(rows, response_logprobs(model, rows, token_budget=150), strict=True):
+        start, stop = row.spans["response"]
+        with torch.no_grad():
+            share = model.hf(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
+        plain = torch.stack([share[t - 1, row.ids[t]] for t in range(start, stop)])
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_generation_is_hugging_faces(model: ChatModel) -> None:
+    prompts = conversations(model)
+    ours = generate(model, prompts, Sampling(max_new_tokens=8, batch_size=4))
+    for row, text in zip(prompts, ours, strict=True):
+        ids = torch.tensor([row.ids[: row.n_prompt]])
+        out = model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
+        answer = out[0, row.n_prompt :].tolist()
+        end = answer.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in answer else len(answer)
+        assert text == model.tokenizer.decode(answer[:end], skip_special_tokens=True)
+
+
+def test_samples_do_not_depend_on_batches(model: ChatModel) -> None:
+    prompts = conversations(model)
+    texts = [generate(model, prompts, Sampling(8, 1.0, seed=3, batch_size=size)) for size in (1, 3, 64)]
+    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] != generate(model, prompts, Sampling(8, 1.0, seed=4))
+    assert texts[0][3] != texts[0][-1]  # equal prompts in two rows are two samples
+
+
+def test_sampling_is_from_the_softmax(model: ChatModel) -> None:
+    """2,000 samples of one token against the model's own distribution: chi-square over its likeliest tokens."""
+    from scipy.stats import chisquare
+
+    prompt = conversations(model, 1)[0]
+    share = (next_token_logits(model, [prompt])[0].double() / 0.7).softmax(-1)
+    n = 2000
+    from mech.generate import _GumbelNoise
+
+    noise = _GumbelNoise(Sampling(1, 0.7, seed=0), list(range(n)))
+    logits = next_token_logits(model, [prompt]).expand(n, -1)
+    drawn = noise(torch.zeros(n, 1, dtype=torch.long), logits).argmax(-1)
+    counts = torch.bincount(drawn, minlength=len(share)).double()
+    likely = share.argsort(descending=True)[:12]
+    observed = [*counts[likely].tolist(), n - float(counts[likely].sum())]
+    expected = [*(n * share[likely]).tolist(), n * (1 - float(share[likely].sum()))]
+    assert chisquare(observed, expected).pvalue > 1e-3
