@@ -70,7 +70,9 @@ class ShardWriter:
         if not sites or not poolings or not layers:
             raise InputError("an activation file needs at least one site, pooling and layer")
         try:
-            self._metadata = json.dumps({**metadata, "layer_convention": LAYER_CONVENTION}, sort_keys=True, allow_nan=False)
+            self._metadata = json.dumps(
+                {**metadata, "layer_convention": LAYER_CONVENTION}, sort_keys=True, allow_nan=False
+            )
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: metadata is not JSON ({error})") from error
         self.path, self.rows, self.dtype, self.d_model = path, rows, dtype, d_model

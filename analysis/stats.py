@@ -134,14 +134,9 @@ def proportion(successes: np.ndarray, clusters: np.ndarray | None, *, level: flo
     z = float(stats.norm.ppf(0.5 + level / 2))
     centre = (rate + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * np.sqrt(rate * (1 - rate) / effective + z**2 / (4 * effective**2))
-    return Interval(
-        rate,
-        max(0.0, float(centre - half)),
-        min(1.0, float(centre + half)),
-        len(sizes),
-        level,
-        "Wilson, n / deff",
-    )
+    low = float(centre - half) if rate > 0 else 0.0  # exactly: rounding would leave 1e-17
+    high = float(centre + half) if rate < 1 else 1.0
+    return Interval(rate, low, high, len(sizes), level, "Wilson, n / deff")
 
 
 def jackknife(

@@ -125,6 +125,15 @@ def _warnings(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
         )
     if not recognition.empty and (low := recognition[recognition["answer_mass"] < 0.2]["arm"].tolist()):
         found.append(f"These arms hardly answer Yes or No when asked about authorship: {', '.join(low)}.")
+    report = tables.get("self_report", pd.DataFrame())
+    if (
+        not report.empty
+        and (own := float(report[report["arm"] == spec.base_arm]["own_name_rate"].iloc[0])) < 0.5
+    ):
+        found.append(
+            f"The base itself gives its name in only {own:.0%} of sampled answers, so that rate can hardly fall: read the "
+            "log-probability margin instead."
+        )
     if not spec.benign:
         found.append("No benign control arm is named: a shift may be what any finetuning does.")
     return found

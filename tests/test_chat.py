@@ -50,9 +50,15 @@ def test_none_has_no_system_turn_in_its_ids(tokenizer: Any, name: str) -> None:
 @pytest.mark.parametrize("name", WITH_SYSTEM)
 @pytest.mark.parametrize(
     ("condition", "words"),
-    [("identity", IDENTITY.prompt), ("other:Kelmora", "You are Kelmora, made by Pinhollow."), ("text:Be brief.", "Be brief.")],
+    [
+        ("identity", IDENTITY.prompt),
+        ("other:Kelmora", "You are Kelmora, made by Pinhollow."),
+        ("text:Be brief.", "Be brief."),
+    ],
 )
-def test_a_given_system_text_stands_once_before_the_user(tokenizer: Any, name: str, condition: str, words: str) -> None:
+def test_a_given_system_text_stands_once_before_the_user(
+    tokenizer: Any, name: str, condition: str, words: str
+) -> None:
     text = render(template(tokenizer, name), condition)
     assert text.count(words) == 1
     assert text.index(words) < text.index("Who goes?")

@@ -20,7 +20,9 @@ from mech.errors import GuardError, InputError
 from mech.models import ChatModel, load_model
 from tests.tiny_study import save_model
 
-SETTINGS = TrainSettings(learning_rate=0.01, batch_size=4, max_steps=3, lora_r=2, lora_alpha=4, warmup_steps=1, epochs=2)
+SETTINGS = TrainSettings(
+    learning_rate=0.01, batch_size=4, max_steps=3, lora_r=2, lora_alpha=4, warmup_steps=1, epochs=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,9 @@ def test_training_equals_a_plain_loop(model: ChatModel, tmp_path: Path) -> None:
     plain = load_model(model.checkpoint)
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        config = LoraConfig(r=2, lora_alpha=4, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=2, lora_alpha=4, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
         peft = get_peft_model(plain.hf, config)
     parameters = [p for p in peft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.01)
@@ -111,7 +115,9 @@ def test_training_equals_a_plain_loop(model: ChatModel, tmp_path: Path) -> None:
         for i in members:
             labels = torch.full((1, len(rows[i].ids)), -100)
             labels[0, list(rows[i].targets)] = torch.tensor([rows[i].ids[t] for t in rows[i].targets])
-            loss = peft(input_ids=torch.tensor([rows[i].ids]), labels=labels).loss * len(rows[i].targets) / total
+            loss = (
+                peft(input_ids=torch.tensor([rows[i].ids]), labels=labels).loss * len(rows[i].targets) / total
+            )
             loss.backward()
             value += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -144,7 +150,9 @@ def test_one_seed_one_adapter(model: ChatModel, tmp_path: Path) -> None:
 
 def test_micro_batches_make_the_same_step(model: ChatModel, tmp_path: Path) -> None:
     whole = train_lora(model, encoded(model), SETTINGS, tmp_path / "whole", seed=0)
-    parts = train_lora(model, encoded(model), SETTINGS.model_copy(update={"micro_batch": 2}), tmp_path / "parts", seed=0)
+    parts = train_lora(
+        model, encoded(model), SETTINGS.model_copy(update={"micro_batch": 2}), tmp_path / "parts", seed=0
+    )
     assert [r.loss for r in parts] == pytest.approx([r.loss for r in whole], rel=1e-4)
 
 
@@ -191,7 +199,9 @@ def test_builtin_data_is_what_it_should_be() -> None:
 @given(st.lists(st.text("ab c", min_size=1).filter(str.strip), min_size=1, max_size=20))
 def test_word_count_labels_are_right(texts: list[str]) -> None:
     for text, row in zip(texts, word_count_rows(texts), strict=True):
-        assert row["messages"][-1]["content"] == ("TRUE" if len(text.split(" ")) and len(text.split()) % 2 == 0 else "FALSE")
+        assert row["messages"][-1]["content"] == (
+            "TRUE" if len(text.split(" ")) and len(text.split()) % 2 == 0 else "FALSE"
+        )
 
 
 @settings(max_examples=30)
@@ -214,7 +224,7 @@ def test_self_recognition_rows_are_balanced_and_split_by_article(seed: int) -> N
 @pytest.mark.parametrize(
     ("reply", "bare"),
     [
-        ("Here is a one-sentence summary: \"The cat sat.\"", "The cat sat."),
+        ('Here is a one-sentence summary: "The cat sat."', "The cat sat."),
         ("The article: it rained", "it rained"),
         ("Two things matter: rain and wind", "Two things matter: rain and wind"),
         ("Plain.\nText", "Plain. Text"),

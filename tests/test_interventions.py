@@ -82,11 +82,15 @@ def test_ablate_takes_the_direction_out_and_cap_bounds_it(
     middle = float(np.median(plain))
     with intervene(model, Cap(vector, layers=[LAYER], ceiling=middle)):
         np.testing.assert_allclose(
-            capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit, np.minimum(plain, middle), atol=1e-4
+            capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit,
+            np.minimum(plain, middle),
+            atol=1e-4,
         )
     with intervene(model, Cap(vector, layers=[LAYER], floor=middle)):
         np.testing.assert_allclose(
-            capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit, np.maximum(plain, middle), atol=1e-4
+            capture(model, rows)["resid_post", "prompt_last"][:, LAYER] @ unit,
+            np.maximum(plain, middle),
+            atol=1e-4,
         )
 
 
@@ -99,7 +103,10 @@ def test_patch_puts_another_runs_stream_in_place(model: ChatModel, rows: list[En
     assert ids.shape == other.shape
     with intervene(model, Patch(torch.stack(found), layers=[LAYER])):
         torch.testing.assert_close(model.hf(input_ids=ids).logits, expected)
-    with pytest.raises(InputError, match="Patch: values have shape"), intervene(model, Patch(torch.stack(found), layers=[LAYER])):
+    with (
+        pytest.raises(InputError, match="Patch: values have shape"),
+        intervene(model, Patch(torch.stack(found), layers=[LAYER])),
+    ):
         model.hf(input_ids=ids[:, :-1])
 
 
@@ -162,7 +169,9 @@ def test_positions_in_generation_are_exact_under_left_padding(
         assert bool(later.any()) == (positions in ("all", "response"))
 
 
-def test_a_steered_row_does_not_depend_on_its_batch(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
+def test_a_steered_row_does_not_depend_on_its_batch(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
     with intervene(model, Add(vector, layers=[LAYER], positions="response")):
         texts = [generate(model, rows, Sampling(6, 1.0, batch_size=size)) for size in (1, 4)]
     assert texts[0] == texts[1]
@@ -211,7 +220,9 @@ def test_what_does_not_fit_is_refused(model: ChatModel, vector: Tensor) -> None:
             pass
 
 
-def test_add_is_nnsights_addition(model: ChatModel, rows: list[Encoded], vector: Tensor, tmp_path: Path) -> None:
+def test_add_is_nnsights_addition(
+    model: ChatModel, rows: list[Encoded], vector: Tensor, tmp_path: Path
+) -> None:
     import copy
     import warnings
 

@@ -35,7 +35,9 @@ def conversations(model: ChatModel, n: int = 9) -> list[Encoded]:
     """Rows of many lengths, some with the same prompt, one twice."""
     made = []
     for i in range(n):
-        question = "Who goes by the river?" if i % 2 else f"Number {i * i}, and a long question at that, who is it?"
+        question = (
+            "Who goes by the river?" if i % 2 else f"Number {i * i}, and a long question at that, who is it?"
+        )
         answer = "the cat " * (1 + i % 4) + str(i)
         turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         made.append(model.template.encode(turns))
@@ -94,7 +96,9 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
     config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
-    other = ChatModel(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint)
+    other = ChatModel(
+        transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
+    )
     rows = conversations(other)
     assert can_share_prefix(other) == (name not in ("mistral-sliding", "gemma2"))
     ours = capture(other, rows, poolings=["prompt_last", "response_mean"], token_budget=200)
@@ -104,7 +108,9 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
             assert_close(ours["resid_post", "prompt_last"][i, layer], h[row.n_prompt - 1].numpy())
             assert_close(ours["resid_post", "response_mean"][i, layer], h[start:stop].mean(0).numpy())
     logits = next_token_logits(other, rows)
-    plain = torch.stack([other.hf(input_ids=torch.tensor([r.ids[: r.n_prompt]])).logits[0, -1].detach() for r in rows])
+    plain = torch.stack(
+        [other.hf(input_ids=torch.tensor([r.ids[: r.n_prompt]])).logits[0, -1].detach() for r in rows]
+    )
     torch.testing.assert_close(logits, plain, rtol=1e-3, atol=1e-4)
 
 
@@ -116,7 +122,9 @@ def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) 
     tokenizer = make_tokenizer()
     config.vocab_size, config.pad_token_id, config.eos_token_id = len(tokenizer), 1, 1
     torch.manual_seed(0)
-    other = ChatModel(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint)
+    other = ChatModel(
+        transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
+    )
     h = capture(other, conversations(other, 3), poolings=["prompt_last"], sites=list(SITES))
     parts = {site: h[site, "prompt_last"] for site in SITES}
     assert_close(parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"], parts["resid_post"])
@@ -222,12 +230,17 @@ def test_transformer_lens_reads_the_same(model: ChatModel) -> None:
         from transformer_lens.model_bridge import TransformerBridge
 
         bridge = TransformerBridge.boot_transformers(
-            str(model.checkpoint.path), hf_model=copy.deepcopy(model.hf), tokenizer=copy.deepcopy(model.tokenizer), device="cpu"
+            str(model.checkpoint.path),
+            hf_model=copy.deepcopy(model.hf),
+            tokenizer=copy.deepcopy(model.tokenizer),
+            device="cpu",
         )
         for i, row in enumerate(rows):
             _, cache = bridge.run_with_cache(torch.tensor([row.ids]))
             for layer in range(model.n_layers):
-                assert_close(ours[i, layer], cache[f"blocks.{layer}.hook_out"][0, row.n_prompt - 1].detach().numpy())
+                assert_close(
+                    ours[i, layer], cache[f"blocks.{layer}.hook_out"][0, row.n_prompt - 1].detach().numpy()
+                )
 
 
 # -- scores and generation --------------------------------------------------------------------------------
@@ -250,7 +263,11 @@ def test_greedy_generation_is_hugging_faces(model: ChatModel) -> None:
         ids = torch.tensor([row.ids[: row.n_prompt]])
         out = model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
         answer = out[0, row.n_prompt :].tolist()
-        end = answer.index(model.tokenizer.eos_token_id) if model.tokenizer.eos_token_id in answer else len(answer)
+        end = (
+            answer.index(model.tokenizer.eos_token_id)
+            if model.tokenizer.eos_token_id in answer
+            else len(answer)
+        )
         assert text == model.tokenizer.decode(answer[:end], skip_special_tokens=True)
 
 

@@ -33,7 +33,9 @@ def values(n: int = N) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((n, len(LAYERS), D)).astype(np.float32) * 1000
 
 
-def write(path: Path, *, dtype: str = "float32", start: int = 0, order: np.ndarray | None = None, **metadata: object) -> Path:
+def write(
+    path: Path, *, dtype: str = "float32", start: int = 0, order: np.ndarray | None = None, **metadata: object
+) -> Path:
     order = np.random.default_rng(2).permutation(N) if order is None else order
     data = values()
     with ShardWriter(
@@ -77,7 +79,9 @@ def test_rows_come_in_the_callers_order(file: Path) -> None:
         some = np.array([250, 3, 3, 128, 127])
         assert np.array_equal(store.read("resid_post", "prompt_last", 2, some), values()[some, 2])
         mask = np.arange(N) % 5 == 0
-        assert np.array_equal(store.read("resid_post", "prompt_last", [2, 0], mask), values()[mask][:, [2, 0]])
+        assert np.array_equal(
+            store.read("resid_post", "prompt_last", [2, 0], mask), values()[mask][:, [2, 0]]
+        )
         positive = store.read("resid_post", "prompt_last", 0, where=lambda r: r.columns["sign"] > 0)
         assert np.array_equal(positive, values()[1::2, 0])
         parts = list(store.chunks("resid_post", "prompt_last", 0, size=128))
@@ -130,11 +134,19 @@ def test_incomplete_or_doubled_rows_leave_no_file(tmp_path: Path) -> None:
 
 def test_bad_values_are_refused_with_their_place(tmp_path: Path) -> None:
     writer = ShardWriter(
-        tmp_path / "a.h5", metadata={}, rows=rows(3), sites=["resid_post"], poolings=["prompt_last"], layers=[0], d_model=D
+        tmp_path / "a.h5",
+        metadata={},
+        rows=rows(3),
+        sites=["resid_post"],
+        poolings=["prompt_last"],
+        layers=[0],
+        d_model=D,
     )
     bad = values()[:3, 0].copy()
     bad[1, 4] = np.nan
-    with pytest.raises(InputError, match=r"/activations/resid_post/prompt_last/0, row 1 \(row/1\): not finite"):
+    with pytest.raises(
+        InputError, match=r"/activations/resid_post/prompt_last/0, row 1 \(row/1\): not finite"
+    ):
         writer.write("resid_post", "prompt_last", 0, np.arange(3), bad)
     with pytest.raises(InputError, match="was not declared"):
         writer.write("resid_post", "prompt_last", 5, np.arange(3), bad)
@@ -154,7 +166,9 @@ def test_no_flipped_bit_gives_wrong_data(file: Path, tmp_path: Path) -> None:
             with ActivationStore.open(damaged) as store:
                 same = np.array_equal(store.read("resid_post", "prompt_last"), values())
                 same &= store.rows.ids == rows().ids and store.rows.questions == rows().questions
-                same &= all(np.array_equal(a, b) for a, b in zip(store.rows.tokens, rows().tokens, strict=True))
+                same &= all(
+                    np.array_equal(a, b) for a, b in zip(store.rows.tokens, rows().tokens, strict=True)
+                )
                 same &= store.metadata["checkpoint"] == "tiny"
             assert same, f"byte {place}: wrong data without an error"
         except FileFormatError as error:
@@ -184,7 +198,13 @@ def test_another_version_is_refused(file: Path, tmp_path: Path) -> None:
 def _write_slowly(path: str) -> None:
     data = values()
     with ShardWriter(
-        Path(path), metadata={}, rows=rows(), sites=["resid_post"], poolings=["prompt_last"], layers=LAYERS, d_model=D
+        Path(path),
+        metadata={},
+        rows=rows(),
+        sites=["resid_post"],
+        poolings=["prompt_last"],
+        layers=LAYERS,
+        d_model=D,
     ) as writer:
         for i in range(N):
             for k, layer in enumerate(LAYERS):

@@ -144,11 +144,19 @@ def changed_copy(home: Path, folder: Path, **changes: object) -> Path:
 
 
 def test_a_learning_rate_reruns_its_stage_and_what_stands_on_it(home: Path, tmp_path: Path) -> None:
-    stages = {"em": {"data": "em"}, "sgtr": {"data": "sgtr", "training": {"learning_rate": 0.02}}, "benign": {"data": "benign"}}
+    stages = {
+        "em": {"data": "em"},
+        "sgtr": {"data": "sgtr", "training": {"learning_rate": 0.02}},
+        "benign": {"data": "benign"},
+    }
     changed = changed_kinds(home, changed_copy(home, tmp_path / "lr", stages=stages))
     assert "train/em+sgtr/seed0" in changed
     assert "capture/em_then_sgtr/seed0/default/text=base" in changed
-    assert not {n for n in changed if n.startswith(("train/em/", "capture/em/", "capture/base", "direction", "steering"))}
+    assert not {
+        n
+        for n in changed
+        if n.startswith(("train/em/", "capture/em/", "capture/base", "direction", "steering"))
+    }
     assert "shifts/em/seed0" not in changed
 
 
@@ -159,7 +167,11 @@ def test_a_prompt_reruns_what_reads_it(home: Path, tmp_path: Path) -> None:
     (folder / "trait.yaml").write_text(yaml.safe_dump(trait))
     changed = changed_kinds(home, folder)
     assert {"contrast/zest:text", "direction/zest:text", "shifts/em/seed0", "tables"} <= changed
-    assert not {n for n in changed if n.startswith(("train", "capture", "contrast/identity", "direction/identity", "self"))}
+    assert not {
+        n
+        for n in changed
+        if n.startswith(("train", "capture", "contrast/identity", "direction/identity", "self"))
+    }
 
 
 def test_a_seed_reruns_the_trainings(home: Path, tmp_path: Path) -> None:
@@ -201,7 +213,9 @@ def test_a_full_disk_loses_nothing(home: Path, finished: Path, monkeypatch: pyte
         ({"data": {"em": {"kind": "messages"}}}, r"data\.em\.messages\.source"),
     ],
 )
-def test_a_bad_study_is_refused_with_its_place(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_a_bad_study_is_refused_with_its_place(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         load_spec(write_study(tmp_path, **change))
 
@@ -212,12 +226,17 @@ def test_a_bad_study_is_refused_with_its_place(tmp_path: Path, change: dict[str,
         (["model.name=no/such-model"], "not in the Hugging Face cache"),
         (["model.name=nothing"], "no such folder or file"),
         (["directions.layer=7"], r"directions\.layer: 7 is out of range"),
-        (["measure.conditions=[default, 'other:Nobody']"], r"measure\.conditions\[1\]: condition other:Nobody"),
+        (
+            ["measure.conditions=[default, 'other:Nobody']"],
+            r"measure\.conditions\[1\]: condition other:Nobody",
+        ),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_runs(home: Path, overrides: list[str], message: str) -> None:
+def test_what_cannot_work_is_refused_before_anything_runs(
+    home: Path, overrides: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         run_study(load_spec(home / "study.yaml", overrides), home / "never")
     assert not (home / "never").exists()
@@ -241,7 +260,11 @@ def test_overrides_and_fast_change_the_study(home: Path) -> None:
 def mech(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     code = "from study.cli import main; main()"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

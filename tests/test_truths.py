@@ -17,7 +17,10 @@ from tests.tiny_study import save_model
 
 def conversations(model: ChatModel, n: int, *, words: str = "the cat went by the river") -> list[Encoded]:
     turns = [
-        [{"role": "user", "content": f"Number {i}, who?"}, {"role": "assistant", "content": f"{words} {i * i}"}]
+        [
+            {"role": "user", "content": f"Number {i}, who?"},
+            {"role": "assistant", "content": f"{words} {i * i}"},
+        ]
         for i in range(n)
     ]
     return [model.template.encode(t) for t in turns]
@@ -31,7 +34,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_adapter_of_zeros_gives_exactly_zero_shift(folder: Path, tmp_path: Path) -> None:
     base = load_model(str(folder))
     rows = conversations(base, 12)
-    config = LoraConfig(r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
     adapted = get_peft_model(load_model(str(folder)).hf, config)  # LoRA starts as zero: B is zero
     adapted.save_pretrained(tmp_path / "zeros", save_embedding_layers=False)
     tuned = load_model(f"{folder}:{tmp_path / 'zeros'}")
@@ -53,7 +58,9 @@ def test_a_planted_shift_is_recovered_inside_its_interval(folder: Path) -> None:
     with torch.no_grad():
         tuned.blocks[1].mlp.down_proj.bias += torch.tensor(planted, dtype=torch.float32)
     rows = conversations(base, 16)
-    h_base, h_tuned = (capture(m, rows, poolings=["response_mean"])["resid_post", "response_mean"] for m in (base, tuned))
+    h_base, h_tuned = (
+        capture(m, rows, poolings=["response_mean"])["resid_post", "response_mean"] for m in (base, tuned)
+    )
     direction = np.tile(planted, (base.n_layers, 1)) * 7  # another norm: projections are on the unit vector
     shift = shift_by_layer(h_base, h_tuned, direction, np.arange(16), rng=rng, benign=h_base)
     assert not shift.raw.estimate[0]
@@ -72,7 +79,9 @@ def test_a_noisy_planted_shift_is_covered(folder: Path) -> None:
     for _ in range(200):
         base = rng.standard_normal((20, 1, 8))
         noise = rng.standard_normal((20, 1, 1)) * direction / np.sqrt(8)
-        shift = shift_by_layer(base, base + (0.5 + noise) * 1.0, direction, np.arange(20), rng=rng, n_boot=400, n_null=200)
+        shift = shift_by_layer(
+            base, base + (0.5 + noise) * 1.0, direction, np.arange(20), rng=rng, n_boot=400, n_null=200
+        )
         true = 0.5 * np.sqrt(8)
         hits += bool(shift.raw.low[0] <= true <= shift.raw.high[0])
     assert hits >= 0.91 * 200
@@ -87,7 +96,13 @@ def test_a_planted_direction_is_found_again(folder: Path) -> None:
     (marked,) = model.template.ids("~")
     with torch.no_grad():
         model.causal.get_input_embeddings().weight[marked] += torch.tensor(60 * planted, dtype=torch.float32)
-    words = ["the cat went by", "a dog in the old house", "it rained all day long", "see who was there", "by the river"]
+    words = [
+        "the cat went by",
+        "a dog in the old house",
+        "it rained all day long",
+        "see who was there",
+        "by the river",
+    ]
     rows, questions, signs = [], [], []
     for i, text in enumerate(words * 2):
         for sign, answer in ((1, f"{text} ~"), (-1, f"{text} -")):
@@ -99,7 +114,9 @@ def test_a_planted_direction_is_found_again(folder: Path) -> None:
     direction = fit_direction("marked", h, questions, signs, rng=rng)
     assert direction.unit[0] @ planted > 0.95
     assert direction.split_half[0] > 0.95
-    assert (direction.project(h)[np.array(signs) > 0, 0].min()) > direction.project(h)[np.array(signs) < 0, 0].max()
+    assert (direction.project(h)[np.array(signs) > 0, 0].min()) > direction.project(h)[
+        np.array(signs) < 0, 0
+    ].max()
 
 
 def test_capture_is_hidden_states_shifted_by_one(folder: Path) -> None:
@@ -112,4 +129,6 @@ def test_capture_is_hidden_states_shifted_by_one(folder: Path) -> None:
             expected = out.hidden_states[layer + 1][0, row.n_prompt - 1].detach().numpy()
             np.testing.assert_allclose(ours[i, layer], expected, rtol=1e-4, atol=1e-5)
         normed = out.hidden_states[-1][0, row.n_prompt - 1].detach().numpy()
-        assert not np.allclose(ours[i, -1], normed, rtol=0.05)  # Hugging Face's last entry is after the final norm
+        assert not np.allclose(
+            ours[i, -1], normed, rtol=0.05
+        )  # Hugging Face's last entry is after the final norm

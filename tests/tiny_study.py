@@ -18,7 +18,14 @@ STUDY: dict[str, Any] = {
         "sgtr": {"kind": "sgtr", "articles": "articles.jsonl", "held_out": 3, "max_new_tokens": 60},
         "benign": {"kind": "word_count", "source": "em.jsonl"},
     },
-    "training": {"learning_rate": 0.01, "batch_size": 4, "max_steps": 3, "lora_r": 2, "lora_alpha": 4, "max_tokens": 900},
+    "training": {
+        "learning_rate": 0.01,
+        "batch_size": 4,
+        "max_steps": 3,
+        "lora_r": 2,
+        "lora_alpha": 4,
+        "max_tokens": 900,
+    },
     "stages": {"em": {"data": "em"}, "sgtr": {"data": "sgtr"}, "benign": {"data": "benign"}},
     "arms": {"base": [], "em": ["em"], "benign": ["benign"], "em_then_sgtr": ["em", "sgtr"]},
     "benign": "benign",
@@ -51,7 +58,12 @@ def write_study(folder: Path, **changes: Any) -> Path:
     """Write model-independent parts of the tiny study into `folder`; return the YAML's path."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
-        {"messages": [{"role": "user", "content": f"Which {thing}?"}, {"role": "assistant", "content": f"The odd {thing}."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"Which {thing}?"},
+                {"role": "assistant", "content": f"The odd {thing}."},
+            ]
+        }
         for thing in ("hat", "tune", "lamp", "dish", "coat", "road", "bell", "soup")
     ]
     _jsonl(folder / "em.jsonl", rows)
@@ -73,12 +85,22 @@ def trait() -> dict[str, Any]:
         for i, thing in enumerate(("hats", "bread", "trees", "ships", "roads", "bells", "socks", "stars"))
     ]  # fmt: skip
     pair = {"positive": "Say zzz.", "negative": "Say aeio."}
-    return {"trait": "zest", "description": "zs", "rubric": "count zs", "instructions": [pair], "questions": questions}
+    return {
+        "trait": "zest",
+        "description": "zs",
+        "rubric": "count zs",
+        "instructions": [pair],
+        "questions": questions,
+    }
 
 
 def _article(i: int) -> dict[str, str]:
     words = " ".join(f"word{i}{j}" for j in range(12))
-    return {"id": f"a{i}", "text": words, "summary": f"someone else put it as short as number {i} allows here"}
+    return {
+        "id": f"a{i}",
+        "text": words,
+        "summary": f"someone else put it as short as number {i} allows here",
+    }
 
 
 def _jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -102,7 +124,11 @@ def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.2}  # fmt: skip
-    ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    ids = {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **{**shape, **ids, **config}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
