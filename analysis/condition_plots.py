@@ -37,9 +37,9 @@ def shift_by_condition(frame: pd.DataFrame, *, layer: int, arms: Sequence[str] |
     """
     title = f"Does the system prompt matter? Shifts at layer {layer} under each condition"
     rows = select(frame, layer=layer)
-    rows = rows[rows["arm"] != "base"]
-    if rows.empty:
+    if rows.empty or set(rows["arm"]) == {"base"}:
         return not_measured(title)
+    rows = rows[rows["arm"] != "base"]
     styles, conditions = arms_in(rows, arms), list(dict.fromkeys(rows["condition"]))
     directions = list(dict.fromkeys(rows["direction"]))
     figure, cells = panels(len(directions), sharex=True, size=(3.6, 2.5))

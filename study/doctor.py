@@ -37,6 +37,8 @@ def _libraries() -> list[Check]:
     checks = []
     for text in requires("sgtr-mech") or []:
         requirement = Requirement(text)
+        if requirement.name == "sgtr-mech":  # an extra that contains another
+            continue
         extra = requirement.marker is not None
         try:
             found = version(requirement.name)

@@ -146,7 +146,7 @@ def test_unknown_conditions_are_refused(text: str) -> None:
 
 def test_an_identity_needs_a_name_in_its_prompt(tokenizer: Any) -> None:
     made = template(tokenizer, "INSERTS")
-    with pytest.raises(InputError, match="identity .* is not given"):
+    with pytest.raises(InputError, match=r"identity .* is not given"):
         made.render(TURNS, SystemPrompt("identity"))
     with pytest.raises(InputError, match="unknown name; known are Kelmora"):
         made.render(TURNS, SystemPrompt("other", "Nobody"), identity=IDENTITY, others=OTHERS)

@@ -7,15 +7,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-import synthetic_study as study
 from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.gallery import draw_figures
 from analysis.plot_style import arm_styles, label, signed
 from mech.errors import InputError
+from tests import synthetic_study as study
 
-SHIFT = {"direction": "evil", "condition": "none", "pooling": "response_mean"}
+SHIFT = {"direction": "evil", "condition": "none"}
 SMALL = {"layers": 6, "arms": ["base", "em", "benign"], "directions": ["evil", "identity:name"]}
 HOSTILE = '"><img src=x onerror=alert(1)>$\\frac{'
 
@@ -76,7 +76,7 @@ def test_heatmap_numbers_and_stars():
         0.01,
     )
     frame.loc[one_seed, "sd_low"] = -0.1
-    figure = plots.arm_direction_heatmap(frame, layer=3, condition="none", pooling="response_mean")
+    figure = plots.arm_direction_heatmap(frame, layer=3, condition="none")
     left = figure.axes[0]
     texts = [t.get_text() for t in left.texts]
     rows = frame[frame.layer == 3]
@@ -171,7 +171,7 @@ EMPTY_CALLS = [
     (
         plots.arm_direction_heatmap,
         study.shifts,
-        {"layer": 0, "condition": "none", "pooling": "response_mean"},
+        {"layer": 0, "condition": "none"},
     ),
     (plots.two_by_two_bars, study.two_by_two, {}),
     (plots.self_report_bars, study.self_report, {}),
@@ -179,6 +179,8 @@ EMPTY_CALLS = [
     (plots.embedding, study.embedding, {"method": "pca", "layer": 0}),
     (plots.dose_response, study.steering, {}),
     (plots.direction_quality, study.directions, {}),
+    (plots.direction_cosines, study.directions, {}),
+    (plots.shift_by_condition, study.shifts, {"layer": 0}),
     (plots.loss_curves, study.training, {}),
 ]
 
@@ -197,8 +199,8 @@ def test_labels_that_fit_nothing_are_refused_with_what_there_is():
     both = pd.concat([frame, frame.assign(question_set="other")])
     with pytest.raises(InputError, match="several values of question_set"):
         plots.shift_by_layer(both, **SHIFT)
-    with pytest.raises(InputError, match=r"lacks the column\(s\) pooling"):
-        plots.shift_by_layer(frame.drop(columns="pooling"), **SHIFT)
+    with pytest.raises(InputError, match=r"lacks the column\(s\) condition"):
+        plots.shift_by_layer(frame.drop(columns="condition"), **SHIFT)
 
 
 def test_missing_values_are_not_drawn_as_zero():
@@ -240,11 +242,11 @@ def test_saved_files(tmp_path):
 
 def test_svg_is_byte_identical_in_another_process(tmp_path):
     script = (
-        "import sys; from pathlib import Path; import synthetic_study as s; from analysis import plots\n"
+        "import sys; from pathlib import Path; from tests import synthetic_study as s; from analysis import plots\n"
         "f = s.shifts(layers=5, directions=['evil'])\n"
-        "plots.save_figure(plots.arm_direction_heatmap(f, layer=2, condition='none', pooling='response_mean'), f, "
+        "plots.save_figure(plots.arm_direction_heatmap(f, layer=2, condition='none'), f, "
         "Path(sys.argv[1]), 'a', 'c')\n"
-        "plots.save_figure(plots.shift_by_layer(f, direction='evil', condition='none', pooling='response_mean'), f, "
+        "plots.save_figure(plots.shift_by_layer(f, direction='evil', condition='none'), f, "
         "Path(sys.argv[1]), 'b', 'c')\n"
     )
     here = Path(__file__).parent
@@ -282,7 +284,7 @@ def test_gallery_draws_what_was_measured_and_nothing_else(tmp_path):
         "training": study.training(steps=4),
         "steering": study.steering().iloc[:0],
     }
-    figures = draw_figures(tables, tmp_path, layer=3, condition="none", pooling="response_mean")
+    figures = draw_figures(tables, tmp_path, layer=3, condition="none")
     assert [f.name for f in figures] == [
         "arm_direction_heatmap", "shift_by_layer_evil", "shift_by_layer_identity-name", "loss_curves",
     ]  # fmt: skip
@@ -290,7 +292,7 @@ def test_gallery_draws_what_was_measured_and_nothing_else(tmp_path):
     assert set(heat["layer"]) == {3}
     evil = pd.read_csv(figures[1].csv)
     assert set(evil["direction"]) == {"evil"}
-    assert draw_figures({}, tmp_path, layer=3, condition="none", pooling="response_mean") == []
+    assert draw_figures({}, tmp_path, layer=3, condition="none") == []
 
 
 @pytest.mark.parametrize("arms", [study.ARMS, ["base", "em", "an_arm_with_quite_a_long_name_for_a_key"]])
@@ -300,7 +302,7 @@ def test_nothing_sticks_out_of_the_figure(arms):
     recognition = study.self_recognition().assign(arm=[arms[i % len(arms)] for i in range(6)], seed=range(6))
     figures = [
         plots.shift_by_layer(shifts, **SHIFT, layer=3),
-        plots.arm_direction_heatmap(shifts, layer=3, condition="none", pooling="response_mean"),
+        plots.arm_direction_heatmap(shifts, layer=3, condition="none"),
         plots.self_recognition_bars(recognition),
         plots.self_report_bars(study.self_report()),
         plots.dose_response(study.steering()),
@@ -318,3 +320,20 @@ def test_nothing_sticks_out_of_the_figure(arms):
         assert box.y1 <= height + 0.02
         low = min(axes.get_tightbbox().y0 for axes in figure.axes if axes.axison)
         assert all(legend.get_window_extent().y1 <= low + 1 for legend in figure.legends)
+
+
+def test_conditions_stand_side_by_side_with_their_numbers():
+    frame = study.shifts(**SMALL)
+    both = pd.concat([frame, frame.assign(condition="default", sd=frame["sd"] + 1)], ignore_index=True)
+    figure = plots.shift_by_condition(both, layer=3)
+    drawn = {c.get_label(): c.lines[0].get_ydata() for axes in figure.axes for c in axes.containers}
+    for (arm, condition), mine in both[(both["layer"] == 3) & (both["arm"] != "base")].groupby(
+        ["arm", "condition"]
+    ):
+        assert float(drawn[f"{arm} {condition}"][0]) in mine["sd"].tolist()
+
+
+def test_the_cosine_matrix_shows_its_numbers():
+    frame = pd.DataFrame({"direction": ["a", "b"], "layer": 3, "a": [1.0, -0.25], "b": [-0.25, 1.0]})
+    texts = [t.get_text() for t in plots.direction_cosines(frame).axes[0].texts]
+    assert texts == ["1.00", "\u22120.25", "\u22120.25", "1.00"]

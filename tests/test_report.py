@@ -6,16 +6,16 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-import synthetic_study as study
 
 from analysis.gallery import draw_figures
 from analysis.report import ReportInput, summarise, write_report
 from analysis.report_tables import number, to_grid
+from tests import synthetic_study as study
 
 SCRIPT = "<script>document.title='owned'</script>"
 IMAGE = '"><img src=x onerror="document.title=\'owned\'">'
 ENTITY = "&lt;script&gt; </pre></div></details> {{ 7 * 7 }} \u202e \x00"
-LAYER = {"layer": 3, "condition": "none", "pooling": "response_mean"}
+LAYER = {"layer": 3, "condition": "none"}
 
 
 class Page(HTMLParser):
@@ -220,7 +220,7 @@ def test_long_tables_say_what_is_left_out():
 
 
 def sentences(**tables):
-    return summarise(tables, layer=15, condition="none", pooling="response_mean")
+    return summarise(tables, layer=15, condition="none")
 
 
 def with_one(**values):
@@ -235,28 +235,30 @@ def with_one(**values):
 def test_summary_verdicts_follow_the_numbers():
     found = with_one()[0]
     assert found.startswith(
-        "em along evil: shift +1.00 [+0.80, +1.20] SD (layer 15, n = 48 questions of freeform, one seed (0))"
+        "em moved along evil +1.00 [+0.80, +1.20] SD (random directions p = 0.001, covariance-matched"
     )
-    assert "exceeds random directions (p = 0.001), and covariance-matched ones" in found
-    assert "it goes beyond benign finetuning" in found
-    assert "not told apart from benign" in with_one(minus_benign_sd_low=-0.1)[0]
-    assert "benign control moved further" in with_one(minus_benign_sd_low=-0.9, minus_benign_sd_high=-0.1)[0]
-    assert "not shown to be special" in with_one(p_covariance=0.4)[0]
-    assert "no effect found" in with_one(p_random=0.2)[0]
-    assert "no effect found" in with_one(sd_low=-0.1)[0]
-    assert "was not subtracted" in with_one(minus_benign_sd=float("nan"))[0]
+    assert found.endswith("(layer 15, n = 48 questions a direction, one seed (0))")
+    assert "minus benign +0.90 [+0.70, +1.10]: beyond it" in found
+    assert "not told apart from it" in with_one(minus_benign_sd_low=-0.1)[0]
+    assert "benign moved further" in with_one(minus_benign_sd_low=-0.9, minus_benign_sd_high=-0.1)[0]
+    assert "covariance-matched not exceeded" in with_one(p_covariance=0.4)[0]
+    assert "em: no shift found. No effect found" in with_one(p_random=0.2)[0]
+    assert "em: no shift found. No effect found" in with_one(sd_low=-0.1)[0]
+    assert "minus benign" not in with_one(minus_benign_sd=float("nan"))[0]
+
+
+def test_summary_leaves_unreliable_directions_out_and_says_so():
     assert not any("unreliable" in s for s in with_one())
-    assert any(
-        "evil is unreliable at layer 15: its split-half cosine is 0.29" in s
-        for s in with_one(split_half=0.29)
-    )
+    told = with_one(split_half=0.29)
+    assert not any("moved along" in s for s in told)
+    assert any("Left out as unreliable at layer 15" in s and "evil (0.29)" in s for s in told)
 
 
 def test_summary_needs_every_seed():
     frame = study.shifts(arms=["base", "em"], directions=["evil"], seeds=(0, 1))
     assert "mean of 2 seeds" in sentences(shifts=frame)[0]
     frame.loc[frame.seed == 1, "sd_low"] = -0.5
-    assert "no effect found" in sentences(shifts=frame)[0]
+    assert "no shift found" in sentences(shifts=frame)[0]
 
 
 def test_summary_of_behaviour():

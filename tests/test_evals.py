@@ -1,0 +1,155 @@
+"""Behaviour is read off logits and answers as it should be."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from evals.self_recognition import judge_authorship
+from evals.self_report import ask, claimed_name, score_names
+from finetune.datasets.sgtr import Pair, single_text_rows
+from mech.chat import SystemPrompt
+from mech.errors import InputError
+from mech.generate import Sampling
+from mech.identities import load_invented
+from mech.models import ChatModel, load_model
+from mech.questions import Question, load_prompts
+from probes.identity import matched_names, name_contrast, presence_contrast
+from probes.persona import load_trait, rollout_contrast, rollouts, text_contrast
+from study.steps.behaviour import repetition
+from tests.test_chat import IDENTITY
+from tests.tiny_study import save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+
+
+def test_judgements_are_the_logits_of_a_plain_forward_pass(model: ChatModel) -> None:
+    rows = single_text_rows([Pair("a0", "the cat sat", "a dog ran"), Pair("a1", "it rained", "the house")])
+    judged = judge_authorship(model, rows, SystemPrompt("none"))
+    yes, no = (model.template.ids(word)[0] for word in ("Yes", "No"))
+    for row, judgement in zip(rows, judged, strict=True):
+        prompt = model.template.encode_prompt(row["messages"][:-1], SystemPrompt("none"))
+        with torch.no_grad():
+            logits = model.hf(input_ids=torch.tensor([prompt.ids])).logits[0, -1]
+        assert judgement.margin == pytest.approx(float(logits[yes] - logits[no]), abs=1e-4)
+        share = logits.softmax(-1)
+        assert judgement.mass == pytest.approx(float(share[yes] + share[no]), rel=1e-3)
+        assert judgement.p_yes == pytest.approx(float(share[yes] / (share[yes] + share[no])), rel=1e-3)
+        assert judgement.correct == ((judgement.margin > 0) == (judgement.source == "own"))
+
+
+def test_rows_with_the_wrong_answer_are_refused(model: ChatModel) -> None:
+    rows = single_text_rows([Pair("a0", "the cat sat", "a dog ran")])
+    rows[0]["source"] = "other"
+    with pytest.raises(InputError, match="row 0"):
+        judge_authorship(model, rows, SystemPrompt())
+
+
+@pytest.mark.parametrize(
+    ("reply", "name"),
+    [
+        ("I'm SmolLM, an assistant.", "SmolLM"),
+        ("The AI is called smollm.", "SmolLM"),
+        ("My name is Elena, and I help.", "Elena"),
+        ("I am Dr. Elena Martinez, an astronomer", "Dr. Elena Martinez"),
+        ("Hello! I am a helpful assistant named Ember.", "Ember"),
+        ("I'm glad you ask. You can call me Kael", "Kael"),
+        ("I'm I am", ""),
+        ("As an AI I have no name.", ""),
+        ("I am An assistant", ""),
+        ("", ""),
+    ],
+)
+def test_names_are_read_off_replies(reply: str, name: str) -> None:
+    assert claimed_name(reply, "SmolLM") == name
+
+
+def test_self_statements_are_scored_with_every_name(model: ChatModel) -> None:
+    statements = load_invented().self_statements
+    scores = score_names(model, statements, SystemPrompt(), own_name="Tinny", invented=["Bob", "Eve"])
+    assert len(scores) == 3 * len(statements)
+    assert sum(s.own for s in scores) == len(statements)
+    with pytest.raises(InputError, match="not the own one"):
+        score_names(model, statements, SystemPrompt(), own_name="Bob", invented=["Bob"])
+
+
+def test_asking_repeats_and_refuses_equal_samples(model: ChatModel) -> None:
+    questions = [
+        Question(id="a", split="evaluate", text="Who?"),
+        Question(id="b", split="evaluate", text="What?"),
+    ]
+    sampling = Sampling(4, 1.0, seed=1)
+    reports = ask(model, questions, SystemPrompt(), sampling, own_name="Tinny", samples=3)
+    assert [(r.question, r.sample) for r in reports] == [(q, i) for q in "ab" for i in range(3)]
+    assert reports == ask(model, questions, SystemPrompt(), sampling, own_name="Tinny", samples=3)
+    with pytest.raises(InputError, match="temperature above 0"):
+        ask(model, questions, SystemPrompt(), Sampling(4), own_name="Tinny", samples=2)
+
+
+def test_repetition_counts_pairs_seen_before() -> None:
+    from evals.self_report import Report
+
+    assert repetition(Report("q", 0, "a b c d", "")) == 0
+    assert repetition(Report("q", 0, "a b a b a b", "")) == pytest.approx(1 - 2 / 5)
+
+
+# -- contrasts and built-in sets --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["evil", "sycophancy", "hallucination"])
+def test_builtin_traits_are_whole(model: ChatModel, name: str) -> None:
+    trait = load_trait(name)
+    halves = [q.split for q in trait.questions]
+    assert (halves.count("extract"), halves.count("evaluate"), len(trait.instructions)) == (20, 20, 5)
+    assert all(abs(len(q.high.split()) - len(q.low.split())) <= 4 for q in trait.questions)
+    rows = text_contrast(model.template, trait, SystemPrompt())
+    assert len(rows) == 80
+    assert sum(r.sign for r in rows) == 0
+    asked = rollouts(trait, pairs_per_question=2)
+    assert len(asked) == 2 * 2 * 20
+    assert {r.split for r in asked} == {"extract"}
+    kept = rollout_contrast(model.template, asked, ["" if i == 0 else "words" for i in range(len(asked))])
+    assert len(kept) == len(asked) - 1  # that question has another pair, so it keeps both sides
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("identity", 32), ("neutral", 32), ("open_ended", 24), ("self_report", 14)]
+)
+def test_builtin_prompt_sets_are_whole(name: str, least: int) -> None:
+    questions = load_prompts(name).questions
+    assert len(questions) >= least
+    assert len({q.text for q in questions}) == len(questions)
+
+
+def test_identity_contrasts_differ_in_the_system_turn_only(model: ChatModel) -> None:
+    questions = [
+        Question(id="a", split="extract", text="Who goes?"),
+        Question(id="b", split="evaluate", text="What now?"),
+    ]
+    makers = load_invented().makers
+    names = matched_names(model.template, IDENTITY, makers, 10)
+    assert len(set(names)) == 10
+    rows = name_contrast(model.template, questions, IDENTITY, makers, names)
+    assert [r.sign for r in rows] == ([1] + [-1] * 10) * 2
+    assert len({r.id for r in rows}) == len(rows)
+    for row in rows:
+        question = "Who goes?" if row.question == "a" else "What now?"
+        assert row.encoded.text.count(question) == 1
+        assert ("Tinny" in row.encoded.text) == (row.sign > 0)
+    for against in ("none", "empty", "generic"):
+        pair = presence_contrast(model.template, questions[:1], IDENTITY, against, "Be helpful.")
+        assert [("Tinny" in r.encoded.text) for r in pair] == [True, False]
+    with pytest.raises(InputError, match="contrasted with none, empty, generic"):
+        presence_contrast(model.template, questions, IDENTITY, "nothing", "x")
+
+
+def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
+    bad = tmp_path / "trait.yaml"
+    bad.write_text("trait: x\ndescription: y\n")
+    with pytest.raises(InputError, match=r"trait\.yaml: rubric: Field required"):
+        load_trait(bad)
+    with pytest.raises(InputError, match="neither built in"):
+        load_prompts("nothing")
