@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from finetune.datasets.rows import read_jsonl, source_path, take
+from finetune.datasets.rows import Row, read_jsonl, read_messages, source_path, take
+from finetune.datasets.summaries import read_articles
 from finetune.lora import TrainSettings
+from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
@@ -11,7 +13,7 @@ from study.plan_base import plan_replies
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, half
 from study.spec import StudySpec
-from study.spec_parts import MessagesData, SelfRecognitionData
+from study.spec_parts import DataSpec, MessagesData, SelfRecognitionData
 from study.step import Step, Work
 
 WORDS_TO_TOKENS = 1.4
@@ -45,8 +47,7 @@ def plan_data(plan: Plan, name: str) -> Step:
     """A dataset, with the base's own summaries before it where it needs them."""
     spec = plan.spec
     part = spec.data[name]
-    source = part.articles if isinstance(part, SelfRecognitionData) else part.source
-    rows = take(read_jsonl(source_path(source)), part.rows)
+    rows = checked_rows(name, part)
     config = {**part.model_dump(), "rows_digest": digest_of(rows), "seed": spec.statistics.seed}
     for location in ("source", "articles"):
         config.pop(location, None)  # what the rows say counts, not where they lie
@@ -58,6 +59,23 @@ def plan_data(plan: Plan, name: str) -> Step:
         work = Work(read=150 * len(rows), generated=part.max_new_tokens * len(rows))
         inputs["summaries"] = [plan.add("summaries", f"summaries/{name}", own, {"checkpoint": ()}, work)]
     return plan.add("data", f"data/{name}", config, inputs)
+
+
+def checked_rows(name: str, part: DataSpec) -> list[Row]:
+    """The rows that a dataset is made from, each checked before anything runs.
+
+    Raises:
+        InputError: a row that cannot be used (file and row), or too few articles to hold some out.
+    """
+    if not isinstance(part, SelfRecognitionData):
+        return take(read_messages(source_path(part.source)), part.rows)
+    path = source_path(part.articles)
+    articles = read_articles(path)[: part.rows]
+    if len(articles) <= part.held_out:
+        raise InputError(
+            f"data.{name}.held_out: {part.held_out} of {len(articles)} articles leave none to train on"
+        )
+    return take(read_jsonl(path), part.rows)
 
 
 def plan_measures(

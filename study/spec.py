@@ -77,8 +77,8 @@ class StudySpec(Part):
         for name, stages in self.arms.items():
             for stage_name in stages:
                 _known(f"arms.{name}", stage_name, self.stages)
-        if [] not in [list(stages) for stages in self.arms.values()]:
-            raise ValueError("arms: one arm must be the base itself (`base: []`)")
+        if [len(stages) for stages in self.arms.values()].count(0) != 1:
+            raise ValueError("arms: one arm, and only one, must be the base itself (`base: []`)")
         if self.benign is not None:
             _known("benign", self.benign, self.arms)
         for arm in self.measure.own_text:

