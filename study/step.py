@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from mech.files import digest_of
+from study.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,6 @@ class Step:
     @cached_property
     def key(self) -> str:
         """Digest of all that determines the output."""
-        from study.kinds import KINDS
-
         inputs = {role: [s.key for s in steps] for role, steps in self.inputs.items()}
         return digest_of([self.kind, KINDS[self.kind].version, self.config, inputs])
 
