@@ -80,17 +80,18 @@ _COLOURS = (PURPLE, BLACK, ORANGE, SKY, GREEN, BLUE, VERMILLION)
 _MARKERS = ("X", "*", "<", ">", "p", "h", "d", "8")
 
 
-def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
+def arm_styles(arms: Iterable[str], *, base: str = "base") -> dict[str, ArmStyle]:
     """A style for each arm, in the order given; each name once.
 
-    The names of the paper's arms have fixed colours and base is always grey. Any other name starts at a
+    The names of the paper's arms have fixed colours and the base, whatever its name, is always grey. Any other name starts at a
     place drawn from its SHA-256 and goes on to the next free colour and marker, taken in alphabetical
     order: the same list of arms has the same colours in every figure, run and machine. Pass a study's
     whole list to every figure, so that a figure that shows a part of it agrees with the others.
     """
     names = list(dict.fromkeys(arms))
     slots = [ArmStyle(colour, marker) for marker in _MARKERS for colour in _COLOURS]
-    styles = {name: _KNOWN[name] for name in names if name in _KNOWN}
+    known = {name: style for name, style in _KNOWN.items() if name != "base"} | {base: _KNOWN["base"]}
+    styles = {name: known[name] for name in names if name in known}
     for name in sorted(set(names) - set(styles)):
         start = int.from_bytes(hashlib.sha256(name.encode("utf-8", "replace")).digest()[:4], "big") % len(
             slots
@@ -104,14 +105,39 @@ def arm_styles(arms: Iterable[str]) -> dict[str, ArmStyle]:
     return {name: styles[name] for name in names}
 
 
-def direction_styles(names: Iterable[str]) -> dict[str, ArmStyle]:
-    """A colour, marker and line style for each direction, by alphabetical place."""
-    palette = (BLACK, VERMILLION, BLUE, GREEN, PURPLE, ORANGE, SKY)
+def is_identity(direction: str) -> bool:
+    """Whether a direction is one of identity (`identity:name`, `identity:presence:none`); else it is a persona's."""
+    return direction.startswith("identity:")
+
+
+def directions_in(frame: pd.DataFrame) -> list[str]:
+    """The directions of a table in its own order, personas before identity."""
+    return sorted(dict.fromkeys(map(str, frame["direction"])), key=is_identity)
+
+
+def direction_styles(names: Sequence[str]) -> dict[str, ArmStyle]:
+    """A style for each direction of one family, in the order given.
+
+    A persona's colour is its trait's and its line style tells the elicitations apart (`evil:text`,
+    `evil:prompts`); each identity direction has its own colour.
+    """
+    palette = (VERMILLION, BLUE, GREEN, BLACK, PURPLE, ORANGE, SKY)
     markers, lines = ("o", "s", "^", "D", "v", "P", "X"), ("-", "--", ":", "-.")
-    return {
-        name: ArmStyle(palette[i % 7], markers[i % 7], lines[(i // 7) % 4])
-        for i, name in enumerate(sorted(set(names)))
-    }
+    stems = {name: name if is_identity(name) else name.rpartition(":")[0] or name for name in names}
+    colours = list(dict.fromkeys(stems.values()))
+    styles = {}
+    for i, (name, stem) in enumerate(stems.items()):
+        colour = colours.index(stem)
+        before = sum(other == stem for other in list(stems.values())[:i])
+        styles[name] = ArmStyle(palette[colour % 7], markers[i % 7], lines[(before + colour // 7) % 4])
+    return styles
+
+
+def reliability(split_half: float) -> str:
+    """'split-half 0.85', '... 0.21, unreliable', or that it was not measured."""
+    if np.isnan(split_half):
+        return "split-half not measured"
+    return f"split-half {split_half:.2f}{'' if split_half >= RELIABLE_COSINE else ', unreliable'}"
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -181,14 +207,22 @@ def single(frame: pd.DataFrame, *columns: str) -> None:
 
 
 def arms_in(frame: pd.DataFrame, arms: Sequence[str] | None) -> dict[str, ArmStyle]:
-    """Styles of the arms that occur in a table: in the study's order where given, else base first."""
+    """Styles of the arms that occur in a table: in the study's order where given, else base first.
+
+    The first of `arms` is the base; without them an arm called "base" is.
+    """
     present = [str(arm) for arm in dict.fromkeys(frame["arm"])]
-    known = list(arms or [])
+    base, known = base_of(arms), list(arms or [])
     ordered = [a for a in known if a in present] + sorted(
-        (a for a in present if a not in known), key=lambda a: (a != "base", present.index(a))
+        (a for a in present if a not in known), key=lambda a: (a != base, present.index(a))
     )
-    styles = arm_styles([*known, *ordered])
+    styles = arm_styles([*known, *ordered], base=base)
     return {arm: styles[arm] for arm in ordered}
+
+
+def base_of(arms: Sequence[str] | None) -> str:
+    """The base's name: the first of the study's arms, "base" where none are given."""
+    return arms[0] if arms else "base"
 
 
 def panels(

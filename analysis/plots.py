@@ -4,8 +4,8 @@ This module holds the figures of the shifts; those of the directions and of the 
 place stand in `analysis.geometry_plots`, those of behaviour in `analysis.behaviour_plots`, and all are exported here. A function draws what its table says and computes
 nothing but means over seeds and changes of unit. Seeds are never hidden: each has its own line or point.
 An empty table gives a figure that says that this was not measured; labels that fit no row of a table
-that has rows are an `InputError`. `arms` (where taken) is the study's list of arms: it fixes order and
-colours across figures.
+that has rows are an `InputError`. `arms` (where taken) is the study's list of arms, the base first whatever its
+name: it fixes order and colours across figures. Shifts are relative to the base, so their tables have no rows of it.
 """
 
 from collections.abc import Sequence
@@ -34,6 +34,7 @@ from analysis.plot_style import (
     arm_styles,
     arms_in,
     axis_labels,
+    directions_in,
     head,
     key,
     label,
@@ -41,6 +42,7 @@ from analysis.plot_style import (
     not_measured,
     numbers,
     panels,
+    reliability,
     select,
     signed,
     single,
@@ -95,10 +97,10 @@ def shift_by_layer(
     """
     title = f"How far finetuning moved the model along {label(direction, 40)}, layer by layer"
     rows = select(frame, direction=direction, condition=condition, text=text)
-    if rows.empty or set(rows["arm"]) == {"base"}:
+    if rows.empty:
         return not_measured(title)
     single(rows, "pooling", "question_set")
-    rows = rows[rows["arm"] != "base"].sort_values(["seed", "layer"])
+    rows = rows.sort_values(["seed", "layer"])
     styles = arms_in(rows, arms)
     figure, (together, *alone) = panels(len(styles) + 1, sharex=True, sharey=True)
     for arm, style in styles.items():
@@ -118,7 +120,9 @@ def shift_by_layer(
             axes.axvline(layer, color=INK, lw=0.8, ls=(0, (1, 2)))
     axis_labels([together, *alone], x="layer (0-based block output)", y=f"shift\n({SD_UNIT})")
     key(figure, _shift_keys(styles, layer), columns=5)
-    head(figure, title, _fixed(rows))
+    here = rows[rows["layer"] == layer]["split_half"]
+    quality = {} if here.empty else {f"direction at layer {layer}": reliability(float(here.mean()))}
+    head(figure, title, _fixed(rows, **quality))
     return figure
 
 
@@ -185,16 +189,15 @@ def arm_direction_heatmap(
 ) -> Figure:  # fmt: skip
     """Every arm by every direction at one layer: the shift, and the shift minus the benign arm's, in SD.
 
-    Each direction is read with its own pooling, on its own questions. A number is the mean over seeds. A star: in every seed the interval of that number lies on the same side
-    of 0 and `p_random` < .05. The right panel is left out where no benign arm was measured.
+    Each direction is read with its own pooling, on its own questions. A number is the mean over seeds. A star: in
+    every seed the interval of that number lies on the same side of 0 and `p_random` < .05. Directions that are
+    not reliable have grey numbers and no star. The right panel is left out where no benign arm was measured.
     """
     title = f"Where each arm moved, along each direction, at layer {layer}"
     rows = select(frame, layer=layer, condition=condition, text=text)
-    if rows.empty or set(rows["arm"]) == {"base"}:
+    if rows.empty:
         return not_measured(title)
-    rows = rows[rows["arm"] != "base"]
-    arms_here = list(arms_in(rows, arms))
-    names = sorted(set(rows["direction"]), key=lambda d: (d.startswith("identity"), d))
+    arms_here, names = list(arms_in(rows, arms)), directions_in(rows)
     columns = ["sd"] + (["minus_benign_sd"] if rows["minus_benign_sd"].notna().any() else [])
     width = 2.9 + len(columns) * (0.72 * len(arms_here) + 0.3)
     figure = Figure(figsize=(max(6.2, width), max(3.2, 0.46 * len(names) + 2.3)), layout="constrained")
@@ -209,18 +212,12 @@ def arm_direction_heatmap(
     ceilings = rows.groupby("direction")["split_half"].mean()
     grid[0].set_yticks(
         np.arange(len(names)) + 0.5,
-        [f"{label(d, 24)}\n{_reliability(float(ceilings[d]))}" for d in names],
+        [f"{label(d, 30)}\n{reliability(float(ceilings[d]))}" for d in names],
     )
     figure.colorbar(meshes[0], ax=list(grid), label="shift (SD)", shrink=0.9, aspect=15, pad=0.02)
     star = "* interval excludes 0 and p < .05 against random directions, in every seed"
     head(figure, title, f"{_fixed(rows)} · {star}")
     return figure
-
-
-def _reliability(split_half: float) -> str:
-    if np.isnan(split_half):
-        return "split-half not measured"
-    return f"split-half {split_half:.2f}{'' if split_half >= RELIABLE_COSINE else ' unreliable'}"
 
 
 def _heat_panel(
@@ -241,12 +238,13 @@ def _heat_panel(
             continue
         cell = rows[(rows["direction"] == name) & (rows["arm"] == arm)]
         one_side = (cell[f"{column}_low"] > 0).all() or (cell[f"{column}_high"] < 0).all()
-        star = "*" if one_side and (cell["p_random"] < 0.05).all() else ""
+        weak = cell["split_half"].mean() < RELIABLE_COSINE
+        star = "*" if one_side and (cell["p_random"] < 0.05).all() and not weak else ""
         red, green, blue, _ = palette(norm(value))
         dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
         axes.text(
             j + 0.5, i + 0.5, f"{signed(value)}{star}", ha="center", va="center", fontsize=8.5,
-            color="white" if dark else BLACK, fontweight="bold" if star else "normal",
+            color="white" if dark else GREY if weak else BLACK, fontweight="bold" if star else "normal",
         )  # fmt: skip
     axes.set_xticks(
         np.arange(len(arms)) + 0.5,
@@ -280,16 +278,21 @@ def two_by_two_bars(
 
     One panel a direction. Per arm four bars with intervals: weights (on the base's text), text (read by the
     base), interaction, total; total = the sum of the other three. Bars are means over seeds, dots are seeds.
-    `layer` and `condition` are needed where the table has several.
+    `layer` and `condition` are needed where the table has several. A direction that is read before the reply
+    begins (every effect of text exactly 0) has nothing to split: it is named and not drawn, unless all are so.
     """
     title = "Changed weights or changed text? The total shift, split"
     rows = select(frame, layer=layer, condition=condition)
-    if rows.empty or set(rows["arm"]) == {"base"}:
+    if rows.empty:
         return not_measured(title)
     single(rows, "layer", "condition")
-    rows = rows[rows["arm"] != "base"]
-    styles = arms_in(rows, arms)
-    directions = list(dict.fromkeys(rows["direction"]))
+    held = _fixed(rows, layer=str(rows["layer"].iloc[0]))
+    text = rows[rows["effect"] == "text"].groupby("direction")["value"].agg(lambda v: (v != 0).any())
+    if text.any() and not text.all():
+        apart = [d for d in directions_in(rows) if not text.get(d, True)]
+        rows = rows[~rows["direction"].isin(apart)]
+        held += f" · not drawn, read before the reply begins, so weights = total: {', '.join(label(d, 40) for d in apart)}"
+    styles, directions = arms_in(rows, arms), directions_in(rows)
     figure, cells = panels(len(directions), sharey=True, size=(3.6, 2.7))
     for axes, direction in zip(cells, directions, strict=True):
         _effect_bars(axes, rows[rows["direction"] == direction], styles)
@@ -300,7 +303,7 @@ def two_by_two_bars(
         for word, (hatch, alpha) in EFFECTS.items()
     ]
     key(figure, keys, columns=4)
-    head(figure, title, _fixed(rows, layer=str(rows["layer"].iloc[0])))
+    head(figure, title, held)
     return figure
 
 

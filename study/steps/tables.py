@@ -52,9 +52,12 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables in a folder by name."""
+    """The tables in a folder by name; what models wrote ("NA", "null") stays text."""
+    files = {name: folder / f"{name}.csv" for name in TABLES}
     return {
-        name: pd.read_csv(folder / f"{name}.csv") for name in TABLES if (folder / f"{name}.csv").is_file()
+        name: pd.read_csv(file, keep_default_na=name != "samples")
+        for name, file in files.items()
+        if file.is_file()
     }
 
 
