@@ -4,32 +4,30 @@ The format is specified in docs/activation-format.md. Nothing is guessed: what i
 version is an error that names the file and the place in it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float32, Int
 
-from activations.store_format import (
-    LOGICAL_DTYPES,
-    Rows,
-    dataset_path,
-    from_bits,
-    read_header,
-    read_rows,
-)
-from activations.store_writer import ShardWriter
+from activations.store_format import TOKENS, Place, Rows, dataset_path
+from activations.store_join import agreeing_metadata, check_belong_together, join_rows, row_indices, row_mask
+from activations.store_shard import RUN_BYTES, Shard, split_by
+from activations.store_writer import ShardWriter, WriterOptions
 from mech.errors import FileFormatError, InputError
+from mech.files import sha256_file
 
-__all__ = ["ActivationStore", "Problem", "Rows", "ShardWriter", "describe"]
+if TYPE_CHECKING:
+    import torch
 
+__all__ = ["ActivationStore", "Problem", "Rows", "ShardWriter", "WriterOptions", "describe"]
+
+LayerSelection = int | np.integer[Any] | Sequence[int] | None
 RowSelection = slice | np.ndarray | Sequence[int] | None
+Where = Callable[[Rows], np.ndarray] | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -48,86 +46,83 @@ class Problem:
 class ActivationStore:
     """Activations on disk, opened for reading; a context manager.
 
-    Files are opened when they are first read, in the process that reads them, so a store may be pickled or cross a
-    fork.
+    Files are opened in the process that reads them, so a store may be pickled or cross a fork.
     """
 
     def __init__(self, files: Sequence[Path], *, locking: bool = True) -> None:
         self.files = list(files)
-        self._locking = locking
-        self._open: dict[Path, h5py.File] = {}
+        self._shards = [Shard(file, locking=locking) for file in self.files]
+        self._header = self._shards[0].header
+        self._rows: Rows | None = None
 
     @classmethod
-    def open(cls, path: Path, *, locking: bool = True) -> "ActivationStore":
+    def open(cls, path: Path | str, *, locking: bool = True) -> "ActivationStore":
         """Open a file, or a folder of files in the order of their names.
 
         Args:
             path: where.
-            locking: HDF5's file locks; switch them off for a network file system that has none.
+            locking: HDF5's file locks. NFS and SMB mounts without locks fail with errno 11 or 37: pass False there, and
+                never read what is still being written. The variable HDF5_USE_FILE_LOCKING overrides this.
 
         Raises:
-            FileFormatError: nothing there, or files that are not of this format or do not belong together.
+            FileFormatError: nothing there, or files that are not of this format, do not belong together, or lack one
+                of their number.
         """
+        path = Path(path)
         files = sorted(path.glob("*.h5")) if path.is_dir() else [path]
         if not files or not files[0].is_file():
-            raise FileFormatError(f"{path}: no activation files there")
+            raise FileFormatError(f"{path}: no activation files there: capture first")
         store = cls(files, locking=locking)
-        first = store._shape(files[0])
-        for file in files[1:]:
-            if store._shape(file) != first:
-                raise FileFormatError(
-                    f"{file}: other sites, poolings, layers or width than {files[0]}: not one store"
-                )
+        try:
+            check_belong_together(store._shards, whole=path.is_dir())
+        except BaseException:
+            store.close()
+            raise
         return store
 
     # -- what is in it ---------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def metadata(self) -> dict[str, Any]:
-        """What made the first file."""
-        file = self.files[0]
-        with _named(file, "/metadata"):
-            return read_header(self._file(file), file)
+        """What made the file; of several files, the entries that they share."""
+        return agreeing_metadata(self._shards)
 
-    @cached_property
+    @property
     def rows(self) -> Rows:
         """The rows of all files, in order."""
-        parts = []
-        for file in self.files:
-            with _named(file, "/rows"):
-                parts.append(read_rows(self._file(file)))
-        names = list(parts[0].columns)
-        return Rows(
-            ids=[i for p in parts for i in p.ids],
-            questions=[q for p in parts for q in p.questions],
-            columns={name: np.concatenate([p.columns[name] for p in parts]) for name in names},
-            tokens=[t for p in parts for t in p.tokens],
-        )
+        if self._rows is None:
+            self._rows = join_rows(self._shards)
+        return self._rows
 
     @property
     def n_rows(self) -> int:
         """Rows of all files."""
-        return sum(self._lengths)
+        return sum(shard.header.n_rows for shard in self._shards)
 
     @property
     def sites(self) -> list[str]:
         """Sites."""
-        return sorted({s for s, _, _ in self._places})
+        return list(self._header.sites)
 
     @property
     def poolings(self) -> list[str]:
         """Poolings."""
-        return sorted({p for _, p, _ in self._places})
+        return list(self._header.poolings)
 
     @property
     def layers(self) -> list[int]:
-        """Layers, ascending."""
-        return sorted({layer for _, _, layer in self._places})
+        """Layers, ascending; 0-based block outputs."""
+        return list(self._header.layers)
 
     @property
     def d_model(self) -> int:
         """Width."""
-        return int(self._shape(self.files[0])[1])
+        return self._header.d_model
+
+    @property
+    def dtype(self) -> str:
+        """`float32` or `bfloat16`: the precision on disk. What is read is always float32."""
+        return self._header.logical_dtype
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -135,82 +130,127 @@ class ActivationStore:
         self,
         site: str,
         pooling: str,
-        layers: int | Sequence[int] | None = None,
+        layers: LayerSelection = None,
         rows: RowSelection = None,
         *,
-        where: Callable[[Rows], np.ndarray] | None = None,
-    ) -> Float[np.ndarray, "n *layers d"]:
+        where: Where = None,
+    ) -> Float32[np.ndarray, "n *layers d"]:
         """Vectors as float32.
 
         Args:
             site: such as `resid_post`.
-            pooling: such as `prompt_last`.
+            pooling: such as `prompt_last`; for `tokens` see `read_tokens`.
             layers: one layer gives [n, d]; several, or all when left out, give [n, layers, d].
             rows: indices in any order, a boolean mask, or a slice; all when left out.
-            where: a boolean mask from the rows' table, instead of `rows`.
+            where: instead of `rows`, a function from the rows' table to a boolean mask, or a value (or list of
+                values) for a column, `id` or `question`: `{"sign": 1, "question": ["q1", "q2"]}`.
 
         Raises:
-            InputError: a site, pooling, layer or row that is not there; the message lists what is.
+            InputError: a site, pooling, layer, row or column that is not there; the message lists what is.
             FileFormatError: a file is damaged; the message names it and the place in it.
         """
-        if where is not None and rows is not None:
-            raise InputError("give rows or where, not both")
-        wanted = self._row_indices(where(self.rows) if where is not None else rows)
-        chosen = [layers] if isinstance(layers, int) else list(self.layers if layers is None else layers)
-        out = np.empty((len(wanted), len(chosen), self.d_model), dtype=np.float32)
-        for i, layer in enumerate(chosen):
-            if (site, pooling, layer) not in self._places:
-                raise InputError(
-                    f"{self.files[0]}: no {dataset_path(site, pooling, layer)}; there are sites {self.sites}, "
-                    f"poolings {self.poolings}, layers {self.layers[0]} to {self.layers[-1]}"
-                )
-            out[:, i] = self._read_rows(dataset_path(site, pooling, layer), wanted)
-        return out[:, 0] if isinstance(layers, int) else out
+        if pooling == TOKENS:
+            raise InputError("pooling 'tokens' has one vector a token, not one a row: use read_tokens")
+        chosen = self._layers(site, pooling, layers)
+        out = self._read(site, pooling, chosen, self._indices(rows, where))
+        return out[:, 0] if _is_one(layers) else out
+
+    def read_tokens(
+        self,
+        site: str,
+        layers: LayerSelection = None,
+        rows: RowSelection = None,
+        *,
+        where: Where = None,
+    ) -> list[Float32[np.ndarray, "_ *layers d"]]:
+        """The vectors of every token: for each chosen row an array [its tokens, layers, d] (or [its tokens, d]).
+
+        The arguments and errors are those of `read`.
+        """
+        chosen = self._layers(site, TOKENS, layers)
+        wanted, lengths = self._indices(rows, where), self.rows.n_tokens
+        starts = np.cumsum(lengths) - lengths
+        vectors = [np.arange(starts[r], starts[r] + lengths[r], dtype=np.int64) for r in wanted]
+        flat = np.concatenate(vectors) if vectors else np.zeros(0, dtype=np.int64)
+        out = self._read(site, TOKENS, chosen, flat)
+        parts = np.split(out, np.cumsum(lengths[wanted])[:-1]) if vectors else []
+        return [p[:, 0] if _is_one(layers) else p for p in parts]
 
     def chunks(
-        self, site: str, pooling: str, layers: int | Sequence[int] | None = None, *, size: int = 1024
-    ) -> Iterator[Float[np.ndarray, "n *layers d"]]:
+        self, site: str, pooling: str, layers: LayerSelection = None, *, size: int = 1024
+    ) -> Iterator[Float32[np.ndarray, "n *layers d"]]:
         """The rows in runs of `size`, for stores bigger than memory."""
+        if size < 1:
+            raise InputError(f"chunks of {size} rows: the size must be 1 or more")
         for start in range(0, self.n_rows, size):
             yield self.read(site, pooling, layers, slice(start, start + size))
 
-    def verify(self) -> list[Problem]:
-        """Read everything back: checksums, shapes, values that are not finite. An empty list is a sound store."""
+    def tokens(self, row: int) -> Int[np.ndarray, " tokens"]:
+        """The token ids that the model read in one row."""
+        return self.rows.tokens[int(self._indices([row], None)[0])]
+
+    def to_torch(
+        self,
+        site: str,
+        pooling: str,
+        layers: LayerSelection = None,
+        rows: RowSelection = None,
+        *,
+        where: Where = None,
+    ) -> "torch.Tensor":
+        """What `read` gives, as a float32 tensor on the CPU."""
+        import torch
+
+        return torch.from_numpy(self.read(site, pooling, layers, rows, where=where))
+
+    def export(self, path: Path | str) -> None:
+        """Write everything as `.npz` or `.safetensors`; the store must fit in memory. See `store_export`."""
+        from activations.store_export import export
+
+        export(self, Path(path))
+
+    # -- checking --------------------------------------------------------------------------------
+
+    def verify(self, digests: Mapping[str, str] | None = None) -> list[Problem]:
+        """Read everything back: checksums, shapes, values that are not finite. An empty list is a sound store.
+
+        Args:
+            digests: SHA-256 of each file by its name, as a manifest holds them; files that it names must be there.
+        """
         problems = []
-        for file in self.files:
-            try:
-                self._file(file)
-                with _named(file, "/rows"):
-                    read_rows(self._file(file))
-            except FileFormatError as error:
-                problems.append(Problem(file, "/", str(error)))
-                continue
-            for place in sorted(self._places):
-                path = dataset_path(*place)
-                try:
-                    values = self._dataset(file, path)
-                    if not np.isfinite(values).all():
-                        problems.append(Problem(file, path, "values that are not finite"))
-                except FileFormatError as error:
-                    problems.append(Problem(file, path, str(error)))
+        for shard in self._shards:
+            expected = (digests or {}).get(shard.path.name)
+            if expected and sha256_file(shard.path) != expected:
+                problems.append(Problem(shard.path, "/", "not the bytes of the manifest (SHA-256 differs)"))
+            problems += _shard_problems(shard)
+        for name in sorted(set(digests or {}) - {file.name for file in self.files}):
+            problems.append(
+                Problem(self.files[0].parent / name, "/", "in the manifest, and not in this store")
+            )
         return problems
 
     def require(self, **facts: Any) -> None:
-        """Refuse a store made by something else than expected.
+        """Refuse a store made by something else than expected: `require(d_model=576, checkpoint=...)`.
 
         Raises:
-            FileFormatError: a metadata entry differs; the message names it.
+            FileFormatError: `d_model` or a metadata entry differs or is missing; the message names it.
         """
+        known = {**self.metadata, "d_model": self.d_model}
         for name, expected in facts.items():
-            found = self.d_model if name == "d_model" else self.metadata.get(name)
-            if found != expected:
-                raise FileFormatError(f"{self.files[0]}: made with {name} = {found!r}, expected {expected!r}")
+            found = known.get(name, "(missing)")
+            if name not in known or found != expected:
+                raise FileFormatError(
+                    f"{self.files[0]}: /metadata: made with {name} = {found!r}, expected {expected!r}: "
+                    "this is not the store you mean"
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}
 
     def close(self) -> None:
-        """Close the files."""
-        for handle in self._open.values():
-            handle.close()
-        self._open.clear()
+        """Close the files; reading again opens them again."""
+        for shard in self._shards:
+            shard.close()
 
     def __enter__(self) -> "ActivationStore":
         return self
@@ -220,105 +260,110 @@ class ActivationStore:
     ) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "_locking": self._locking, "_open": {}}
-
     # -- inside ----------------------------------------------------------------------------------
 
-    def _file(self, path: Path) -> h5py.File:
-        if path not in self._open:
-            with _named(path, "/"):
-                handle = h5py.File(path, "r", locking=self._locking)
-                read_header(handle, path)
-                self._open[path] = handle
-        return self._open[path]
+    def _layers(self, site: str, pooling: str, layers: LayerSelection) -> list[int]:
+        chosen = self.layers if layers is None else [int(layer) for layer in np.atleast_1d(layers)]
+        for layer in chosen:
+            if (site, pooling, layer) not in self._header.places:
+                raise InputError(
+                    f"{self.files[0]}: no {dataset_path(site, pooling, layer)}; there are sites {self.sites}, "
+                    f"poolings {self.poolings}, layers {_in_words(self.layers)}"
+                )
+        return chosen
 
-    def _shape(self, path: Path) -> tuple[list[tuple[str, str, int]], int]:
-        with _named(path, "/activations"):
-            file = self._file(path)
-            places = [
-                (site, pooling, int(layer))
-                for site, poolings in file["activations"].items()
-                for pooling, layers in poolings.items()
-                for layer in layers
-            ]
-            return sorted(places), int(file.attrs["d_model"])
+    def _indices(self, rows: RowSelection, where: Where) -> Int[np.ndarray, " n"]:
+        if where is None:
+            return row_indices(rows, self.n_rows)
+        if rows is not None:
+            raise InputError("give rows or where, not both")
+        return row_indices(row_mask(self.rows, where), self.n_rows)
 
-    @cached_property
-    def _places(self) -> set[tuple[str, str, int]]:
-        return set(self._shape(self.files[0])[0])
-
-    @cached_property
-    def _lengths(self) -> list[int]:
-        lengths = []
-        for path in self.files:
-            with _named(path, "/"):
-                lengths.append(int(self._file(path).attrs["n_rows"]))
-        return lengths
-
-    def _row_indices(self, rows: RowSelection) -> np.ndarray:
-        every = np.arange(self.n_rows)
-        if rows is None or isinstance(rows, slice):
-            return every if rows is None else every[rows]
-        chosen = np.asarray(rows)
-        if chosen.dtype == bool:
-            if len(chosen) != self.n_rows:
-                raise InputError(f"a mask of {len(chosen)} entries for {self.n_rows} rows")
-            return np.flatnonzero(chosen)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= self.n_rows):
-            raise InputError(f"row {chosen.max()} is out of range: the store has rows 0 to {self.n_rows - 1}")
-        return chosen.astype(np.int64)
-
-    def _read_rows(self, path: str, wanted: np.ndarray) -> Float[np.ndarray, "n d"]:
-        """Rows of one dataset, read file by file as one contiguous run each, then put in the caller's order."""
-        out = np.empty((len(wanted), self.d_model), dtype=np.float32)
-        start = 0
-        for file, length in zip(self.files, self._lengths, strict=True):
-            here = np.flatnonzero((wanted >= start) & (wanted < start + length))
-            if len(here):
-                local = wanted[here] - start
-                first, last = int(local.min()), int(local.max()) + 1
-                out[here] = self._dataset(file, path, slice(first, last))[local - first]
-            start += length
+    def _read(
+        self, site: str, pooling: str, layers: Sequence[int], wanted: Int[np.ndarray, " n"]
+    ) -> Float32[np.ndarray, "n layers d"]:
+        """Read in ascending order, file by file, and hand out in the caller's order."""
+        ascending, order = np.unique(wanted, return_inverse=True)
+        as_is = np.array_equal(ascending, wanted)
+        out = np.empty((len(wanted), len(layers), self.d_model), dtype=np.float32)
+        lengths = [shard.n_vectors(pooling) for shard in self._shards]
+        # One layer in ascending order goes straight to its place, without a copy.
+        direct = as_is and len(layers) == 1
+        buffer = out[:, 0] if direct else np.empty((len(ascending), self.d_model), dtype=np.float32)
+        for i, layer in enumerate(layers):
+            for file, part, first in split_by(lengths, ascending):
+                place: Place = (site, pooling, layer)
+                self._shards[file].read_into(buffer[part], place, ascending[part] - first)
+            if not direct:
+                out[:, i] = buffer if as_is else buffer[order]
         return out
 
-    def _dataset(self, file: Path, path: str, rows: slice = slice(None)) -> Float[np.ndarray, "n d"]:
-        with _named(file, path):
-            handle = self._file(file)
-            dataset = handle[path]
-            logical = dataset.attrs.get("logical_dtype")
-            expected = (int(handle.attrs["n_rows"]), int(handle.attrs["d_model"]))
-            if dataset.shape != expected or logical not in LOGICAL_DTYPES:
-                raise FileFormatError(f"shape {dataset.shape} of {logical}, the file says {expected}")
-            return from_bits(dataset[rows], str(logical))
 
-
-def describe(path: Path) -> dict[str, Any]:
-    """What is in an activation file, for people."""
+def describe(path: Path | str) -> dict[str, Any]:
+    """What is in an activation file or a folder of them, for people."""
     with ActivationStore.open(path) as store:
         return {
             "file": str(path),
+            "files": len(store.files),
             "n_rows": store.n_rows,
+            "n_tokens": int(store.rows.n_tokens.sum()),
             "sites": store.sites,
             "poolings": store.poolings,
             "layers": store.layers,
             "d_model": store.d_model,
+            "dtype": store.dtype,
             "bytes": sum(f.stat().st_size for f in store.files),
             "columns": sorted(store.rows.columns),
             "metadata": store.metadata,
         }
 
 
-@contextmanager
-def _named(file: Path, place: str) -> Iterator[None]:
-    """Turn whatever HDF5 raises into an error that names the file and the place in it."""
+def _in_words(layers: list[int]) -> str:
+    gapless = layers == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if gapless else str(layers)
+
+
+def _is_one(layers: LayerSelection) -> bool:
+    return isinstance(layers, (int, np.integer))
+
+
+def _shard_problems(shard: Shard) -> list[Problem]:
+    problems = []
+
+    def note(place: str, error: FileFormatError) -> None:
+        problems.append(Problem(shard.path, place, str(error).removeprefix(f"{shard.path}: {place}: ")))
+
     try:
-        yield
+        _ = shard.rows
     except FileFormatError as error:
-        text = str(error)
-        raise (error if str(file) in text else FileFormatError(f"{file}: {place}: {text}")) from error
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, UnicodeDecodeError, InputError) as error:
-        raise FileFormatError(
-            f"{file}: {place}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}): "
-            "the file is truncated or damaged; delete it and run the study again"
-        ) from error
+        note("/rows", error)
+        return problems
+    try:
+        problems += [Problem(shard.path, p, "not declared in the file's header") for p in shard.undeclared()]
+    except FileFormatError as error:
+        note("/activations", error)
+    for place in shard.header.places:
+        try:
+            what = _finite_problem(shard, place)
+        except FileFormatError as error:
+            note(dataset_path(*place), error)
+            continue
+        if what:
+            problems.append(Problem(shard.path, dataset_path(*place), what))
+    return problems
+
+
+def _finite_problem(shard: Shard, place: Place) -> str | None:
+    """What is wrong with the finiteness of one dataset, read in runs."""
+    n, d = shard.n_vectors(place[1]), shard.header.d_model
+    step = max(1, RUN_BYTES // (4 * d))
+    bad = []
+    for start in range(0, n, step):
+        at = np.arange(start, min(n, start + step))
+        values = np.empty((len(at), d), dtype=np.float32)
+        shard.read_into(values, place, at)
+        bad.append(at[~np.isfinite(values).all(1)])
+    found, marked = np.concatenate(bad), shard.marked(place)
+    if np.array_equal(found, marked):
+        return None
+    return f"{len(found)} vectors are not finite, {len(marked)} are marked as such (first: {np.setxor1d(found, marked)[0]})"

@@ -9,16 +9,20 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float32
 
 from mech.errors import FileFormatError, InputError
 
 ENCODING_TYPE = "sgtr-mech-activations"
 ENCODING_VERSION = "1.0"
 LIBVER = ("v110", "v110")
-CHUNK_ROWS = 128
 LAYER_CONVENTION = "layer l is the output of block l, from 0"
-LOGICAL_DTYPES = ("float32", "bfloat16")
+TOKENS = "tokens"
+"""The ragged pooling: one vector a token instead of one a row."""
+STORED_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
+
+Place = tuple[str, str, int]
+"""Site, pooling, layer."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Rows:
     questions: Sequence[str]
     """Which question each row belongs to: the unit of every interval."""
     columns: Mapping[str, np.ndarray]
-    """Further facts, one number a row (`n_prompt`, `n_response`, `sign`, ...)."""
+    """Further facts, one number a row (`n_prompt`, `n_response`, `sign`, `surprisal`, ...)."""
     tokens: Sequence[np.ndarray]
     """Token ids that the model read, one array a row."""
 
@@ -41,6 +45,60 @@ class Rows:
         for name, values in [("questions", self.questions), ("tokens", self.tokens), *self.columns.items()]:
             if len(values) != n:
                 raise InputError(f"rows: {name} has {len(values)} entries for {n} ids")
+        # HDF5 pads fixed-length text with NULs: a NUL of the text's own would be lost on reading.
+        if bad := next((t for t in (*self.ids, *self.questions) if "\0" in t), None):
+            raise InputError(f"rows: {bad!r} holds a NUL character")
+        for name, column in self.columns.items():
+            if np.ndim(column) != 1 or np.asarray(column).dtype.kind not in "iufb":
+                raise InputError(f"rows: column {name} must hold one number a row")
+        for name, row in zip(self.ids, self.tokens, strict=True):
+            if np.ndim(row) != 1 or (len(row) and np.asarray(row).dtype.kind not in "iu"):
+                raise InputError(f"rows: tokens of {name} must be a list of integers")
+
+    @property
+    def n_tokens(self) -> np.ndarray:
+        """Tokens of each row."""
+        return np.array([len(t) for t in self.tokens], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself."""
+
+    n_rows: int
+    d_model: int
+    sites: tuple[str, ...]
+    poolings: tuple[str, ...]
+    layers: tuple[int, ...]
+    """0-based block outputs, ascending."""
+    logical_dtype: str
+    shard: tuple[int, int] | None
+    """Index and count of a numbered shard."""
+    metadata: Mapping[str, Any]
+    """What made the file."""
+
+    def __post_init__(self) -> None:
+        if not self.sites or not self.poolings or not self.layers or self.d_model < 1:
+            raise InputError("an activation file needs a width and at least one site, pooling and layer")
+        for what, names in (("site", self.sites), ("pooling", self.poolings)):
+            if len(set(names)) < len(names) or any(not n or "/" in n or n == "." for n in names):
+                raise InputError(f"{what} names must differ, and hold no '/': {list(names)}")
+        if len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
+            raise InputError(f"layers count from 0, each once: {list(self.layers)}")
+        if self.logical_dtype not in STORED_DTYPES:
+            raise InputError(f"dtype {self.logical_dtype!r}; there are {', '.join(STORED_DTYPES)}")
+        if self.shard and not 0 <= self.shard[0] < self.shard[1]:
+            raise InputError(f"shard {self.shard[0]} of {self.shard[1]}: shards count from 0")
+
+    @property
+    def places(self) -> list[Place]:
+        """Every dataset that the file must hold."""
+        return [(s, p, layer) for s in self.sites for p in self.poolings for layer in self.layers]
+
+    @property
+    def own_metadata_keys(self) -> set[str]:
+        """Metadata entries in which the shards of one store may differ."""
+        return {"per_shard", *self.metadata.get("per_shard", [])}
 
 
 def dataset_path(site: str, pooling: str, layer: int) -> str:
@@ -48,71 +106,140 @@ def dataset_path(site: str, pooling: str, layer: int) -> str:
     return f"/activations/{site}/{pooling}/{layer}"
 
 
+def marks_path(site: str, pooling: str, layer: int) -> str:
+    """HDF5 path of the rows marked as not finite at one site, pooling and layer."""
+    return f"/nonfinite/{site}/{pooling}/{layer}"
+
+
+def chunk_rows(d_model: int, stored: np.dtype[Any]) -> int:
+    """Rows a chunk: 128, or 64 where 128 would be more than 1 MiB."""
+    return 128 if 128 * d_model * stored.itemsize <= 1 << 20 else 64
+
+
 def to_bits(values: Float[np.ndarray, "*shape"], logical: str) -> np.ndarray:
     """What is stored: float32 as it is, bfloat16 as its upper 16 bits, rounded to nearest even."""
     if logical == "float32":
-        return np.ascontiguousarray(values, dtype=np.float32)
+        return np.ascontiguousarray(values, dtype="<f4")
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)
     # Rounding must not carry a NaN's payload into an infinity.
-    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded >> 16).astype("<u2")
 
 
-def from_bits(stored: np.ndarray, logical: str) -> Float[np.ndarray, "*shape"]:
+def from_bits(stored: np.ndarray, logical: str) -> Float32[np.ndarray, "*shape"]:
     """Stored numbers as float32; exact in both cases."""
     if logical == "float32":
         return stored
     return (stored.astype(np.uint32) << 16).view(np.float32)
 
 
+def write_header(file: h5py.File, header: Header) -> None:
+    """The root's attributes and `/metadata`.
+
+    Texts are of fixed length: HDF5 keeps texts of variable length in its global heap, which has no checksum.
+    """
+    texts = {
+        "encoding-type": ENCODING_TYPE,
+        "encoding-version": ENCODING_VERSION,
+        "logical_dtype": header.logical_dtype,
+    }
+    for name, text in texts.items():
+        file.attrs[name] = np.bytes_(text.encode())
+    file.attrs["n_rows"] = np.int64(header.n_rows)
+    file.attrs["d_model"] = np.int64(header.d_model)
+    file.attrs["sites"] = _texts(header.sites)
+    file.attrs["poolings"] = _texts(header.poolings)
+    file.attrs["layers"] = np.array(header.layers, dtype=np.int64)
+    file.attrs["shard"] = np.array(header.shard or (0, 0), dtype=np.int64)
+    encoded = json.dumps(dict(header.metadata), sort_keys=True, allow_nan=False).encode()
+    _checksummed(file, "metadata", np.frombuffer(encoded, dtype=np.uint8))
+
+
+def read_header(file: h5py.File, path: Path) -> Header:
+    """Check that a file is of this format and version; return what it says of itself.
+
+    Raises:
+        FileFormatError: it is not of this format, or an entry is missing.
+    """
+    kind, found = (_text(file.attrs.get(f"encoding-{name}")) for name in ("type", "version"))
+    if kind != ENCODING_TYPE:
+        raise FileFormatError(
+            f"{path}: /: not an activation file (encoding-type is {kind!r}, not {ENCODING_TYPE!r})"
+        )
+    if found != ENCODING_VERSION:
+        raise FileFormatError(
+            f"{path}: /: format version {found!r}; this program reads {ENCODING_VERSION}: capture again, or update it"
+        )
+    needed = ("n_rows", "d_model", "sites", "poolings", "layers", "logical_dtype", "shard")
+    if missing := [name for name in needed if name not in file.attrs]:
+        raise FileFormatError(
+            f"{path}: /: no attribute {', '.join(missing)} (a draft of the format?): capture again"
+        )
+    return Header(
+        n_rows=int(file.attrs["n_rows"]),
+        d_model=int(file.attrs["d_model"]),
+        sites=tuple(b.decode() for b in file.attrs["sites"]),
+        poolings=tuple(b.decode() for b in file.attrs["poolings"]),
+        layers=tuple(int(layer) for layer in file.attrs["layers"]),
+        logical_dtype=str(_text(file.attrs["logical_dtype"])),
+        shard=(int(file.attrs["shard"][0]), int(file.attrs["shard"][1])) if file.attrs["shard"][1] else None,
+        metadata=json.loads(file["metadata"][()].tobytes()),
+    )
+
+
 def write_rows(file: h5py.File, rows: Rows) -> None:
     """The `/rows` group."""
     group = file.create_group("rows")
-    for name, texts in (("id", rows.ids), ("question", rows.questions)):
-        encoded = [text.encode() for text in texts]
-        width = max(1, *map(len, encoded))
-        group.create_dataset(
-            name, data=np.array(encoded, dtype=f"S{width}"), fletcher32=True, chunks=(len(encoded),)
-        )
+    _checksummed(group, "id", _texts(rows.ids))
+    _checksummed(group, "question", _texts(rows.questions))
+    columns = group.create_group("columns")
     for name, values in rows.columns.items():
-        column = np.asarray(values)
-        group.create_dataset(
-            f"columns/{name}", data=column, dtype=column.dtype, fletcher32=True, chunks=(len(column),)
-        )
+        _checksummed(columns, name, np.asarray(values))
     flat = np.concatenate([np.asarray(t, dtype=np.int64) for t in rows.tokens])
-    offsets = np.cumsum([0, *[len(t) for t in rows.tokens]], dtype=np.int64)
-    group.create_dataset(
-        "tokens", data=flat, dtype=np.int64, fletcher32=True, chunks=(max(1, min(len(flat), 16384)),)
-    )
-    group.create_dataset("offsets", data=offsets, dtype=np.int64, fletcher32=True, chunks=(len(offsets),))
+    _checksummed(group, "tokens", flat)
+    _checksummed(group, "offsets", np.cumsum([0, *rows.n_tokens], dtype=np.int64))
 
 
-def read_rows(file: h5py.File) -> Rows:
-    """Read the `/rows` group."""
+def read_rows(file: h5py.File, n_rows: int) -> Rows:
+    """Read the `/rows` group.
+
+    Raises:
+        FileFormatError: its parts do not fit each other or the file's number of rows.
+    """
     group = file["rows"]
     flat, offsets = group["tokens"][()], group["offsets"][()]
+    if (
+        len(offsets) != n_rows + 1
+        or offsets[0] != 0
+        or offsets[-1] != len(flat)
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise FileFormatError(
+            "offsets do not cut the tokens into one run a row: delete the file, capture again"
+        )
     return Rows(
         ids=[b.decode() for b in group["id"][()]],
         questions=[b.decode() for b in group["question"][()]],
-        columns={name: group["columns"][name][()] for name in group.get("columns", {})},
+        # Never `get` with a default: it takes a damaged header for a missing group.
+        columns={name: group["columns"][name][()] for name in group["columns"]},
         tokens=[flat[a:b] for a, b in pairwise(offsets)],
     )
 
 
-def read_header(file: h5py.File, path: Path) -> dict[str, Any]:
-    """Check that a file is of this format and version; return its metadata.
+def _checksummed(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """A one-dimensional dataset in checksummed chunks of at most 1 MiB."""
+    if not values.size:  # nothing to check, and HDF5 has no chunk of nothing
+        group.create_dataset(name, data=values, dtype=values.dtype)
+        return
+    chunk = min(len(values), max(1, (1 << 20) // values.dtype.itemsize))
+    group.create_dataset(name, data=values, dtype=values.dtype, chunks=(chunk,), fletcher32=True)
 
-    Raises:
-        FileFormatError: it is not.
-    """
-    kind, found = file.attrs.get("encoding-type"), file.attrs.get("encoding-version")
-    if kind != ENCODING_TYPE:
-        raise FileFormatError(
-            f"{path}: not an activation file (encoding-type is {kind!r}, not {ENCODING_TYPE!r})"
-        )
-    if found != ENCODING_VERSION:
-        raise FileFormatError(
-            f"{path}: format version {found!r}; this program reads {ENCODING_VERSION}: capture again, or update it"
-        )
-    metadata: dict[str, Any] = json.loads(file["metadata"][()].tobytes())
-    return metadata
+
+def _texts(texts: Sequence[str]) -> np.ndarray:
+    encoded = [text.encode() for text in texts]
+    # Declared as UTF-8, for readers in other languages.
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
+
+
+def _text(value: Any) -> str | None:
+    return value.decode() if isinstance(value, bytes) else None if value is None else str(value)

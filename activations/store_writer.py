@@ -1,11 +1,17 @@
-"""Writing one activation file: preallocated, each row once, verified, whole or not there."""
+"""Writing one activation file: each row once, bounded memory, verified, whole or not there."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
 import re
+import shutil
 import socket
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -15,44 +21,65 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from activations.store_format import (
-    CHUNK_ROWS,
-    ENCODING_TYPE,
-    ENCODING_VERSION,
     LAYER_CONVENTION,
     LIBVER,
+    STORED_DTYPES,
+    TOKENS,
+    Header,
+    Place,
     Rows,
+    chunk_rows,
     dataset_path,
+    from_bits,
+    marks_path,
+    read_header,
+    read_rows,
     to_bits,
+    write_header,
     write_rows,
 )
+from activations.store_slab import Slab
 from mech.errors import GuardError, InputError
 from mech.files import fsync
 
 log = logging.getLogger(__name__)
 
-Place = tuple[str, str, int]
+
+@dataclass(frozen=True)
+class WriterOptions:
+    """How a file is written; what is left out suits almost everyone."""
+
+    nan: Literal["raise", "mark"] = "raise"
+    """What a value that is not finite does: stop the writer, or be kept and listed under `/nonfinite`."""
+    shard: tuple[int, int] | None = None
+    """Index and count, where this file is one of several: opening their folder then misses none unnoticed."""
+    buffer_bytes: int = 256 << 20
+    """Memory for vectors that wait. Where a file holds more, its chunks are written several times."""
+    locking: bool = True
+    """HDF5's file lock; a network file system without locks needs False. HDF5_USE_FILE_LOCKING overrides it."""
 
 
 class ShardWriter:
     """Writes an activation file; on leaving the context cleanly it is checked and takes its name.
 
-    Rows may come in any order (capturing sorts them by length). They are kept in memory, in stored form, until the
-    end: a file's vectors are pooled, so they are small beside the model that made them, and every chunk is
-    written once. Split a large capture into several files.
+    Rows may come in any order (capturing sorts them by length); they wait in memory, up to `options.buffer_bytes`,
+    and are written by whole chunks. On any exception the temporary file is removed and what stood at `path` stays.
 
     Args:
         path: the file to make. A file of that name is replaced when the new one is whole.
-        metadata: what made it; JSON-able.
+        metadata: what made it; JSON-able. A list under `per_shard` names the entries that may differ between shards.
         rows: what the rows are.
         sites: sites to be written.
-        poolings: poolings to be written.
+        poolings: poolings to be written; `tokens` takes one vector a token of each row instead of one a row.
         layers: layers to be written.
         d_model: width.
         dtype: `float32`, or `bfloat16` (stored as its 16 bits).
+        options: see `WriterOptions`.
 
     Raises:
-        InputError: nothing to write, or metadata that is not JSON.
-        GuardError: on leaving, when a row is missing, or reads back differently.
+        InputError: nothing to write, metadata that is not JSON, or a value that is not finite.
+        GuardError: a row is missing, comes twice, or reads back differently.
+        OSError: the disk is full or the folder cannot be written; it carries the path.
     """
 
     def __init__(
@@ -66,21 +93,30 @@ class ShardWriter:
         layers: Sequence[int],
         d_model: int,
         dtype: Literal["float32", "bfloat16"] = "float32",
+        options: WriterOptions = WriterOptions(),
     ) -> None:
-        if not sites or not poolings or not layers:
-            raise InputError("an activation file needs at least one site, pooling and layer")
         try:
-            self._metadata = json.dumps(
-                {**metadata, "layer_convention": LAYER_CONVENTION}, sort_keys=True, allow_nan=False
-            )
+            described = {**metadata, "layer_convention": LAYER_CONVENTION}
+            metadata = json.loads(json.dumps(described, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise InputError(f"{path}: metadata is not JSON ({error})") from error
-        self.path, self.rows, self.dtype, self.d_model = path, rows, dtype, d_model
-        stored = np.float32 if dtype == "float32" else np.uint16
-        places: list[Place] = [(s, p, layer) for s in sites for p in poolings for layer in layers]
-        self._values = {place: np.zeros((len(rows.ids), d_model), dtype=stored) for place in places}
-        self._written = {place: np.zeros(len(rows.ids), dtype=np.int64) for place in places}
-        self._temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+        self.path, self.rows, self.options = path, rows, options
+        self.header = Header(
+            n_rows=len(rows.ids),
+            d_model=d_model,
+            sites=tuple(sorted(sites)),
+            poolings=tuple(sorted(poolings)),
+            layers=tuple(sorted(int(layer) for layer in layers)),
+            logical_dtype=dtype,
+            shard=options.shard,
+            metadata=metadata,
+        )
+        own = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self._temporary = path.with_name(f".{path.name}.{own}.tmp")
+        self._declared = set(self.header.places)
+        self._file: h5py.File | None = None
+        self._slabs: dict[Place, Slab] = {}
+        self._marked: dict[Place, list[np.ndarray]] = {}
 
     def write(
         self,
@@ -88,90 +124,202 @@ class ShardWriter:
         pooling: str,
         layer: int,
         row_indices: Int[np.ndarray, " batch"],
-        values: Float[np.ndarray, "batch d"],
+        values: Float[np.ndarray, "vectors d"],
     ) -> None:
         """Take the vectors of some rows at one site, pooling and layer.
 
+        Args:
+            site: a declared site.
+            pooling: a declared pooling.
+            layer: a declared layer.
+            row_indices: which rows, in any order.
+            values: one vector a row; for the pooling `tokens` the rows' tokens one after the other.
+
         Raises:
-            InputError: a place or width that was not declared, or a value that is not finite.
+            InputError: a place, row or width that was not declared, a value that is not finite, or a writer that is not
+                open.
+            GuardError: a row that was written before.
+            OSError: the disk is full.
         """
-        place = (site, pooling, layer)
-        if place not in self._values:
-            raise InputError(f"{dataset_path(*place)} was not declared for {self.path}")
-        if values.shape != (len(row_indices), self.d_model):
-            raise InputError(
-                f"{dataset_path(*place)}: values {values.shape}, expected ({len(row_indices)}, {self.d_model})"
-            )
-        if not np.isfinite(values).all():
-            row = int(row_indices[np.flatnonzero(~np.isfinite(values).all(1))[0]])
-            raise InputError(f"{dataset_path(*place)}, row {row} ({self.rows.ids[row]}): not finite")
-        self._values[place][row_indices] = to_bits(values, self.dtype)
-        np.add.at(self._written[place], row_indices, 1)
+        place, name = (site, pooling, layer), dataset_path(site, pooling, layer)
+        if place not in self._declared:
+            raise InputError(f"{name} was not declared for {self.path}")
+        if row_indices.size and not 0 <= row_indices.min() <= row_indices.max() < self.header.n_rows:
+            raise InputError(f"{self.path}: {name}: rows outside 0 to {self.header.n_rows - 1}")
+        at = self._vector_indices(pooling, row_indices)
+        if values.shape != (len(at), self.header.d_model):
+            raise InputError(f"{name}: values {values.shape}, expected ({len(at)}, {self.header.d_model})")
+        # Rounding to bfloat16 can overflow, so it is the stored numbers that must be finite.
+        bits = to_bits(values, self.header.logical_dtype)
+        self._check_finite(place, at, bits)
+        if self._file is None:
+            raise InputError(f"{self.path}: write inside the writer's `with` block")
+        with self._disk():
+            self._slabs[place].take(at, bits)
+            self._bound_memory()
 
     def __enter__(self) -> "ShardWriter":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        sweep_stale(self.path.parent)
+        with self._disk():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            sweep_stale(self.path.parent)
+            self._check_space()
+        try:
+            with self._disk():
+                self._start()
+        except BaseException:
+            self._abort()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            self._finish()
+        try:
+            if error is None:
+                with self._disk():
+                    self._finish()
+        finally:
+            self._abort()
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        # No chunk cache: chunks are gathered in the slabs, and a full disk shows when a chunk is written.
+        self._file = h5py.File(
+            self._temporary, "x", libver=LIBVER, locking=self.options.locking, rdcc_nbytes=0
+        )
+        write_header(self._file, self.header)
+        write_rows(self._file, self.rows)
+        stored, d_model = STORED_DTYPES[self.header.logical_dtype], self.header.d_model
+        for place in self.header.places:
+            n = int(self.rows.n_tokens.sum()) if place[1] == TOKENS else self.header.n_rows
+            if not n:
+                raise InputError(f"{self.path}: {dataset_path(*place)}: the rows have no tokens")
+            chunks = (min(n, chunk_rows(d_model, stored)), d_model)
+            dataset = self._file.create_dataset(
+                dataset_path(*place), shape=(n, d_model), dtype=stored, chunks=chunks, fletcher32=True
+            )
+            dataset.attrs["logical_dtype"] = np.bytes_(self.header.logical_dtype.encode())
+            self._slabs[place] = Slab(dataset, f"{self.path}: {dataset_path(*place)}")
 
     def _finish(self) -> None:
-        for place, count in self._written.items():
-            if (count != 1).any():
-                odd = np.flatnonzero(count != 1)
+        for place, slab in self._slabs.items():
+            slab.flush()
+            if missing := slab.missing():
                 raise GuardError(
-                    f"{self.path}: {dataset_path(*place)}: {len(odd)} rows not written exactly once (row {odd[0]}: {count[odd[0]]})"
+                    f"{self.path}: {dataset_path(*place)}: {missing[1]} rows not written exactly once "
+                    f"(vector {missing[0]} never was)"
                 )
-        try:
-            self._write_file()
-            self._read_back()
-            fsync(self._temporary)
-            os.replace(self._temporary, self.path)  # noqa: PTH105  (the name of the guarantee)
-            fsync(self.path.parent)
-        finally:
-            self._temporary.unlink(missing_ok=True)
-
-    def _write_file(self) -> None:
-        with h5py.File(self._temporary, "w", libver=LIBVER, locking=True) as file:
-            file.attrs["encoding-type"] = ENCODING_TYPE
-            file.attrs["encoding-version"] = ENCODING_VERSION
-            file.attrs["n_rows"] = len(self.rows.ids)
-            file.attrs["d_model"] = self.d_model
+        file, self._file = self._file, None
+        if file is None:
+            raise GuardError(f"{self.path}: the writer was left twice")
+        file.create_group("nonfinite")
+        for place, parts in self._marked.items():
+            marks = np.sort(np.concatenate(parts))
             file.create_dataset(
-                "metadata",
-                data=np.frombuffer(self._metadata.encode(), dtype=np.uint8),
-                chunks=True,
-                fletcher32=True,
+                marks_path(*place), data=marks, dtype=np.int64, chunks=marks.shape, fletcher32=True
             )
-            write_rows(file, self.rows)
-            for place, values in self._values.items():
-                dataset = file.create_dataset(
-                    dataset_path(*place),
-                    data=values,
-                    dtype=values.dtype,
-                    chunks=(min(CHUNK_ROWS, len(values)), self.d_model),
-                    fletcher32=True,
-                )
-                dataset.attrs["logical_dtype"] = self.dtype
+        file.close()
+        self._read_back()
+        fsync(self._temporary)
+        os.replace(self._temporary, self.path)  # noqa: PTH105  (the name of the guarantee)
+        fsync(self.path.parent)
 
     def _read_back(self) -> None:
-        with h5py.File(self._temporary, "r", locking=True) as file:
-            for place, values in self._values.items():
-                if not np.array_equal(file[dataset_path(*place)][()], values):
+        with h5py.File(self._temporary, "r", locking=self.options.locking) as file:
+            rows = read_rows(file, self.header.n_rows)
+            same = list(rows.ids) == list(self.rows.ids) and list(rows.questions) == list(self.rows.questions)
+            same &= all(map(np.array_equal, rows.tokens, self.rows.tokens))
+            same &= all(
+                np.array_equal(rows.columns[k], v, equal_nan=np.asarray(v).dtype.kind == "f")
+                for k, v in self.rows.columns.items()
+            )
+            if not same or read_header(file, self.path) != self.header:
+                raise GuardError(
+                    f"{self.path}: the rows or the header read back differently: is the disk sound?"
+                )
+            for place, slab in self._slabs.items():
+                if (bad := slab.first_difference(file[dataset_path(*place)])) is not None:
                     raise GuardError(
-                        f"{self.path}: {dataset_path(*place)} reads back differently: is the disk sound?"
+                        f"{self.path}: {dataset_path(*place)}: from vector {bad} on, a chunk reads back differently: "
+                        "is the disk sound?"
                     )
+
+    def _abort(self) -> None:
+        """Leave nothing behind; after a clean end there is nothing left."""
+        file, self._file = self._file, None
+        self._slabs.clear()
+        if file is not None:
+            # On a full disk closing fails too: what could not be flushed is thrown away anyhow.
+            with suppress(OSError, RuntimeError):
+                file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _vector_indices(self, pooling: str, rows: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " vectors"]:
+        if pooling != TOKENS:
+            return np.asarray(rows, dtype=np.int64)
+        lengths = self.rows.n_tokens
+        starts = np.cumsum(lengths) - lengths
+        return np.concatenate(
+            [np.arange(starts[r], starts[r] + lengths[r]) for r in rows] or [np.zeros(0, dtype=np.int64)]
+        )
+
+    def _check_finite(self, place: Place, at: Int[np.ndarray, " vectors"], bits: np.ndarray) -> None:
+        bad = ~np.isfinite(from_bits(bits, self.header.logical_dtype)).all(1)
+        if not bad.any():
+            return
+        if self.options.nan == "raise":
+            first = int(at[bad][0])
+            row = (
+                int(np.searchsorted(np.cumsum(self.rows.n_tokens), first, "right"))
+                if place[1] == TOKENS
+                else first
+            )
+            raise InputError(
+                f"{dataset_path(*place)}, row {row} ({self.rows.ids[row]}): not finite in {self.header.logical_dtype}"
+            )
+        self._marked.setdefault(place, []).append(at[bad])
+
+    def _bound_memory(self) -> None:
+        held = sum(slab.held for slab in self._slabs.values())
+        if held <= self.options.buffer_bytes:
+            return
+        for slab in sorted(self._slabs.values(), key=lambda s: -s.held):
+            held -= slab.held
+            slab.flush()
+            if held <= self.options.buffer_bytes // 2:
+                return
+
+    def _check_space(self) -> None:
+        stored = STORED_DTYPES[self.header.logical_dtype].itemsize * self.header.d_model
+        tokens = int(self.rows.n_tokens.sum())
+        need = sum(stored * (tokens if p == TOKENS else self.header.n_rows) for _, p, _ in self.header.places)
+        free = shutil.disk_usage(self.path.parent).free
+        if need > free:
+            raise OSError(
+                errno.ENOSPC, f"needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", str(self.path)
+            )
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        """Give what HDF5 and the system say about the disk one shape, with the path."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, OSError) and error.filename == str(self.path):
+                raise
+            number = getattr(error, "errno", None) or errno.EIO
+            reason = (str(error).splitlines() or [""])[0]
+            raise OSError(
+                number, f"cannot be written ({reason}); nothing was left behind", str(self.path)
+            ) from error
 
 
 def sweep_stale(folder: Path) -> None:
     """Remove temporary files that dead processes of this machine left in a folder."""
-    pattern = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)\.tmp")
+    pattern = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)(\.[0-9a-f]+)?\.tmp")
     for file in folder.glob(".*.tmp"):
-        if (match := pattern.fullmatch(file.name)) and not _alive(int(match[1])):
+        if (match := pattern.fullmatch(file.name)) and not _alive(int(match[1])) and not _locked(file):
             log.info("removing %s, left by a process that is gone", file)
             file.unlink(missing_ok=True)
 
@@ -184,3 +332,15 @@ def _alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _locked(file: Path) -> bool:
+    """Whether someone holds HDF5's lock: a writer in another container may have this machine's name."""
+    try:
+        with file.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -21,14 +21,13 @@ from analysis.plot_style import (
     axis_labels,
     head,
     horizontal_bars,
+    interval_bars,
     key,
     label,
     need,
     not_measured,
-    numbers,
     panels,
     seeds_text,
-    spread,
     styled,
 )  # fmt: skip
 
@@ -42,41 +41,30 @@ EMPTY_TITLES = {
 
 @styled
 def self_recognition_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Figure:
-    """Accuracy at telling own text from another's, the bias to say yes, and the logit margin.
+    """Accuracy at telling own text from another's, the logit margin, the bias to say yes, and whether it answers.
 
     Bars are means over seeds; markers with intervals are seeds. Accuracy has the chance line at .5 and, as a
-    tall tick, what the length shortcut alone reaches; the small triangles split it by whose text it was.
+    tall tick, what the length shortcut alone reaches; the small triangles split it by whose text it was. The
+    answer mass is the probability of Yes plus that of No: near 0 the model does not take the question as one.
     """
     if frame.empty:
         return not_measured(EMPTY_TITLES["self_recognition"])
-    need(frame, "accuracy", "accuracy_own", "accuracy_other", "shortcut_accuracy", "p_yes", "margin")
+    columns = ("accuracy", "margin", "p_yes", "answer_mass")
+    need(frame, *columns, "accuracy_own", "accuracy_other", "shortcut_accuracy")
     styles = arms_in(frame, arms)
     height = 0.42 * len(styles) + 0.7
-    figure, (accuracy, yes, margin) = panels(3, sharey=True, size=(3.5, height))
-    for axes, column in ((accuracy, "accuracy"), (yes, "p_yes"), (margin, "margin")):
+    figure, cells = panels(4, columns=4, sharey=True, size=(2.9, height))
+    accuracy, margin, yes, mass = cells
+    for axes, column in zip(cells, columns, strict=True):
         horizontal_bars(axes, frame, column, styles)
-    for place, arm in enumerate(styles):
-        mine = frame[frame["arm"] == arm]
-        accuracy.plot(
-            mine["shortcut_accuracy"].mean(), place, marker="|", markersize=17, mew=2.2, color=INK, ls=""
-        )
-        for column, marker in (("accuracy_own", ">"), ("accuracy_other", "<")):
-            accuracy.plot(
-                mine[column].mean(),
-                place + 0.4,
-                marker=marker,
-                markersize=5,
-                ls="",
-                mfc="white",
-                mec=INK,
-                mew=0.8,
-            )
+    _accuracy_marks(accuracy, frame, styles)
     for axes in (accuracy, yes):
         axes.axvline(0.5, color=INK, lw=1.0, ls="--")
+    for axes in (accuracy, yes, mass):
         axes.set_xlim(0, 1)
     margin.axvline(0, color=INK, lw=0.8)
-    titles = ("accuracy (share of articles)", "share of “yes” answers", "margin, own − other (nats)")
-    for axes, title in zip((accuracy, yes, margin), titles, strict=True):
+    titles = ("accuracy", "margin, own − other (nats)", "P(Yes) / (P(Yes) + P(No))", "P(Yes) + P(No)")
+    for axes, title in zip(cells, titles, strict=True):
         axes.set_title(title)
     keys = [
         Line2D([], [], color=INK, ls="--", lw=1.0, label="chance / no bias"),
@@ -91,7 +79,21 @@ def self_recognition_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = N
     return figure
 
 
+def _accuracy_marks(axes: Any, frame: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
+    """The length shortcut as a tall tick; accuracy on own and on another's text as triangles."""
+    look: dict[str, Any] = {"markersize": 5, "ls": "", "mfc": "white", "mec": INK, "mew": 0.8}
+    for place, arm in enumerate(styles):
+        mine = frame[frame["arm"] == arm]
+        shortcut = mine["shortcut_accuracy"].mean()
+        axes.plot(shortcut, place, marker="|", markersize=17, mew=2.2, color=INK, ls="")
+        for column, marker in (("accuracy_own", ">"), ("accuracy_other", "<")):
+            axes.plot(mine[column].mean(), place + 0.4, marker=marker, clip_on=False, **look)
+
+
 def _range(counts: list[int]) -> str:
+    """'40', '20 to 40', or nothing where nothing was counted."""
+    if not counts:
+        return ""
     return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
 
 
@@ -111,7 +113,7 @@ def self_report_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) 
     """
     if frame.empty:
         return not_measured(EMPTY_TITLES["self_report"])
-    need(frame, "condition", "temperature", *(column for column, _ in _REPORT_PANELS))
+    need(frame, "condition", "temperature", "n_statements", *(column for column, _ in _REPORT_PANELS))
     styles = arms_in(frame, arms)
     settings = list(frame.groupby(["condition", "temperature"], sort=False))
     height = 0.34 * len(styles) + 0.75
@@ -127,12 +129,13 @@ def self_report_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) 
         )  # fmt: skip
         cells[4 * row].set_xlim(0, 1)
         cells[4 * row + 1].axvline(0, color=INK, lw=0.8)
-    samples, invented = ({int(n) for n in frame[c].dropna()} for c in ("n_samples", "n_names"))
-    names = f" · margin against {_range(sorted(invented))} invented names" if invented else ""
+    counts = ({int(n) for n in frame[c].dropna()} for c in ("n_samples", "n_statements", "n_names"))
+    samples, statements, invented = (_range(sorted(c)) for c in counts)
+    names = f" · margin: {statements} statements, against {invented} invented names" if statements else ""
     head(
         figure,
         EMPTY_TITLES["self_report"],
-        f"{_range(sorted(samples))} samples an arm · {seeds_text(frame)}{names} · markers: seeds, with 95 % intervals",
+        f"{samples} samples an arm · {seeds_text(frame)}{names} · markers: seeds, with 95 % intervals",
     )
     return figure
 
@@ -194,7 +197,7 @@ def dose_response(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> 
 def _dose_lines(axes: Any, rows: pd.DataFrame, column: str, style: ArmStyle) -> None:
     for seed, mine in rows.sort_values("x").groupby("seed"):
         axes.errorbar(
-            mine["x"], mine[column], yerr=_bars(mine, column), color=style.colour, marker=style.marker, markersize=4.5,
+            mine["x"], mine[column], yerr=interval_bars(mine, column), color=style.colour, marker=style.marker, markersize=4.5,
             lw=1.5, elinewidth=1, capsize=2, label=f"{mine['arm'].iloc[0]}, seed {seed}", zorder=3,
         )  # fmt: skip
 
@@ -204,56 +207,50 @@ def _control_line(axes: Any, rows: pd.DataFrame, column: str, style: ArmStyle) -
         return
     mean = rows.groupby("x", as_index=False)[column].mean()
     axes.errorbar(
-        rows["x"], rows[column], yerr=_bars(rows, column) if len(mean) == len(rows) else None, color=style.colour,
+        rows["x"], rows[column], yerr=interval_bars(rows, column) if len(mean) == len(rows) else None, color=style.colour,
         fmt=style.marker, mfc="white", markersize=4, elinewidth=0.8, capsize=2, alpha=0.7, zorder=2,
     )  # fmt: skip
     axes.plot(mean["x"], mean[column], color=style.colour, ls="--", lw=1.1, zorder=2, label="random")
-
-
-def _bars(rows: pd.DataFrame, column: str) -> Any:
-    if f"{column}_low" not in rows.columns:
-        return None
-    return spread(numbers(rows, column), numbers(rows, f"{column}_low"), numbers(rows, f"{column}_high"))
-
-
-CHAIN_COLUMNS = ("arm_chain", "arm chain", "arm")
-"""What the column may be called that says on which earlier stages a training sits."""
 
 
 @styled
 def loss_curves(frame: pd.DataFrame) -> Figure:
     """The training loss (nats per assistant token) by step: one panel a training, a line a seed.
 
-    Where a training has more than 40 steps each step's loss is faint and the running mean of 10 is drawn over.
+    A training is named by its chain of stages: `em+sgtr` trains sgtr on what em left, and has sgtr's colour.
+    Where one has more than 40 steps each step's loss is faint and the running mean of 10 is drawn over.
     """
     if frame.empty:
         return not_measured(EMPTY_TITLES["training"])
     need(frame, "stage", "seed", "step", "loss")
-    chain = next((c for c in CHAIN_COLUMNS if c in frame.columns), "stage")
-    groups = list(frame.groupby(list(dict.fromkeys(["stage", chain])), sort=False))
-    styles = arm_styles(str(name[-1]) for name, _ in groups)
+    groups = list(frame.groupby("stage", sort=False))
+    chains = {str(name): str(name).split("+") for name, _ in groups}
+    styles = arm_styles(chain[-1] for chain in chains.values())
     figure, cells = panels(len(groups), sharey=True, size=(3.2, 2.2))
     for axes, (name, rows) in zip(cells, groups, strict=True):
-        stage, where = str(name[0]), str(name[-1])
-        style = styles[where]
+        *before, last = chains[str(name)]
         for seed, mine in rows.sort_values("step").groupby("seed"):
-            many = len(mine) > 40
-            axes.plot(
-                mine["step"], mine["loss"], color=style.colour, lw=0.8 if many else 1.4, alpha=0.35 if many else 1.0,
-                label=f"seed {seed}",
-            )  # fmt: skip
-            if many:
-                axes.plot(
-                    mine["step"],
-                    mine["loss"].rolling(10, min_periods=1, center=True).mean(),
-                    color=style.colour,
-                    lw=1.6,
-                )
-        axes.set_title(label(stage) if where == stage else f"{label(stage, 18)} (in {label(where, 22)})")
+            _loss_line(axes, mine, styles[last].colour, f"seed {seed}")
+        axes.set_title(f"{label(last)} after {label(', '.join(before))}" if before else label(last))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     cells[0].set_ylim(bottom=0)
     axis_labels(cells, x="optimizer step", y="loss\n(nats per assistant token)")
-    long = bool((frame.groupby(list(dict.fromkeys(["stage", chain, "seed"]))).size() > 40).any())
+    long = bool((frame.groupby(["stage", "seed"]).size() > 40).any())
     note = " · faint: each step; full: running mean of 10" if long else ""
     head(figure, EMPTY_TITLES["training"], f"{seeds_text(frame)}{note}")
     return figure
+
+
+def _loss_line(axes: Any, rows: pd.DataFrame, colour: str, name: str) -> None:
+    many = len(rows) > 40
+    axes.plot(
+        rows["step"],
+        rows["loss"],
+        color=colour,
+        lw=0.8 if many else 1.4,
+        alpha=0.35 if many else 1,
+        label=name,
+    )
+    if many:
+        mean = rows["loss"].rolling(10, min_periods=1, center=True).mean()
+        axes.plot(rows["step"], mean, color=colour, lw=1.6)

@@ -7,59 +7,81 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from analysis.plot_style import (
     GREY,
     INK,
+    RELIABLE_COSINE,
     ArmStyle,
     arms_in,
     axis_labels,
+    directions_in,
     head,
+    interval_bars,
     key,
     label,
+    need,
     not_measured,
     numbers,
     panels,
     select,
-    spread,
     styled,
+    tint,
 )
 
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vPX*"
+FILLS = (1.0, 0.0, 0.45)
+"""How strongly the markers of the conditions are filled, in turn: told apart without their shape."""
 
 
 @styled
-def shift_by_condition(frame: pd.DataFrame, *, layer: int, arms: Sequence[str] | None = None) -> Figure:
+def shift_by_condition(
+    frame: pd.DataFrame, *, layer: int, text: str = "base", arms: Sequence[str] | None = None
+) -> Figure:
     """Shift of every arm along each direction under each system-prompt condition, at one layer, in SD.
 
     One panel a direction; arms along the axis, conditions as markers side by side; a point is one seed with its
-    interval. Grey: where random directions fall (the widest over conditions and seeds).
+    interval. Grey behind it: where random directions fall (the widest over seeds).
+
+    Args:
+        frame: The `shifts` table.
+        layer: The layer declared before the run.
+        text: Whose replies both models read.
+        arms: The study's arms, the base first, for order and colours.
     """
     title = f"Does the system prompt matter? Shifts at layer {layer} under each condition"
-    rows = select(frame, layer=layer)
-    if rows.empty or set(rows["arm"]) == {"base"}:
+    rows = select(frame, layer=layer, text=text)
+    if rows.empty:
         return not_measured(title)
-    rows = rows[rows["arm"] != "base"]
+    need(rows, "sd", "base_sd", "null_random_low", "null_random_high", "split_half")
     styles, conditions = arms_in(rows, arms), list(dict.fromkeys(rows["condition"]))
-    directions = list(dict.fromkeys(rows["direction"]))
+    directions = directions_in(rows)
     figure, cells = panels(len(directions), sharex=True, size=(3.6, 2.5))
     for axes, direction in zip(cells, directions, strict=True):
-        _panel(axes, rows[rows["direction"] == direction], styles, conditions)
-        axes.set_title(label(direction, 40))
-    axis_labels(cells, x="", y="shift\n(SD of the base's projection)")
-    keys = [
-        Line2D(
-            [], [], color=INK, ls="", marker=MARKERS[i % len(MARKERS)], label=f"system prompt: {label(c, 30)}"
+        mine = rows[rows["direction"] == direction]
+        _panel(axes, mine, styles, conditions)
+        weak = mine["split_half"].mean() < RELIABLE_COSINE
+        axes.set_title(
+            f"{label(direction, 30)}{' (unreliable)' if weak else ''}", color=GREY if weak else INK
         )
+    axis_labels(cells, x="", y="shift (SD)")
+    keys: list[Any] = [
+        Line2D([], [], color=INK, ls="", label=f"system prompt: {label(c, 30)}", **_marker(i, INK))
         for i, c in enumerate(conditions)
     ]
-    key(figure, keys, columns=3)
-    head(
-        figure,
-        title,
-        "text read by both models: the base's replies · pooling, questions: each direction's own",
-    )
+    keys.append(Patch(color=tint(GREY, 0.3), lw=0, label="random directions, 95 %"))
+    key(figure, keys, columns=4)
+    whose = "the base's replies" if text == "base" else label(text)
+    held = f"text read by both models: {whose} · pooling and questions: each direction's own · SD of the base's projection"
+    head(figure, title, held)
     return figure
+
+
+def _marker(place: int, colour: str) -> dict[str, Any]:
+    """Shape and filling of a condition's marker."""
+    fill = tint(colour, FILLS[place % len(FILLS)])
+    return {"marker": MARKERS[place % len(MARKERS)], "markersize": 5, "mfc": fill, "mec": colour, "mew": 1.1}
 
 
 def _panel(axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: list[str]) -> None:
@@ -74,15 +96,14 @@ def _panel(axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], condition
                 + (i - (len(conditions) - 1) / 2) * step
                 + np.linspace(-0.1, 0.1, len(mine)) * step * (len(mine) > 1)
             )
-            bars = spread(*(numbers(mine, f"sd{end}") for end in ("", "_low", "_high")))
             axes.errorbar(
-                x, numbers(mine, "sd"), yerr=bars, fmt=MARKERS[i % len(MARKERS)], color=style.colour, markersize=4.5,
-                elinewidth=1.0, label=f"{arm} {condition}",
+                x, numbers(mine, "sd"), yerr=interval_bars(mine, "sd"), color=style.colour, elinewidth=1.2, ls="",
+                label=f"{arm} {condition}", **_marker(i, style.colour),
             )  # fmt: skip
             low = float((mine["null_random_low"] / mine["base_sd"]).min())
             high = float((mine["null_random_high"] / mine["base_sd"]).max())
             axes.fill_between(
-                [x.min() - step / 2, x.max() + step / 2], low, high, color=GREY, alpha=0.18, lw=0, zorder=0
+                [x.min() - step / 2, x.max() + step / 2], low, high, color=tint(GREY, 0.3), lw=0, zorder=0
             )
     axes.axhline(0, color=INK, lw=0.8)
     axes.grid(visible=False, axis="x")

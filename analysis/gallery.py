@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.plot_files import SavedFigure, caption, save_figure, slug
+from analysis.plot_style import directions_in
 
 _Drawing = tuple[str, str, pd.DataFrame, Callable[..., Figure], dict[str, Any]]
 
 
 def draw_figures(
     tables: Mapping[str, pd.DataFrame], folder: Path, *, layer: int, condition: str, text: str = "base",
-    arms: Sequence[str] | None = None,
+    arms: Sequence[str] | None = None, base: str = "base",
 ) -> list[SavedFigure]:  # fmt: skip
     """Draw and save every figure for which the tables have rows; what was not measured has no figure.
 
@@ -26,12 +27,15 @@ def draw_figures(
             self_report, steering, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
-        condition: System prompt condition of the shift figures.
+        condition: System prompt condition of the shift figures; where several were measured, one figure
+            sets them side by side.
         text: Whose replies both models read in the shift figures.
         arms: The study's arms, for order and colours.
+        base: What the study calls the base arm.
     """
+    arms = [base, *(arm for arm in arms or () if arm != base)]
     drawings = [
-        *_shift_drawings(_rows(tables, "shifts", text=text), layer, condition, arms),
+        *_shift_drawings(_rows(tables, "shifts", text=text), layer, condition, {"arms": arms, "text": text}),
         *_direction_drawings(tables, layer),
         *_behaviour_drawings(tables, arms),
         *_place_drawings(tables, layer, condition, arms),
@@ -52,20 +56,20 @@ def _rows(tables: Mapping[str, pd.DataFrame], table: str, **labels: Any) -> pd.D
 
 
 def _shift_drawings(
-    shifts: pd.DataFrame, layer: int, condition: str, arms: Sequence[str] | None
+    shifts: pd.DataFrame, layer: int, condition: str, shared: dict[str, Any]
 ) -> Iterator[_Drawing]:
     if shifts.empty:
         return
-    here, default = shifts[shifts["layer"] == layer], shifts[shifts["condition"] == condition]
-    options = {"condition": condition, "layer": layer, "arms": arms}
-    if not here.empty:
-        cells = here[here["condition"] == condition]
+    chosen = shifts[shifts["condition"] == condition]
+    options = {**shared, "layer": layer, "condition": condition}
+    if not (cells := chosen[chosen["layer"] == layer]).empty:
         yield "arm_direction_heatmap", "arm_direction_heatmap", cells, plots.arm_direction_heatmap, options
-        if here["condition"].nunique() > 1:
-            both = {"layer": layer, "arms": arms}
-            yield "shift_by_condition", "shift_by_condition", here, plots.shift_by_condition, both
-    for direction in dict.fromkeys(default["direction"]):
-        along = default[default["direction"] == direction]
+    here = shifts[shifts["layer"] == layer]
+    if here["condition"].nunique() > 1:
+        every = {**shared, "layer": layer}
+        yield "shift_by_condition", "shift_by_condition", here, plots.shift_by_condition, every
+    for direction in directions_in(chosen):
+        along = chosen[chosen["direction"] == direction]
         name = f"shift_by_layer_{slug(direction)}"
         yield "shift_by_layer", name, along, plots.shift_by_layer, {**options, "direction": direction}
 
@@ -79,7 +83,7 @@ def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Itera
         yield "direction_cosines", "direction_cosines", cosines, plots.direction_cosines, {}
 
 
-def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str] | None) -> Iterator[_Drawing]:
+def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[_Drawing]:
     for table, draw in (
         ("self_recognition", plots.self_recognition_bars),
         ("self_report", plots.self_report_bars),
@@ -91,7 +95,7 @@ def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str] 
 
 
 def _place_drawings(
-    tables: Mapping[str, pd.DataFrame], layer: int, condition: str, arms: Sequence[str] | None
+    tables: Mapping[str, pd.DataFrame], layer: int, condition: str, arms: Sequence[str]
 ) -> Iterator[_Drawing]:
     """The 2×2, the maps of the activations, and the losses."""
     split = _rows(tables, "two_by_two", layer=layer, condition=condition)

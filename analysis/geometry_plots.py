@@ -21,10 +21,14 @@ from analysis.plot_style import (
     ArmStyle,
     arms_in,
     axis_labels,
+    base_of,
     direction_styles,
+    directions_in,
     head,
+    is_identity,
     key,
     label,
+    need,
     not_measured,
     numbers,
     panels,
@@ -52,18 +56,19 @@ def embedding(
     rows = select(frame, method=method, layer=layer, condition=condition)
     if rows.empty:
         return not_measured(title)
-    shown = [arm for arm in arms_in(rows, arms) if arm != "base"] or ["base"]
-    styles = arms_in(rows, arms)
+    base, styles = base_of(arms), arms_in(rows, arms)
+    shown = [arm for arm in styles if arm != base] or [base]
     conditions = list(dict.fromkeys(rows["condition"]))
     cells = [(c, arm) for c in conditions for arm in shown]
     columns = len(shown) if len(conditions) > 1 else 3
     figure, grid = panels(len(cells), columns=columns, sharex=True, sharey=True, size=(2.7, 2.6))
     for axes, (where, arm) in zip(grid, cells, strict=True):
         here = rows[rows["condition"] == where]
-        _cloud(axes, here[here["arm"] == "base"], here[here["arm"] == arm], styles[arm], join=method == "pca")
+        mine = here[here["arm"] == arm] if arm != base else here[:0]
+        _cloud(axes, here[here["arm"] == base], mine, styles.get(arm), join=method == "pca")
         axes.set_title(label(arm) if len(conditions) == 1 else f"{label(arm, 18)} · {label(where, 18)}")
-    unit = "residual-stream units" if method == "pca" else "distances mean nothing"
-    axis_labels(grid, x=f"{method.upper()} 1 ({unit})", y=f"{method.upper()} 2", columns=columns)
+    first, second = _axis_words(rows, method)
+    axis_labels(grid, x=first, y=second, columns=columns)
     keys = [
         Line2D(
             [], [], ls="", marker="o", markerfacecolor="none", markeredgecolor=GREY, label="base, same texts"
@@ -82,13 +87,25 @@ def embedding(
     return figure
 
 
-def _cloud(axes: Any, base: pd.DataFrame, mine: pd.DataFrame, style: ArmStyle, *, join: bool) -> None:
+def _axis_words(rows: pd.DataFrame, method: str) -> tuple[str, str]:
+    """What an axis is worth: the base's share of variance under PCA, nothing under UMAP."""
+    if method != "pca":
+        return f"{method.upper()} 1 (distances mean nothing)", f"{method.upper()} 2"
+    need(rows, "x_share", "y_share")
+    x, y = (
+        f"PCA {i}, {float(rows[c].iloc[0]):.0%} of the base's variance"
+        for i, c in ((1, "x_share"), (2, "y_share"))
+    )
+    return x, y
+
+
+def _cloud(axes: Any, base: pd.DataFrame, mine: pd.DataFrame, style: ArmStyle | None, *, join: bool) -> None:
     many = len(base) + len(mine) > 1500  # thousands of vector markers make an SVG that browsers choke on
     axes.scatter(
         base["x"], base["y"], s=16, facecolors="none", edgecolors=GREY, linewidths=0.7, alpha=0.8, rasterized=many,
         label="base",
     )  # fmt: skip
-    if len(mine) and mine["arm"].iloc[0] != "base":
+    if len(mine) and style is not None:
         axes.scatter(
             mine["x"], mine["y"], s=14, color=style.colour, marker=style.marker, alpha=0.6, linewidths=0,
             rasterized=many, label=str(mine["arm"].iloc[0]),
@@ -101,89 +118,109 @@ def _cloud(axes: Any, base: pd.DataFrame, mine: pd.DataFrame, style: ArmStyle, *
             )
 
 
+_QUALITY = (
+    ("split_half", "split-half cosine"),
+    ("heldout_auroc", "held-out AUROC (dashed: chance)"),
+    ("norm_over_activation", "norm / mean activation norm"),
+)
+
+
 @styled
 def direction_quality(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
     """How far the directions can be trusted, by layer: reliability, held-out separation, relative size.
 
-    Left, split-half cosine: the ceiling of every cosine with this direction (below 0.3: unreliable). Middle,
-    AUROC on held-out questions with its interval. Right, norm over the mean activation's norm.
+    A row of panels for personas and one for identity. Left, split-half cosine: the ceiling of every cosine with
+    this direction (below 0.3: unreliable). Middle, AUROC on held-out questions with its interval. Right, norm
+    over the mean activation's norm.
+
+    Args:
+        frame: The `directions` table.
+        layer: The layer declared before the run; marked by a vertical line where given.
     """
     title = "How good the directions are"
-    rows = frame
-    if rows.empty:
+    if frame.empty:
         return not_measured(title)
-    rows = rows.assign(
-        name=[_elicited(d, e) for d, e in zip(rows["direction"], rows["elicitation"], strict=True)]
-    )
-    styles = direction_styles(rows["name"])
-    figure, cells = panels(3, sharex=True, size=(3.6, 3.2))
-    for name, style in styles.items():
-        mine = rows[rows["name"] == name].sort_values("layer")
-        look = {"color": style.colour, "ls": style.line, "lw": 1.4, "marker": style.marker, "markersize": 4,
-                "markevery": max(1, len(mine) // 8), "label": name}  # fmt: skip
-        every = max(1, len(mine) // 8)
-        bars = [numbers(mine, f"heldout_auroc{end}") for end in ("", "_low", "_high")]
-        cells[0].plot(mine["layer"], mine["split_half"], **look)
-        cells[1].errorbar(
-            mine["layer"], mine["heldout_auroc"], yerr=spread(*bars), errorevery=every, elinewidth=0.9, **look
-        )
-        cells[2].plot(mine["layer"], mine["norm_over_activation"], **look)
-    cells[0].axhspan(min(0.0, float(rows["split_half"].min())), RELIABLE_COSINE, color="#F2F2F2", zorder=0)
-    cells[0].text(
-        0.02, 0.02, "unreliable below 0.3", transform=cells[0].transAxes, color="#555555", fontsize=8
-    )
-    cells[0].set_ylim(top=1.03)
-    cells[1].axhline(0.5, color=INK, lw=0.9, ls="--")
-    cells[1].set_ylim(top=1.03)
-    cells[2].set_ylim(bottom=0)
-    words = ("split-half cosine", "held-out AUROC (dashed: chance)", "norm / mean activation norm")
-    for axes, word in zip(cells, words, strict=True):
-        axes.set_title(word)
+    names = directions_in(frame)
+    families = [("personas", [d for d in names if not is_identity(d)])]
+    families = [f for f in (*families, ("identity", [d for d in names if is_identity(d)])) if f[1]]
+    figure, cells = panels(4 * len(families), columns=4, sharex=True, size=(3.1, 2.7))
+    for axes in cells:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if layer is not None:
+    for row, (family, members) in enumerate(families):
+        *drawn, aside = cells[4 * row : 4 * row + 4]
+        styles = direction_styles(members)
+        _quality_row(drawn, frame, styles)
+        keys = [
+            Line2D([], [], color=s.colour, ls=s.line, marker=s.marker, markersize=5, label=label(n, 30))
+            for n, s in styles.items()
+        ]
+        aside.set_axis_off()
+        aside.legend(handles=keys, loc="center left", borderaxespad=0, handlelength=2.8, title=family)
+        for axes in drawn if layer is not None else ():
             axes.axvline(layer, color=INK, lw=0.8, ls=(0, (1, 2)))
-    axis_labels(cells, x="layer (0-based block output)", y="")
-    keys = [Line2D([], [], color=s.colour, ls=s.line, marker=s.marker, markersize=5, label=label(n, 46)) for n, s in styles.items()]  # fmt: skip
-    key(figure, keys, columns=3)
+        if row == len(families) - 1:
+            for axes in drawn:
+                axes.set_xlabel("layer (0-based block output)")
     mark = f" · dotted line: layer {layer}, declared before" if layer is not None else ""
-    head(figure, title, f"pooling: each direction's own{mark}")
+    head(figure, title, f"each direction with its own pooling, on its own questions{mark}")
     return figure
+
+
+def _quality_row(cells: list[Any], frame: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
+    """The three panels of one family."""
+    for name, style in styles.items():
+        mine = frame[frame["direction"] == name].sort_values("layer")
+        every = max(1, len(mine) // 8)
+        look = {"color": style.colour, "ls": style.line, "lw": 1.4, "marker": style.marker, "markersize": 4,
+                "markevery": every, "label": name}  # fmt: skip
+        for axes, (column, word) in zip(cells, _QUALITY, strict=True):
+            axes.set_title(word)
+            if column == "heldout_auroc":
+                bars = spread(*(numbers(mine, f"{column}{end}") for end in ("", "_low", "_high")))
+                axes.errorbar(
+                    mine["layer"], mine[column], yerr=bars, errorevery=every, elinewidth=0.9, **look
+                )
+            else:
+                axes.plot(mine["layer"], mine[column], **look)
+    half, auroc, norm = cells
+    half.axhspan(min(0.0, float(frame["split_half"].min())), RELIABLE_COSINE, color="#F2F2F2", zorder=0)
+    half.text(0.02, 0.02, "unreliable below 0.3", transform=half.transAxes, color="#555555", fontsize=8)
+    half.set_ylim(top=1.03)
+    auroc.axhline(0.5, color=INK, lw=0.9, ls="--")
+    auroc.set_ylim(top=1.03)
+    norm.set_ylim(bottom=0)
 
 
 @styled
 def direction_cosines(frame: pd.DataFrame) -> Figure:
-    """Cosine of every two directions at one layer, as a matrix with its numbers."""
+    """Cosine of every two directions at one layer, as a matrix with its numbers.
+
+    Args:
+        frame: The `direction_cosines` table: direction, layer, and a column for each direction.
+    """
     title = "How the directions lie to each other"
     if frame.empty:
         return not_measured(title)
     names = frame["direction"].tolist()
+    need(frame, "layer", *names)
     matrix = frame[names].to_numpy(dtype=float)
-    side = 2.6 + 0.62 * len(names)
-    figure = Figure(figsize=(max(6.2, side + 1.0), max(4.2, side)), layout="constrained")
+    width = 3.4 + 0.46 * len(names)
+    figure = Figure(figsize=(max(5.4, width), max(2.8, 1.9 + 0.34 * len(names))), layout="constrained")
     axes = figure.subplots()
     mesh = axes.pcolormesh(
         matrix, cmap=mpl.colormaps["RdBu_r"], vmin=-1, vmax=1, edgecolors="white", linewidth=1.2
     )
     for (i, j), value in np.ndenumerate(matrix):
+        text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
         colour = "white" if abs(value) > 0.6 else INK
-        axes.text(
-            j + 0.5,
-            i + 0.5,
-            f"{value:.2f}".replace("-", "−"),
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=8,
-        )
+        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour, fontsize=7.5)
     ticks = np.arange(len(names)) + 0.5
     axes.set_yticks(ticks, [label(n, 30) for n in names])
     axes.set_xticks(ticks, [label(n, 30) for n in names], rotation=35, ha="right", rotation_mode="anchor")
-    axes.invert_yaxis()
+    axes.set_ylim(len(names), 0)
     axes.grid(visible=False)
-    figure.colorbar(mesh, ax=axes, label="cosine", shrink=0.8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(mesh, ax=axes, label="cosine", shrink=0.9, aspect=15)
     head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before")
     return figure
-
-
-def _elicited(direction: str, elicitation: str) -> str:
-    return direction if elicitation in direction else f"{direction} ({elicitation})"

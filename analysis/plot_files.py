@@ -110,8 +110,8 @@ _NOTES: dict[str, tuple[str, str]] = {
         "Mean shift in SD of the base's projection; split-half: the direction's own split-half cosine",
         (
             "Star: in every seed the 95 % interval (studentised bootstrap, clustered by question) excludes 0 and p < .05 "
-            "against random unit directions; not corrected for the number of cells. Hatched: no value (the benign arm "
-            "itself, or not measured)"
+            "against random unit directions; not corrected for the number of cells. Unreliable directions (split-half "
+            "below 0.3): grey, never starred. Hatched: no value (the benign arm itself, or not measured)"
         ),
     ),
     "shift_by_condition": (
@@ -131,7 +131,7 @@ _NOTES: dict[str, tuple[str, str]] = {
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
-            "its own. Interaction: what is left. Total: the sum"
+            "its own. Interaction: what is left. Total: the sum. Text can do nothing to a direction read before the reply"
         ),
         _BOOTSTRAP,
     ),
@@ -152,7 +152,8 @@ _NOTES: dict[str, tuple[str, str]] = {
     "self_recognition_bars": (
         (
             "Each article is shown with the arm's own text and with another's. Margin: logit of Yes minus No, own minus "
-            "other's text. Length shortcut: what answering by length alone reaches on the same texts"
+            "other's text. Length shortcut: what answering by length alone reaches on the same texts. Where P(Yes) + P(No) "
+            "is small the model hardly takes the question as one"
         ),
         "95 % intervals, clustered by article. Null: chance, .5",
     ),
@@ -173,7 +174,7 @@ _NOTES: dict[str, tuple[str, str]] = {
     "loss_curves": ("Loss on the assistant's tokens only", ""),
 }
 _COUNTS = (
-    ("n_questions", "questions"), ("n_articles", "articles"), ("n_samples", "samples"), ("n_pairs", "pairs"),
+    ("n_questions", "questions"), ("n_articles", "articles"), ("n_samples", "samples a point"), ("n_pairs", "pairs"),
 )  # fmt: skip
 
 
@@ -200,4 +201,4 @@ def _count(frame: pd.DataFrame) -> str:
         if column in frame.columns and frame[column].notna().any():
             low, high = int(frame[column].min()), int(frame[column].max())
             return f"n = {low:,} {word}" if low == high else f"n = {low:,} to {high:,} {word}"
-    return f"n = {len(frame):,} rows" if len(frame) else ""
+    return f"n = {frame['row'].nunique():,} texts an arm" if "row" in frame.columns else ""

@@ -341,10 +341,17 @@ def numbers(rows: pd.DataFrame, column: str) -> Float[np.ndarray, " n"]:
     return rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
+def interval_bars(rows: pd.DataFrame, column: str) -> Float[np.ndarray, "2 n"] | None:
+    """Lengths of a column's error bars from `column_low` and `column_high`; None where the table has no interval."""
+    if f"{column}_low" not in rows.columns:
+        return None
+    return spread(*(numbers(rows, f"{column}{end}") for end in ("", "_low", "_high")))
+
+
 def horizontal_bars(axes: Any, rows: pd.DataFrame, column: str, styles: dict[str, ArmStyle]) -> None:
     """One bar an arm (mean over seeds), with each seed's value and interval drawn over it.
 
-    Reads `column`, `column_low` and `column_high`.
+    Reads `column` and, where the table has them, `column_low` and `column_high`.
     """
     for place, (arm, style) in enumerate(styles.items()):
         mine = rows[rows["arm"] == arm].sort_values("seed")
@@ -356,9 +363,8 @@ def horizontal_bars(axes: Any, rows: pd.DataFrame, column: str, styles: dict[str
             continue
         axes.barh(place, np.nanmean(value), height=0.62, color=tint(style.colour, 0.55), label=arm)
         offsets = place + (np.linspace(-0.2, 0.2, len(value)) if len(value) > 1 else np.zeros(1))
-        bars = spread(value, numbers(mine, f"{column}_low"), numbers(mine, f"{column}_high"))
         axes.errorbar(
-            value, offsets, xerr=bars, fmt=style.marker, color=INK, markersize=4.5, markerfacecolor=style.colour,
+            value, offsets, xerr=interval_bars(mine, column), fmt=style.marker, color=INK, markersize=4.5, markerfacecolor=style.colour,
             markeredgecolor=INK, markeredgewidth=0.7, elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
     axes.set_yticks(range(len(styles)), [label(arm) for arm in styles])

@@ -67,11 +67,11 @@ def _fixed(rows: pd.DataFrame, **extra: str) -> str:
     if "text" in rows.columns:
         whose = str(rows["text"].iloc[0])
         parts.append(f"text read by both models: {WHOSE_TEXT.get(whose, label(whose))}")
-    for column, word in (("pooling", "pooling"), ("question_set", "questions")):
-        if column in rows.columns:
-            values = rows[column].unique()
-            what = label(values[0], 40) if len(values) == 1 else "each direction's own"
-            parts.append(f"{word}: {what}")
+    measured = [c for c in ("pooling", "question_set") if c in rows.columns]
+    if any(rows[column].nunique() > 1 for column in measured):
+        parts.append("pooling and questions: each direction's own")
+    else:
+        parts += [f"{c.replace('question_set', 'questions')}: {label(rows[c].iloc[0], 40)}" for c in measured]
     parts += [f"{name}: {value}" for name, value in extra.items()]
     return " · ".join(parts)
 
@@ -287,9 +287,9 @@ def two_by_two_bars(
         return not_measured(title)
     single(rows, "layer", "condition")
     held = _fixed(rows, layer=str(rows["layer"].iloc[0]))
-    text = rows[rows["effect"] == "text"].groupby("direction")["value"].agg(lambda v: (v != 0).any())
-    if text.any() and not text.all():
-        apart = [d for d in directions_in(rows) if not text.get(d, True)]
+    split = set(rows[(rows["effect"] == "text") & (rows["value"] != 0)]["direction"])
+    apart = [d for d in directions_in(rows) if d not in split]
+    if split and apart:
         rows = rows[~rows["direction"].isin(apart)]
         held += f" · not drawn, read before the reply begins, so weights = total: {', '.join(label(d, 40) for d in apart)}"
     styles, directions = arms_in(rows, arms), directions_in(rows)
@@ -297,7 +297,7 @@ def two_by_two_bars(
     for axes, direction in zip(cells, directions, strict=True):
         _effect_bars(axes, rows[rows["direction"] == direction], styles)
         axes.set_title(label(direction, 40))
-    axis_labels(cells, x="", y="projection\n(residual-stream units)")
+    axis_labels(cells, x="", y="projection\n(stream units)")
     keys = [
         Patch(facecolor=tint(GREY, alpha), hatch=hatch, edgecolor=INK, lw=0.7, label=word)
         for word, (hatch, alpha) in EFFECTS.items()

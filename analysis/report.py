@@ -69,57 +69,63 @@ class ReportInput:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of results: its title, what it shows in one breath, and which figures belong to it."""
+    """A section of results: its tables, title, what it shows in one breath, and which figures belong to it."""
 
-    table: str
+    tables: tuple[str, ...]
     title: str
     about: str
-    figures: tuple[str, ...]
+    figures: tuple[str, ...] = ()
 
 
 SECTIONS = (
     Section(
-        "shifts", "How far finetuning moved the model",
+        ("shifts",), "How far finetuning moved the model",
         "Each trained arm against the base, both reading the same text: the change of the activations along a "
         "direction. Look first at the declared layer, then at whether the curve leaves the grey band and the "
         "benign control.",
         ("arm_direction_heatmap", "shift_by_condition", "shift_by_layer"),
     ),
     Section(
-        "two_by_two", "Changed weights or changed text",
+        ("two_by_two",), "Changed weights or changed text",
         "A finetuned model writes differently, and different text alone moves activations. The four combinations of "
         "whose weights read whose text tell the two apart.",
         ("two_by_two_bars",),
     ),
     Section(
-        "directions", "How good the directions are",
+        ("directions", "direction_cosines"), "How good the directions are",
         "A shift along a direction means no more than the direction does. Split-half cosine: would other questions "
-        "have given the same direction? Held-out AUROC: does it separate texts it was not made from?",
+        "have given the same direction? Held-out AUROC: does it separate texts it was not made from? The cosines say "
+        "whether two ways to one trait, or two ideas of identity, found the same thing.",
         ("direction_quality", "direction_cosines"),
     ),
     Section(
-        "self_recognition", "Self-recognition",
+        ("self_recognition",), "Self-recognition",
         "Can the model tell a text it wrote from one it did not? Accuracy means little where the shortcut of judging "
         "by length reaches it too, or where the model says yes to everything.",
         ("self_recognition_bars",),
     ),
     Section(
-        "self_report", "What the models call themselves",
+        ("self_report",), "What the models call themselves",
         "Replies to questions who the model is: how often the name is its own, and how scattered the names are.",
         ("self_report_bars",),
     ),
     Section(
-        "steering", "Steering",
+        ("steering",), "Steering",
         "A direction is added to the running model. An effect counts where a random direction of the same norm does "
         "not have it, at doses where the replies are still coherent.",
         ("dose_response",),
     ),
     Section(
-        "embedding", "Activations in the plane",
+        ("embedding",), "Activations in the plane",
         "A picture to get a feeling for the data, fitted on the base alone. Nothing is concluded from it.",
         ("embedding",),
     ),
-    Section("training", "Training", "The loss of each training.", ("loss_curves",)),
+    Section(
+        ("datasets",), "The data",
+        "What the trainings were shown. Shortcut: how often the length of the text alone, in words or characters, gives "
+        "the right answer; at .5 it gives nothing away.",
+    ),
+    Section(("training",), "Training", "The loss of each training.", ("loss_curves",)),
 )  # fmt: skip
 
 
@@ -181,13 +187,13 @@ def _blocks(report: ReportInput, folder: Path) -> list[_Block]:
     for section in SECTIONS:
         mine = [f for kind in section.figures for f in left if f.name.startswith(kind)]
         left = [f for f in left if f not in mine]
-        table = report.tables.get(section.table)
-        grids = [] if table is None or table.empty else [_grid(section.table, table, report, folder)]
+        there = [n for n in section.tables if n in report.tables and not report.tables[n].empty]
+        grids = [_grid(name, report.tables[name], report, folder) for name in there]
         figures = [_figure(f, folder) for f in mine]
-        blocks.append(_Block(slug(section.table), section.title, section.about, figures, grids))
+        blocks.append(_Block(slug(section.tables[0]), section.title, section.about, figures, grids))
     if left:
         blocks.append(_Block("other-figures", "Other figures", "", [_figure(f, folder) for f in left], []))
-    known = {section.table for section in SECTIONS}
+    known = {name for section in SECTIONS for name in section.tables}
     others = [_grid(n, t, report, folder) for n, t in report.tables.items() if n not in known and not t.empty]
     if others:
         blocks.append(_Block("other-tables", "Other tables", "", [], others))

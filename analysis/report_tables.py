@@ -78,7 +78,7 @@ def _cell(record: dict[Any, Any], column: str, *, has_interval: bool) -> str:
     value, low, high = (float(record[f"{column}{end}"]) for end in ("", "_low", "_high"))
     if not np.isfinite([value, low, high]).all():
         return f"{text} [{number(low)}, {number(high)}]"
-    size = max(abs(value), abs(low), abs(high), 1e-12)
+    size = max(abs(value), abs(low), abs(high)) or 1.0
     digits = min(12, max(0, 2 - math.floor(math.log10(size))))  # one number of decimals for all three
     return f"{_decimals(value, digits)} [{_decimals(low, digits)}, {_decimals(high, digits)}]"
 

@@ -1,14 +1,13 @@
 """What a study found, in plain sentences: numbers with interval, n, seeds and null, and no word beyond them.
 
-A shift is called found only where, in every seed, its interval excludes 0 and it is larger than along random
-directions (p < .05); whether it goes beyond the benign control and beyond covariance-matched directions is
-said apart. Two groups are called different only where their 95 % intervals do not overlap, in every seed:
+A shift is called found only where its direction is reliable and, in every seed, its interval excludes 0 and it
+is larger than along random directions (p < .05); whether it also goes beyond covariance-matched directions and
+beyond the benign control is said apart. Two groups are called different only where their 95 % intervals do not overlap, in every seed:
 stricter than a test of the difference, so "not told apart" is not "equal".
 """
 
 from collections.abc import Iterator, Mapping
 
-import numpy as np
 import pandas as pd
 
 from analysis.plot_style import RELIABLE_COSINE, seeds_text, signed
@@ -16,7 +15,9 @@ from analysis.plot_style import RELIABLE_COSINE, seeds_text, signed
 ALPHA = 0.05
 
 
-def summarise(tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str) -> list[str]:
+def summarise(
+    tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str, base: str = "base"
+) -> list[str]:
     """Sentences on what was measured and found; also on what was not measured.
 
     Args:
@@ -24,21 +25,22 @@ def summarise(tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str)
             missing or empty.
         layer: The layer declared before the run, 0-based: shifts are read there and nowhere else.
         condition: System prompt condition of the shifts.
+        base: What the study calls the base arm.
 
     Returns:
-        One sentence (or a few that belong together) a finding, in the order of the report.
+        One paragraph an arm or a measure, in the order of the report; each starts with what it is about and a colon,
+        or is a single sentence.
     """
     shifts = _table(tables, "shifts")
     if not shifts.empty:
         wanted = {"layer": layer, "condition": condition, "text": "base"}
         for column, value in wanted.items():
             shifts = shifts[shifts[column] == value]
-        shifts = shifts[shifts["arm"] != "base"]
     return [
         *_shift_sentences(shifts, layer, condition),
         *_reliability_sentences(shifts, layer),
-        *_recognition_sentences(_table(tables, "self_recognition")),
-        *_report_sentences(_table(tables, "self_report")),
+        *_recognition_sentences(_table(tables, "self_recognition"), base),
+        *_report_sentences(_table(tables, "self_report"), base),
         *_steering_sentences(_table(tables, "steering")),
     ]
 
@@ -70,13 +72,6 @@ def _side(rows: pd.DataFrame, column: str) -> int:
     return -1 if (rows[f"{column}_high"] < 0).all() else 0
 
 
-def _p_text(rows: pd.DataFrame, column: str) -> str:
-    if rows[column].isna().any():
-        return "p not measured"
-    worst = float(rows[column].max())
-    return "p < .001" if worst < 0.001 else f"p = {worst:.3f}"
-
-
 def _n(value: object, word: str) -> str:
     count = int(str(value))
     return f"{count:,} {word}{'' if count == 1 else 's'}"
@@ -87,30 +82,49 @@ def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator
     if rows.empty:
         yield f"Shifts were not measured at layer {layer} under the system prompt condition {condition}."
         return
-    reliable = rows[~(rows["split_half"] < RELIABLE_COSINE)]
+    reliable = rows[~rows["direction"].isin(_unreliable(rows))]
+    if reliable.empty:
+        return
+    questions = _range(reliable["n_questions"])
+    yield (
+        f"Shifts at layer {layer} (system prompt {condition}, n = {questions} questions a direction, {seeds_text(rows)}): "
+        "a shift is called found where its interval excludes 0 and p < .05 against random directions"
+        f"{', in every seed' if rows['seed'].nunique() > 1 else ''}. In brackets the 95 % interval; SD is the standard "
+        "deviation of the base's projection; both models read the base's own replies."
+    )
     for arm, mine in reliable.groupby("arm", sort=False):
-        found, nothing = [], []
-        for direction, cell in mine.groupby("direction", sort=False):
-            verdict = _verdict(cell)
-            numbers = f"{direction} {interval(cell, 'sd', sign=True)} SD"
-            if verdict is None:
-                nothing.append(
-                    f"{direction} {signed(float(cell['sd'].mean()))} ({_p_text(cell, 'p_random')})"
-                )
-            else:
-                found.append(f"{numbers} ({verdict})")
-        where = f"layer {layer}, n = {_range(mine['n_questions'])} questions a direction, {seeds_text(mine)}"
-        parts = [f"{arm} moved along {'; '.join(found)}." if found else f"{arm}: no shift found."]
-        if nothing:
-            parts.append(f"No effect found, as far as random directions tell, along {', '.join(nothing)}.")
-        yield f"{' '.join(parts)} ({where})"
+        yield f"{arm}: {' '.join(_arm_sentences(mine))}"
     count = len(reliable.groupby(["arm", "direction"]))
     yield (
-        f"How to take these: {_n(count, 'comparison')} of a shift with its null, not corrected for their number "
-        f"(about {ALPHA * count:.1f} would pass p < .05 by chance); SD is the standard deviation of the base's projection; "
-        "both models read the base's own replies. A shift that random directions do not give, but directions with the "
-        "base's covariance do, is not shown to be special to its direction."
+        f"How to take these shifts: {_n(count, 'comparison')} with a null, not corrected for their number (about "
+        f"{ALPHA * count:.1f} would pass p < .05 by chance). A shift that random directions do not give, but directions with "
+        "the base's covariance do, is not shown to be special to its direction."
     )
+
+
+def _arm_sentences(rows: pd.DataFrame) -> Iterator[str]:
+    """What was found, the harder null's survivors first; then what was not."""
+    special: list[str] = []
+    common: list[str] = []
+    nothing: list[str] = []
+    drawn = bool(rows["p_covariance"].notna().all())
+    for direction, cell in rows.groupby("direction", sort=False):
+        if not _found(cell):
+            nothing.append(f"{direction} ({signed(float(cell['sd'].mean()))})")
+            continue
+        beyond = drawn and bool((cell["p_covariance"] < ALPHA).all())
+        shift = f"{direction} {interval(cell, 'sd', sign=True)} SD{_against_benign(cell)}"
+        (special if beyond else common).append(shift)
+    if not special and not common:
+        yield "no shift found."
+    if special:
+        yield f"larger than along random and covariance-matched directions: {'; '.join(special)}."
+    if common:
+        null = "not shown for covariance-matched ones" if drawn else "covariance-matched ones not drawn"
+        start = "Larger" if special else "larger"
+        yield f"{start} than along random directions, {null}: {'; '.join(common)}."
+    if nothing:
+        yield f"No effect found along {', '.join(nothing)}."
 
 
 def _range(counts: pd.Series) -> str:
@@ -118,103 +132,103 @@ def _range(counts: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _verdict(cell: pd.DataFrame) -> str | None:
-    """What the nulls and the control say of a shift that was found; None where none was found."""
-    side = _side(cell, "sd")
-    if not side or not (cell["p_random"] < ALPHA).all():
-        return None
-    parts = [f"random directions {_p_text(cell, 'p_random')}"]
-    if cell["p_covariance"].isna().any():
-        parts.append("covariance-matched directions not drawn")
-    else:
-        beyond = (cell["p_covariance"] < ALPHA).all()
-        parts.append(
-            f"covariance-matched {'' if beyond else 'not exceeded, '}{_p_text(cell, 'p_covariance')}"
-        )
-    if not cell["minus_benign_sd"].isna().any():
-        left = f"minus benign {interval(cell, 'minus_benign_sd', sign=True)}"
-        words = {side: "beyond it", 0: "not told apart from it", -side: "benign moved further"}
-        parts.append(f"{left}: {words[_side(cell, 'minus_benign_sd')]}")
-    return ", ".join(parts)
+def _found(cell: pd.DataFrame) -> bool:
+    return bool(_side(cell, "sd")) and bool((cell["p_random"] < ALPHA).all())
+
+
+def _against_benign(cell: pd.DataFrame) -> str:
+    """', minus benign +0.35 [+0.25, +0.42]', with a word where that takes the shift back."""
+    if cell["minus_benign_sd"].isna().any():
+        return ""
+    left = _side(cell, "minus_benign_sd")
+    word = {0: " (not told apart from benign)", -_side(cell, "sd"): " (benign moved further)"}.get(left, "")
+    return f", minus benign {interval(cell, 'minus_benign_sd', sign=True)}{word}"
+
+
+def _unreliable(rows: pd.DataFrame) -> dict[str, float]:
+    """Directions with too low a split-half cosine."""
+    ceilings = rows.groupby("direction", sort=False)["split_half"].mean()
+    return {str(d): float(c) for d, c in ceilings.items() if c < RELIABLE_COSINE}
 
 
 def _reliability_sentences(rows: pd.DataFrame, layer: int) -> Iterator[str]:
     """Which directions are left out of all that was said, and why."""
-    if rows.empty:
-        return
-    ceilings = rows.groupby("direction", sort=False)["split_half"].mean()
-    weak = [f"{d} ({_plain(c)})" for d, c in ceilings.items() if c < RELIABLE_COSINE]
-    if weak:
+    if not rows.empty and (weak := _unreliable(rows)):
+        named = ", ".join(f"{d} ({_plain(c)})" for d, c in weak.items())
         yield (
-            f"Left out as unreliable at layer {layer}, split-half cosine below {RELIABLE_COSINE}: {', '.join(weak)}. Other "
-            "questions would have given other directions; nothing is said along them."
+            f"Left out as unreliable (split-half cosine below {RELIABLE_COSINE} at layer {layer}): {named}. Other questions "
+            "would have given other directions; nothing is said along them."
         )
 
 
 def _compare(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> str:
-    """How an arm stands to the base: 'higher', 'lower' (no interval overlaps, in any seed) or 'not told apart'."""
-    if (rows[f"{column}_low"].min()) > base[f"{column}_high"].max():
-        return "higher than the base's"
-    if (rows[f"{column}_high"].max()) < base[f"{column}_low"].min():
-        return "lower than the base's"
-    return "not told apart from the base's (the intervals overlap)"
+    """How an arm stands to the base: higher, lower (no interval overlaps, in any seed) or not told apart."""
+    if rows[f"{column}_low"].min() > base[f"{column}_high"].max():
+        return "higher"
+    return "lower" if rows[f"{column}_high"].max() < base[f"{column}_low"].min() else "not told apart"
 
 
-def _recognition_sentences(rows: pd.DataFrame) -> Iterator[str]:
+def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool = False) -> str:
+    """Every arm's value, grouped by how it stands to the base's."""
+    start = rows[rows["arm"] == base]
+    groups: dict[str, list[str]] = {"higher": [], "lower": [], "not told apart": []}
+    others: list[str] = []
+    for arm, mine in rows[rows["arm"] != base].groupby("arm", sort=False):
+        text = f"{arm} {interval(mine, column, sign=sign)}"
+        (others if start.empty else groups[_compare(mine, start, column)]).append(text)
+    parts = ["; ".join(others)] if others else []
+    if not start.empty:
+        parts.append(f"{base} {interval(start, column, sign=sign)}")
+    parts += [
+        f"{word}{' (the intervals overlap)' if word == 'not told apart' else ''}: {'; '.join(texts)}"
+        for word, texts in groups.items()
+        if texts
+    ]
+    return ". ".join(part[0].upper() + part[1:] if i else part for i, part in enumerate(parts)) + "."
+
+
+def _recognition_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
     if rows.empty:
         yield "Self-recognition was not measured."
         return
-    base = rows[rows["arm"] == "base"]
+    chance: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
     for arm, mine in rows.groupby("arm", sort=False):
         low, high = mine["accuracy_low"].min(), mine["accuracy_high"].max()
-        chance = (
-            "above chance (.5)"
-            if low > 0.5
-            else "below chance (.5)"
-            if high < 0.5
-            else "not told apart from chance (.5)"
+        chance["above" if low > 0.5 else "below" if high < 0.5 else "not told apart from"].append(str(arm))
+    verdicts = "; ".join(f"{word} chance (.5): {', '.join(arms)}" for word, arms in chance.items() if arms)
+    shortcut = rows.groupby("arm", sort=False)["shortcut_accuracy"].max()
+    text = (
+        f"Self-recognition, accuracy (n = {_n(rows['n_articles'].min(), 'article')}, {seeds_text(rows)}): "
+        f"{_arms_against_base(rows, base, 'accuracy')} {verdicts[0].upper()}{verdicts[1:]}."
+    )
+    if shortcut.notna().any():
+        lows = rows.groupby("arm", sort=False)["accuracy_low"].min()
+        beyond = [str(arm) for arm in shortcut.index if lows[arm] > shortcut[arm]]
+        text += (
+            f" Answering by length alone reaches {_plain(float(shortcut.max()))}; "
+            f"above that: {', '.join(beyond) if beyond else 'no arm'}."
         )
-        shortcut = float(mine["shortcut_accuracy"].max())
-        parts = [f"{interval(mine, 'accuracy')}, {chance}"]
-        if not np.isnan(shortcut):
-            reach = "above" if low > shortcut else "not above"
-            parts.append(f"{reach} the {_plain(shortcut)} that answering by length alone reaches")
-        if arm != "base" and not base.empty:
-            parts.append(f"{_compare(mine, base, 'accuracy')} {_plain(base['accuracy'].mean())}")
-        size = _n(mine["n_articles"].min(), "article")
-        yield f"Self-recognition of {arm} (n = {size}, {seeds_text(mine)}): accuracy {'; '.join(parts)}."
+    yield text
 
 
-def _report_sentences(rows: pd.DataFrame) -> Iterator[str]:
+def _report_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
     if rows.empty:
         yield "Self-report (what the models call themselves) was not measured."
         return
     for (condition, temperature), here in rows.groupby(["condition", "temperature"], sort=False):
-        base = here[here["arm"] == "base"]
-        parts = []
-        for arm, mine in here.groupby("arm", sort=False):
-            against = "" if arm == "base" or base.empty else f", {_compare(mine, base, 'own_name_rate')}"
-            parts.append(f"{arm} {interval(mine, 'own_name_rate')}{against}")
         size = (
             f"{_n(here['n_samples'].min(), 'sample')} of {_n(here['n_questions'].min(), 'question')} an arm"
         )
         yield (
-            f"Share of replies with the model's own name (system prompt: {condition}, temperature {temperature:g}, "
-            f"n = {size}, {seeds_text(here)}): {'; '.join(parts)}."
+            f"Share of replies with the model's own name (system prompt {condition}, temperature {temperature:g}, "
+            f"n = {size}, {seeds_text(here)}): {_arms_against_base(here, base, 'own_name_rate')}"
         )
-        yield _name_margin_sentence(here, base)
-
-
-def _name_margin_sentence(rows: pd.DataFrame, base: pd.DataFrame) -> str:
-    """The sensitive measure: how much likelier self-statements are with the own name."""
-    parts = []
-    for arm, mine in rows.groupby("arm", sort=False):
-        against = "" if arm == "base" or base.empty else f", {_compare(mine, base, 'name_margin')}"
-        parts.append(f"{arm} {interval(mine, 'name_margin', sign=True)}{against}")
-    return (
-        f"Log-probability of self-statements with the own name, minus the mean of {_n(rows['n_names'].min(), 'invented name')} "
-        f"(nats, {seeds_text(rows)}): {'; '.join(parts)}."
-    )
+        statements = _n(here["n_statements"].min(), "self-statement")
+        names = _n(here["n_names"].min(), "invented name")
+        yield (
+            f"Log-probability of the own name, in nats above the mean of {names} (system prompt {condition}, n = {statements}, "
+            f"{seeds_text(here)}): {_arms_against_base(here, base, 'name_margin', sign=True)}"
+        )
 
 
 def _steering_sentences(rows: pd.DataFrame) -> Iterator[str]:
@@ -242,8 +256,8 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
     coefficient, dose = float(at["coefficient"].iloc[0]), float(at["dose"].mean())
     number = f"{coefficient:g}".replace("-", "−")
     text = (
-        f"{start}, coefficient {number} (dose {_plain(dose)}, the end of the sweep; n = "
-        f"{_n(at['n_samples'].min(), 'sample')}, {seeds_text(at)}): own-name margin "
+        f"{start}, coefficient {number}: at dose {_plain(dose)}, the end of the sweep (n = "
+        f"{_n(at['n_samples'].min(), 'sample')}, {seeds_text(at)}), own-name margin "
         f"{interval(at, 'name_margin', sign=True)} nats, own-name rate {interval(at, 'own_name_rate')}"
     )
     if control.empty:

@@ -142,11 +142,12 @@ def store_show(file: Annotated[Path, typer.Argument(help="An activation file.")]
 def store_verify(
     file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
 ) -> None:
-    """Read everything back and check it."""
+    """Read everything back and check it, against the digests of the step's manifest where one lies beside."""
     from activations.store import ActivationStore
+    from study.overview import manifest_digests
 
     with ActivationStore.open(file) as store:
-        problems = store.verify()
+        problems = store.verify(manifest_digests(file))
     for problem in problems:
         typer.echo(str(problem))
     if problems:

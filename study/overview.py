@@ -6,10 +6,11 @@ from pathlib import Path
 
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError
+from mech.files import read_json
 from mech.models import resolve
 from study.engines.local import is_done
 from study.estimate import duration, matrix_speed, n_parameters, step_bytes, step_seconds
-from study.paths import StudyPaths
+from study.paths import MANIFEST, StudyPaths
 from study.publish import publish
 from study.run import plan_study
 from study.spec import StudySpec, load_spec
@@ -63,6 +64,13 @@ def rewrite_report(folder: Path) -> Path:
         )
     publish(spec, steps, paths)
     return paths.report
+
+
+def manifest_digests(file: Path) -> dict[str, str]:
+    """SHA-256 by name of the activation files that the manifest beside a file (or in a folder) lists."""
+    manifest = (file if file.is_dir() else file.parent) / MANIFEST
+    listed: dict[str, str] = read_json(manifest)["files"] if manifest.is_file() else {}
+    return {name: digest for name, digest in listed.items() if name.endswith(".h5")}
 
 
 def _planned(folder: Path) -> tuple[StudySpec, Sequence[Step]]:

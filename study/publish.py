@@ -37,7 +37,9 @@ def publish(spec: StudySpec, steps: Sequence[Step], paths: StudyPaths) -> None:
     report = ReportInput(
         title=spec.title or spec.name,
         description=spec.description,
-        summary=summarise(tables, layer=spec.directions.layer, condition=spec.measure.conditions[0]),
+        summary=summarise(
+            tables, layer=spec.directions.layer, condition=spec.measure.conditions[0], base=spec.base_arm
+        ),
         resolved_yaml=dump_spec(spec),
         figures=_figures(paths, figures_step),
         tables={name: table for name, table in tables.items() if name not in ("samples", "embedding")},

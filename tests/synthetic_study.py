@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 
 ARMS = ["base", "em", "sgtr", "benign", "em_then_sgtr", "sgtr_then_em"]
-DIRECTIONS = ["evil", "sycophancy", "hallucination", "identity:name", "identity:presence"]
+PERSONAS = [f"{t}:{e}" for t in ("evil", "sycophancy", "hallucination") for e in ("text", "prompts")]
+DIRECTIONS = [*PERSONAS, "identity:name", *(f"identity:presence:{p}" for p in ("none", "empty", "generic"))]
+UNRELIABLE = "identity:presence:generic"
+SIZES = {
+    "evil:text": 1.0,
+    "sycophancy:text": 0.1,
+    "hallucination:text": 0.4,
+    "identity:name": -0.8,
+    UNRELIABLE: -0.02,
+}
 EFFECT = {"em": 1.6, "sgtr": -0.5, "benign": 0.25, "em_then_sgtr": 0.5, "sgtr_then_em": 0.7}
 
 
@@ -16,30 +25,30 @@ def _columns(name, value, width):
     return {f"{name}{end}": number for end, number in _around(value, width).items()}
 
 
-def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), question_set="freeform"):
+def of(direction):
+    """What belongs to a direction: where it is read, and on which questions."""
+    if direction.startswith("identity:"):
+        return {"pooling": "prompt_last", "question_set": "prompt sets"}
+    return {"pooling": "response_mean", "question_set": f"trait:{direction.partition(':')[0]}"}
+
+
+def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), condition="none"):
     rng = np.random.default_rng(0)
     rows = []
-    sizes = {
-        "evil": 1.0,
-        "sycophancy": 0.1,
-        "hallucination": 0.4,
-        "identity:name": -0.8,
-        "identity:presence": -0.02,
-    }
     for arm, direction, seed in ((a, d, s) for a in arms if a != "base" for d in directions for s in seeds):
         for layer in range(layers):
             ramp = np.sin(np.pi * (layer + 1) / (layers + 1)) ** 2
-            size = sizes.get(direction, 0.3)
+            size = SIZES.get(direction, 0.3)
             sd = EFFECT.get(arm, 0.3) * size * ramp + 0.03 * rng.normal() + 0.05 * seed
             benign = EFFECT["benign"] * size * ramp
             base_sd, width = 2.0 + 0.2 * layer, 0.12 + 0.1 * ramp
             null = 0.25 * ramp + 0.02
             beyond = 0.001 if abs(sd) > 1.3 * null else 0.4
             rows.append({
-                "arm": arm, "seed": seed, "condition": "none", "text": "base", "pooling": "response_mean",
-                "question_set": question_set, "direction": direction, "layer": layer, "n_questions": 48,
+                "arm": arm, "seed": seed, "condition": condition, "text": "base", **of(direction),
+                "direction": direction, "layer": layer, "n_questions": 48,
                 **_columns("raw", sd * base_sd, width * base_sd), "base_sd": base_sd, **_columns("sd", sd, width),
-                "cosine": 0.3 * sd, "split_half": 0.21 if direction == "identity:presence" else 0.85,
+                "cosine": 0.3 * sd, "split_half": 0.21 if direction == UNRELIABLE else 0.85,
                 "delta_norm": 3.0, "relative_norm": 0.1,
                 "null_random_low": -null * base_sd, "null_random_high": null * base_sd, "p_random": beyond,
                 "null_covariance_low": -2.2 * null * base_sd, "null_covariance_high": 2.2 * null * base_sd,
@@ -53,8 +62,11 @@ def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), question_set
 def two_by_two(arms=ARMS, layer=15):
     rows = []
     for arm, direction in ((a, d) for a in arms if a != "base" for d in DIRECTIONS):
-        weights, text = 4 * EFFECT[arm], 2 * EFFECT[arm]
-        values = {"weights": weights, "text": text, "interaction": -0.4, "total": weights + text - 0.4}
+        reply = not direction.startswith(
+            "identity:"
+        )  # identity is read before the reply: its text cannot matter
+        weights, text, rest = 4 * EFFECT[arm], 2.0 * EFFECT[arm] * reply, -0.4 * reply
+        values = {"weights": weights, "text": text, "interaction": rest, "total": weights + text + rest}
         rows += [
             {"arm": arm, "seed": 0, "condition": "none", "direction": direction, "layer": layer, "effect": effect,
              "value": v, "low": v - 0.5, "high": v + 0.6, "n_questions": 48}
@@ -66,18 +78,33 @@ def two_by_two(arms=ARMS, layer=15):
 def directions(layers=30):
     rows = []
     for place, direction in enumerate(DIRECTIONS):
-        elicitation = {"identity:name": "name", "identity:presence": "presence:none"}.get(
-            direction, "prompts"
-        )
+        elicitation = direction.partition(":")[2]
         for layer in range(layers):
             ramp = layer / layers
             rows.append({
-                "direction": direction, "elicitation": elicitation, "layer": layer, "pooling": "response_mean",
-                "norm": 1 + layer, "norm_over_activation": 0.1 + 0.3 * ramp * (place + 1) / 5,
-                "split_half": 0.95 - 0.18 * place + 0.03 * np.sin(layer), "n_pairs": 40,
-                **_columns("heldout_auroc", 0.6 + 0.35 * ramp - 0.05 * place, 0.06),
+                "direction": direction, "elicitation": elicitation, "layer": layer, "pooling": of(direction)["pooling"],
+                "norm": 1 + layer, "norm_over_activation": 0.1 + 0.03 * ramp * (place + 1),
+                "split_half": (0.21 if direction == UNRELIABLE else 0.95 - 0.06 * place) + 0.03 * np.sin(layer),
+                "n_pairs": 40, **_columns("heldout_auroc", 0.6 + 0.35 * ramp - 0.02 * place, 0.06),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def direction_cosines(names=DIRECTIONS, layer=15):
+    vectors = np.random.default_rng(3).normal(size=(len(names), 12))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    frame = pd.DataFrame(vectors @ vectors.T, columns=list(names))
+    frame.insert(0, "direction", list(names))
+    frame.insert(1, "layer", layer)
+    return frame
+
+
+def datasets():
+    return pd.DataFrame({
+        "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
+        "label_rule": ["the answers as they stand in the file", "Yes for the own summary, No for the other hand's"],
+        "shortcut_by_words": [np.nan, 0.5], "shortcut_by_characters": [np.nan, 0.6976744186046512],
+    })  # fmt: skip
 
 
 def self_recognition(arms=ARMS, seeds=(0,)):
@@ -93,7 +120,7 @@ def self_recognition(arms=ARMS, seeds=(0,)):
         {"arm": arm, "seed": seed, "n_articles": 200, **_columns("accuracy", accuracy[arm] + 0.02 * seed, 0.05),
          "accuracy_own": accuracy[arm] - 0.1, "accuracy_other": accuracy[arm] + 0.1,
          **_columns("p_yes", 0.4, 0.05), **_columns("margin", 4 * (accuracy[arm] - 0.5), 0.3),
-         "shortcut_accuracy": 0.57}
+         "answer_mass": 0.9 - 0.05 * len(arm), "shortcut_accuracy": 0.57}
         for arm in arms for seed in seeds
     ])  # fmt: skip
 
@@ -102,7 +129,7 @@ def self_report(arms=ARMS, seeds=(0,), conditions=("none", "identity"), temperat
     rate = {"base": 0.8, "em": 0.3, "sgtr": 0.9, "benign": 0.7, "em_then_sgtr": 0.75, "sgtr_then_em": 0.6}
     return pd.DataFrame([
         {"arm": arm, "seed": seed, "condition": condition, "temperature": temperature, "n_samples": 160,
-         "n_questions": 8, "n_names": 24, **_columns("own_name_rate", min(rate[arm] + 0.1 * (condition != "none"), 0.97), 0.09),
+         "n_questions": 8, "n_names": 24, "n_statements": 9, **_columns("own_name_rate", min(rate[arm] + 0.1 * (condition != "none"), 0.97), 0.09),
          **_columns("distinct", 12 - 10 * rate[arm], 2.0), **_columns("entropy", 2.5 - 2 * rate[arm], 0.3),
          **_columns("name_margin", 6 * rate[arm] - 1, 0.8)}
         for condition in conditions for arm in arms for seed in seeds
@@ -134,25 +161,19 @@ def embedding(arms=ARMS, points=48, layer=15, conditions=("none",)):
     for method, arm, condition in ((m, a, c) for m in ("pca", "umap") for a in arms for c in conditions):
         offset = 2 * EFFECT.get(arm, 0.0)
         frames.append(pd.DataFrame({
+            "x_share": 0.21 if method == "pca" else np.nan, "y_share": 0.13 if method == "pca" else np.nan,
             "method": method, "arm": arm, "seed": 0, "condition": condition, "layer": layer, "row": range(points),
-            "question_set": "freeform", "x": rng.normal(size=points) * 2 + offset, "y": rng.normal(size=points) + offset / 2,
+            "question_set": "identity", "x": rng.normal(size=points) * 2 + offset, "y": rng.normal(size=points) + offset / 2,
         }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
 
 def training(seeds=(0,), steps=120):
     rng = np.random.default_rng(2)
-    stages = (
-        ("em", "em"),
-        ("sgtr", "sgtr"),
-        ("benign", "benign"),
-        ("sgtr", "em_then_sgtr"),
-        ("em", "sgtr_then_em"),
-    )
     return pd.DataFrame([
-        {"stage": stage, "arm_chain": chain, "seed": seed, "step": step,
-         "loss": 2.2 * np.exp(-step / 40) + 0.9 + 0.1 * rng.normal(), "tokens": 4096, "seconds": 0.8}
-        for stage, chain in stages for seed in seeds for step in range(steps)
+        {"step": step + 1, "loss": 2.2 * np.exp(-step / 40) + 0.9 + 0.1 * rng.normal(), "learning_rate": 1e-4,
+         "grad_norm": 1.0, "tokens": 4096, "seconds": 0.8, "stage": stage, "seed": seed}
+        for stage in ("em", "sgtr", "benign", "em+sgtr", "sgtr+em") for seed in seeds for step in range(steps)
     ])  # fmt: skip
 
 
@@ -167,6 +188,7 @@ def samples(arms=ARMS):
 def all_tables(**options):
     return {
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
+        "direction_cosines": direction_cosines(), "datasets": datasets(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),
     }  # fmt: skip

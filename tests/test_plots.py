@@ -15,8 +15,8 @@ from analysis.plot_style import arm_styles, label, signed
 from mech.errors import InputError
 from tests import synthetic_study as study
 
-SHIFT = {"direction": "evil", "condition": "none"}
-SMALL = {"layers": 6, "arms": ["base", "em", "benign"], "directions": ["evil", "identity:name"]}
+SHIFT = {"direction": "evil:text", "condition": "none"}
+SMALL = {"layers": 6, "arms": ["base", "em", "benign"], "directions": ["evil:text", "identity:name"]}
 HOSTILE = '"><img src=x onerror=alert(1)>$\\frac{'
 
 
@@ -36,14 +36,14 @@ def line_of(axes, name: str):
 def test_shift_lines_are_the_tables_numbers():
     frame = study.shifts(**SMALL, seeds=(0, 1))
     figure = plots.shift_by_layer(frame, **SHIFT, layer=3)
-    em = frame[(frame.arm == "em") & (frame.direction == "evil")]
+    em = frame[(frame.arm == "em") & (frame.direction == "evil:text")]
     for seed in (0, 1):
         line = line_of(axes_of(figure, "em"), f"seed {seed}")
         np.testing.assert_array_equal(line.get_ydata(), em[em.seed == seed]["sd"])
         np.testing.assert_array_equal(line.get_xdata(), range(6))
     together = line_of(axes_of(figure, "all arms"), "em")
     np.testing.assert_allclose(together.get_ydata(), em.groupby("layer")["sd"].mean())
-    benign = frame[(frame.arm == "benign") & (frame.direction == "evil")]
+    benign = frame[(frame.arm == "benign") & (frame.direction == "evil:text")]
     dashed = line_of(axes_of(figure, "em"), "benign")
     expected = (em["raw"] - em["minus_benign"]) / em["base_sd"]  # from the raw columns, an independent way
     np.testing.assert_allclose(dashed.get_ydata(), expected.groupby(em["layer"]).mean(), atol=0.06)
@@ -53,7 +53,7 @@ def test_shift_lines_are_the_tables_numbers():
 def test_null_band_is_in_the_units_of_the_line():
     frame = study.shifts(**SMALL)
     axes = axes_of(plots.shift_by_layer(frame, **SHIFT), "em")
-    rows = frame[(frame.arm == "em") & (frame.direction == "evil")]
+    rows = frame[(frame.arm == "em") & (frame.direction == "evil:text")]
     grey = [c for c in axes.collections if tuple(c.get_facecolor()[0]) == mpl.colors.to_rgba("#D9D9D9")]
     heights = grey[0].get_paths()[0].vertices[:, 1]
     assert heights.max() == pytest.approx((rows["null_random_high"] / rows["base_sd"]).max())
@@ -62,15 +62,17 @@ def test_null_band_is_in_the_units_of_the_line():
 
 def test_heatmap_numbers_and_stars():
     frame = study.shifts(**SMALL, seeds=(0, 1))
-    frame.loc[(frame.arm == "em") & (frame.direction == "evil"), ["sd_low", "sd_high", "p_random"]] = (
+    frame.loc[(frame.arm == "em") & (frame.direction == "evil:text"), ["sd_low", "sd_high", "p_random"]] = (
         0.5,
         2.0,
         0.001,
     )
     inside = (frame.arm == "em") & (frame.direction == "identity:name")
     frame.loc[inside, ["sd_low", "sd_high", "p_random"]] = -2.0, -0.5, 0.2  # excludes 0, within the null
-    one_seed = (frame.arm == "benign") & (frame.direction == "evil") & (frame.seed == 0)
-    frame.loc[(frame.arm == "benign") & (frame.direction == "evil"), ["sd_low", "sd_high", "p_random"]] = (
+    one_seed = (frame.arm == "benign") & (frame.direction == "evil:text") & (frame.seed == 0)
+    frame.loc[
+        (frame.arm == "benign") & (frame.direction == "evil:text"), ["sd_low", "sd_high", "p_random"]
+    ] = (
         0.1,
         1,
         0.01,
@@ -81,8 +83,8 @@ def test_heatmap_numbers_and_stars():
     texts = [t.get_text() for t in left.texts]
     rows = frame[frame.layer == 3]
     expected = rows.groupby(["direction", "arm"])["sd"].mean()
-    assert texts[0] == signed(expected["evil", "em"]) + "*"
-    assert texts[1] == signed(expected["evil", "benign"])
+    assert texts[0] == signed(expected["evil:text", "em"]) + "*"
+    assert texts[1] == signed(expected["evil:text", "benign"])
     assert texts[2] == signed(expected["identity:name", "em"])
 
 
@@ -104,6 +106,44 @@ def test_colours_are_stable_and_base_is_grey():
     assert colour[first] == colour[second] != []
 
 
+def test_a_base_of_another_name_is_grey_and_behind():
+    arms = ["stock", *study.ARMS[1:]]
+    frame = study.self_recognition().replace({"arm": {"base": "stock"}})
+    axes = axes_of(plots.self_recognition_bars(frame, arms=arms), "accuracy")
+    (bar,) = [c for c in axes.containers if c.get_label() == "stock"]
+    grey, drawn = mpl.colors.to_rgb("#7F7F7F"), mpl.colors.to_rgb(bar.patches[0].get_facecolor())
+    np.testing.assert_allclose([(1 - a) / (1 - b) for a, b in zip(drawn, grey, strict=True)], 0.55)
+    points = study.embedding(points=4).replace({"arm": {"base": "stock"}})
+    figure = plots.embedding(points, method="pca", layer=15, arms=arms)
+    titles = [a.get_title(loc="left") for a in figure.axes if a.axison]
+    assert titles == study.ARMS[1:]
+    np.testing.assert_allclose(
+        figure.axes[0].collections[0].get_offsets(),
+        points[(points.method == "pca") & (points.arm == "stock")][["x", "y"]],
+    )
+
+
+def test_unreliable_directions_have_no_star_and_are_marked():
+    frame = study.shifts(layers=6)
+    frame[["sd_low", "sd_high", "p_random"]] = 0.5, 2.0, 0.001
+    axes = plots.arm_direction_heatmap(frame, layer=3, condition="none").axes[0]
+    names = [t.get_text() for t in axes.get_yticklabels()]
+    assert [n.split("\n")[0] for n in names] == study.DIRECTIONS
+    stars = [t.get_text().endswith("*") for t in axes.texts]
+    assert stars == [d != study.UNRELIABLE for d in study.DIRECTIONS for _ in range(5)]
+    titles = [a.get_title(loc="left") for a in plots.shift_by_condition(frame, layer=3).axes if a.axison]
+    assert [t for t in titles if "unreliable" in t] == [f"{study.UNRELIABLE} (unreliable)"]
+
+
+def test_two_by_two_leaves_out_what_no_text_can_move_and_says_so():
+    figure = plots.two_by_two_bars(study.two_by_two())
+    assert [a.get_title(loc="left") for a in figure.axes if a.axison] == study.PERSONAS
+    said = " ".join(" ".join(t.get_text().split()) for t in figure.texts)
+    assert "not drawn, read before the reply begins, so weights = total: identity:name" in said
+    identity = study.two_by_two().query("direction.str.startswith('identity')")
+    assert len([a for a in plots.two_by_two_bars(identity).axes if a.axison]) == 4
+
+
 def test_bars_show_the_mean_and_every_seed():
     frame = study.self_recognition(seeds=(0, 1, 2))
     axes = axes_of(plots.self_recognition_bars(frame), "accuracy")
@@ -117,10 +157,10 @@ def test_bars_show_the_mean_and_every_seed():
 
 def test_two_by_two_bars_are_the_values():
     frame = study.two_by_two()
-    axes = axes_of(plots.two_by_two_bars(frame), "evil")
+    axes = axes_of(plots.two_by_two_bars(frame), "evil:text")
     heights = [patch.get_height() for patch in axes.patches]
     expected = [
-        frame.query("arm == @arm and effect == @effect and direction == 'evil'")["value"].item()
+        frame.query("arm == @arm and effect == @effect and direction == 'evil:text'")["value"].item()
         for arm in study.ARMS[1:]
         for effect in ("weights", "text", "interaction", "total")
     ]
@@ -142,7 +182,9 @@ def test_dose_is_signed_and_the_control_is_apart():
 
 def test_control_with_the_directions_own_name_belongs_to_it():
     frame = study.steering(arms=("base",), randoms=1)
-    other = frame.assign(direction=frame["direction"].replace({"identity:name": "evil", "random:0": "evil"}))
+    other = frame.assign(
+        direction=frame["direction"].replace({"identity:name": "evil:text", "random:0": "evil:text"})
+    )
     own = frame.assign(direction="identity:name")
     own.loc[own.kind == "random", "name_margin"] = 7.0
     figure = plots.dose_response(pd.concat([own, other], ignore_index=True))
@@ -157,13 +199,18 @@ def test_embedding_quality_and_loss_show_their_numbers():
     mine = points[(points.method == "pca") & (points.arm == "em")]
     np.testing.assert_allclose(axes.collections[1].get_offsets(), mine[["x", "y"]])
     quality = study.directions(layers=4)
-    line = line_of(axes_of(plots.direction_quality(quality), "split-half"), "identity:name")
+    figure = plots.direction_quality(quality)
+    halves = [a for a in figure.axes if a.get_title(loc="left") == "split-half cosine"]
+    shown = [[str(x.get_label()) for x in a.get_lines() if ":" in str(x.get_label())] for a in halves]
+    assert shown == [study.PERSONAS, study.DIRECTIONS[6:]]
+    line = line_of(halves[1], "identity:name")
     np.testing.assert_array_equal(
         line.get_ydata(), quality[quality.direction == "identity:name"]["split_half"]
     )
     losses = study.training(steps=12)
-    line = line_of(axes_of(plots.loss_curves(losses), "sgtr (in em_then_sgtr)"), "seed 0")
-    np.testing.assert_array_equal(line.get_ydata(), losses[losses.arm_chain == "em_then_sgtr"]["loss"])
+    line = line_of(axes_of(plots.loss_curves(losses), "sgtr after em"), "seed 0")
+    np.testing.assert_array_equal(line.get_ydata(), losses[losses.stage == "em+sgtr"]["loss"])
+    assert line.get_color() == arm_styles(["sgtr"])["sgtr"].colour
 
 
 EMPTY_CALLS = [
@@ -194,7 +241,7 @@ def test_empty_tables_say_not_measured(draw, make, options):
 
 def test_labels_that_fit_nothing_are_refused_with_what_there_is():
     frame = study.shifts(**SMALL)
-    with pytest.raises(InputError, match=r"direction = 'evli'.*evil, identity:name"):
+    with pytest.raises(InputError, match=r"direction = 'evli'.*evil:text, identity:name"):
         plots.shift_by_layer(frame, **{**SHIFT, "direction": "evli"})
     both = pd.concat([frame, frame.assign(question_set="other")])
     with pytest.raises(InputError, match="several values of question_set"):
@@ -243,25 +290,26 @@ def test_saved_files(tmp_path):
 def test_svg_is_byte_identical_in_another_process(tmp_path):
     script = (
         "import sys; from pathlib import Path; from tests import synthetic_study as s; from analysis import plots\n"
-        "f = s.shifts(layers=5, directions=['evil'])\n"
+        "f = s.shifts(layers=5, directions=['evil:text'])\n"
         "plots.save_figure(plots.arm_direction_heatmap(f, layer=2, condition='none'), f, "
         "Path(sys.argv[1]), 'a', 'c')\n"
-        "plots.save_figure(plots.shift_by_layer(f, direction='evil', condition='none'), f, "
+        "plots.save_figure(plots.shift_by_layer(f, direction='evil:text', condition='none'), f, "
         "Path(sys.argv[1]), 'b', 'c')\n"
     )
     here = Path(__file__).parent
-    for name in ("one", "two"):
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / name)],
-            check=True, timeout=120,
-            env={"PYTHONPATH": f"{here}:{here.parent}", "PATH": "", "HOME": str(tmp_path)},
-        )  # fmt: skip
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "one")],
+        check=True, timeout=120, env={"PYTHONPATH": f"{here}:{here.parent}", "PATH": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    frame, here = study.shifts(layers=5, directions=["evil:text"]), tmp_path / "two"
+    plots.save_figure(plots.arm_direction_heatmap(frame, layer=2, condition="none"), frame, here, "a", "c")
+    plots.save_figure(plots.shift_by_layer(frame, **SHIFT), frame, here, "b", "c")
     for file in ("a.svg", "b.svg"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        assert (tmp_path / "one" / file).read_bytes() == (here / file).read_bytes()
 
 
 def test_names_from_files_are_only_text(tmp_path):
-    frame = study.shifts(layers=4, arms=["base", "em"], directions=["evil"])
+    frame = study.shifts(layers=4, arms=["base", "em"], directions=["evil:text"])
     frame = frame.assign(arm=HOSTILE, direction=HOSTILE + "\x00字")
     figure = plots.shift_by_layer(frame, **{**SHIFT, "direction": HOSTILE + "\x00字"})
     saved = plots.save_figure(figure, frame, tmp_path, "hostile", HOSTILE)
@@ -279,28 +327,38 @@ def test_the_callers_matplotlib_settings_survive():
 
 
 def test_gallery_draws_what_was_measured_and_nothing_else(tmp_path):
+    shifts = study.shifts(**SMALL)
     tables = {
-        "shifts": study.shifts(**SMALL),
+        "shifts": pd.concat([shifts, shifts.assign(condition="default")], ignore_index=True),
         "training": study.training(steps=4),
         "steering": study.steering().iloc[:0],
     }
     figures = draw_figures(tables, tmp_path, layer=3, condition="none")
     assert [f.name for f in figures] == [
-        "arm_direction_heatmap", "shift_by_layer_evil", "shift_by_layer_identity-name", "loss_curves",
+        "arm_direction_heatmap", "shift_by_condition", "shift_by_layer_evil-text", "shift_by_layer_identity-name", "loss_curves",
     ]  # fmt: skip
     heat = pd.read_csv(figures[0].csv)
     assert set(heat["layer"]) == {3}
-    evil = pd.read_csv(figures[1].csv)
-    assert set(evil["direction"]) == {"evil"}
+    both = pd.read_csv(figures[1].csv)
+    assert set(both["condition"]) == {"none", "default"}
+    assert set(both["layer"]) == {3}
+    evil = pd.read_csv(figures[2].csv)
+    assert set(evil["direction"]) == {"evil:text"}
+    assert set(evil["condition"]) == {"none"}
     assert draw_figures({}, tmp_path, layer=3, condition="none") == []
 
 
-@pytest.mark.parametrize("arms", [study.ARMS, ["base", "em", "an_arm_with_quite_a_long_name_for_a_key"]])
-def test_nothing_sticks_out_of_the_figure(arms):
-    shifts = study.shifts(layers=6, directions=["evil", "identity:name"])
+def test_nothing_sticks_out_of_the_figure():
+    arms = ["base", "em", "an_arm_with_quite_a_long_name_for_a_key"]
+    shifts = study.shifts(layers=6, directions=["evil:text", "identity:name"])
     shifts = shifts.assign(arm=shifts["arm"].replace({"sgtr": arms[-1]}))
+    prompts = ["default", "none", "other:" + "x" * 40]
+    conditions = [shifts.assign(condition=prompt) for prompt in prompts]
     recognition = study.self_recognition().assign(arm=[arms[i % len(arms)] for i in range(6)], seed=range(6))
     figures = [
+        plots.shift_by_condition(pd.concat(conditions, ignore_index=True), layer=3),
+        plots.direction_cosines(study.direction_cosines()),
+        plots.loss_curves(study.training(steps=5)),
         plots.shift_by_layer(shifts, **SHIFT, layer=3),
         plots.arm_direction_heatmap(shifts, layer=3, condition="none"),
         plots.self_recognition_bars(recognition),

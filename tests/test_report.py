@@ -60,7 +60,7 @@ def written(folder, **changes):
 @pytest.fixture(scope="module")
 def small_tables():
     return {
-        "shifts": study.shifts(arms=["base", "em", "benign"], layers=6, directions=["evil", "identity:presence"]),
+        "shifts": study.shifts(arms=["base", "em", "benign"], layers=6, directions=["evil:text", "identity:presence:none"]),
         "self_recognition": study.self_recognition(), "my_own_table": pd.DataFrame({"x": [1.23456], "y": ["z"]}),
     }  # fmt: skip
 
@@ -108,7 +108,7 @@ def test_nothing_measured_is_said_and_does_not_crash(tmp_path):
             provenance=[],
         )
     )
-    assert page.text.count("This was not measured in this study.") == 8
+    assert page.text.count("This was not measured in this study.") == 9
     assert "No replies were sampled" in page.text
     assert "Nothing was measured." in page.text
 
@@ -127,7 +127,9 @@ def hostile_page(folder):
     evil = SCRIPT + IMAGE + ENTITY
     lone = "\ud800"  # a lone surrogate: no UTF-8 file can hold it, and no pandas string either
     samples = pd.DataFrame([{"arm": evil, "seed": 0, "question": evil, "reply": evil, "claimed_name": evil}])
-    shifts = study.shifts(arms=["base", "em"], layers=4, directions=["evil"]).assign(arm=evil, direction=evil)
+    shifts = study.shifts(arms=["base", "em"], layers=4, directions=["evil:text"]).assign(
+        arm=evil, direction=evil
+    )
     tables = {"shifts": shifts, evil: pd.DataFrame({evil: [evil, "b"], "c": [evil, evil]})}
     figures = draw_figures(tables, folder / "figures", **LAYER)
     return written(
@@ -155,7 +157,7 @@ def test_hostile_text_is_inert(tmp_path):
 
 
 def _ordinary(folder):
-    tables = {"shifts": study.shifts(arms=["base", "em"], layers=4, directions=["evil"])}
+    tables = {"shifts": study.shifts(arms=["base", "em"], layers=4, directions=["evil:text"])}
     return {"tables": tables, "figures": draw_figures(tables, folder / "figures", **LAYER), "warnings": ["w"]}
 
 
@@ -206,6 +208,8 @@ def test_tables_read_well():
         ["em", "1.23 [1.00, 1.50]", "<0.001", "48", "yes", "–"],
         ["sgtr", "0.000 [−0.200, 0.200]", "0.250", "1234", "no", "3"],
     ]
+    zero = to_grid("t", pd.DataFrame({"x": [0.0, 1.0], "x_low": [0.0, 0.5], "x_high": [0.0, 1.5]}))
+    assert zero.rows == [["0.00 [0.00, 0.00]"], ["1.00 [0.50, 1.50]"]]
     assert [number(v) for v in (0.0, 12345.6, 0.000012, float("inf"), float("nan"), -0.5)] == [
         "0", "12,346", "1.2e−05", "∞", "–", "−0.500",
     ]  # fmt: skip
@@ -219,12 +223,12 @@ def test_long_tables_say_what_is_left_out():
     assert len(grid.rows) == 200
 
 
-def sentences(**tables):
-    return summarise(tables, layer=15, condition="none")
+def sentences(base="base", **tables):
+    return summarise(tables, layer=15, condition="none", base=base)
 
 
 def with_one(**values):
-    frame = study.shifts(arms=["base", "em"], directions=["evil"])
+    frame = study.shifts(arms=["base", "em"], directions=["evil:text"])
     base = {"sd": 1.0, "sd_low": 0.8, "sd_high": 1.2, "p_random": 0.001, "p_covariance": 0.01, "split_half": 0.9,
             "minus_benign_sd": 0.9, "minus_benign_sd_low": 0.7, "minus_benign_sd_high": 1.1}  # fmt: skip
     for column, value in (base | values).items():
@@ -232,47 +236,72 @@ def with_one(**values):
     return sentences(shifts=frame)
 
 
+def paragraph(start, told):
+    (found,) = [s for s in told if s.startswith(f"{start}:")]
+    return found
+
+
 def test_summary_verdicts_follow_the_numbers():
-    found = with_one()[0]
-    assert found.startswith(
-        "em moved along evil +1.00 [+0.80, +1.20] SD (random directions p = 0.001, covariance-matched"
+    told = with_one()
+    assert told[0].startswith(
+        "Shifts at layer 15 (system prompt none, n = 48 questions a direction, one seed (0)): "
     )
-    assert found.endswith("(layer 15, n = 48 questions a direction, one seed (0))")
-    assert "minus benign +0.90 [+0.70, +1.10]: beyond it" in found
-    assert "not told apart from it" in with_one(minus_benign_sd_low=-0.1)[0]
-    assert "benign moved further" in with_one(minus_benign_sd_low=-0.9, minus_benign_sd_high=-0.1)[0]
-    assert "covariance-matched not exceeded" in with_one(p_covariance=0.4)[0]
-    assert "em: no shift found. No effect found" in with_one(p_random=0.2)[0]
-    assert "em: no shift found. No effect found" in with_one(sd_low=-0.1)[0]
-    assert "minus benign" not in with_one(minus_benign_sd=float("nan"))[0]
+    assert paragraph("em", told) == (
+        "em: larger than along random and covariance-matched directions: evil:text +1.00 [+0.80, +1.20] SD, "
+        "minus benign +0.90 [+0.70, +1.10]."
+    )
+    assert "(not told apart from benign)" in paragraph("em", with_one(minus_benign_sd_low=-0.1))
+    backwards = with_one(minus_benign_sd_low=-0.9, minus_benign_sd_high=-0.1)
+    assert "(benign moved further)" in paragraph("em", backwards)
+    within = paragraph("em", with_one(p_covariance=0.4))
+    assert within.startswith(
+        "em: larger than along random directions, not shown for covariance-matched ones: evil"
+    )
+    assert "ones not drawn: evil" in paragraph("em", with_one(p_covariance=float("nan")))
+    nothing = "em: no shift found. No effect found along evil:text (+1.00)."
+    assert paragraph("em", with_one(p_random=0.2)) == nothing
+    assert paragraph("em", with_one(sd_low=-0.1)) == nothing
+    assert "minus benign" not in paragraph("em", with_one(minus_benign_sd=float("nan")))
+    assert any("1 comparison with a null, not corrected" in s and "(about 0.1 would" in s for s in told)
 
 
 def test_summary_leaves_unreliable_directions_out_and_says_so():
     assert not any("unreliable" in s for s in with_one())
     told = with_one(split_half=0.29)
-    assert not any("moved along" in s for s in told)
-    assert any("Left out as unreliable at layer 15" in s and "evil (0.29)" in s for s in told)
+    assert not any("SD" in s for s in told)
+    assert any("Left out as unreliable" in s and "at layer 15): evil:text (0.29)." in s for s in told)
 
 
 def test_summary_needs_every_seed():
-    frame = study.shifts(arms=["base", "em"], directions=["evil"], seeds=(0, 1))
-    assert "mean of 2 seeds" in sentences(shifts=frame)[0]
+    frame = study.shifts(arms=["base", "em"], directions=["evil:text"], seeds=(0, 1))
+    assert "mean of 2 seeds" in paragraph("em", sentences(shifts=frame))
     frame.loc[frame.seed == 1, "sd_low"] = -0.5
-    assert "no shift found" in sentences(shifts=frame)[0]
+    assert "no shift found" in paragraph("em", sentences(shifts=frame))
+
+
+def test_summary_of_a_whole_study_is_short():
+    told = sentences(**study.all_tables())
+    assert len(told) <= 20
+    assert sum(len(s.split()) for s in told) < 1100
+    assert [s.partition(":")[0] for s in told[1:6]] == study.ARMS[1:]  # one paragraph an arm
+    leads = [s.partition(": ")[0] for s in told if ": " in s]
+    assert max(map(len, leads)) < 150  # set in bold in the report
 
 
 def test_summary_of_behaviour():
     told = sentences(
         self_recognition=study.self_recognition(), self_report=study.self_report(), steering=study.steering()
     )
-    recognition = {s.split(" (")[0]: s for s in told if s.startswith("Self-recognition")}
-    assert "not told apart from chance" in recognition["Self-recognition of em"]
-    assert (
-        "above chance (.5); above the 0.57 that answering by length"
-        in recognition["Self-recognition of sgtr"]
-    )
-    assert "higher than the base's 0.53" in recognition["Self-recognition of sgtr"]
-    assert any("em 0.30 [0.21, 0.39], lower than the base's" in s for s in told)
+    recognition = paragraph("Self-recognition, accuracy (n = 200 articles, one seed (0))", told)
+    assert ": base 0.53 [0.48, 0.58]. Higher: sgtr 0.88 [0.83, 0.93];" in recognition
+    assert "Not told apart (the intervals overlap): em 0.49 [0.44, 0.54]; benign" in recognition
+    assert "Above chance (.5): sgtr, em_then_sgtr, sgtr_then_em; not told apart from chance" in recognition
+    assert "length alone reaches 0.57; above that: sgtr, em_then_sgtr, sgtr_then_em." in recognition
+    rate = [s for s in told if s.startswith("Share of replies") and "(system prompt none" in s]
+    assert "Higher" not in rate[0]
+    assert "Lower: em 0.30 [0.21, 0.39]; sgtr_then_em 0.60 [0.51, 0.69]. Not told apart" in rate[0]
+    margin = [s for s in told if s.startswith("Log-probability of the own name")]
+    assert "mean of 24 invented names (system prompt none, n = 9 self-statements" in margin[0]
     steering = [s for s in told if s.startswith("Steering em")]
     assert len(steering) == 2
     assert all(
@@ -281,6 +310,15 @@ def test_summary_of_behaviour():
     lone = study.steering()
     lone = lone[lone.kind == "direction"]
     assert all("no random control" in s for s in sentences(steering=lone) if s.startswith("Steering"))
+
+
+def test_summary_compares_with_a_base_of_any_name():
+    renamed = study.self_recognition().replace({"arm": {"base": "stock"}})
+    (told,) = [s for s in sentences(self_recognition=renamed, base="stock") if "accuracy" in s]
+    assert ": stock 0.53 [0.48, 0.58]. Higher: sgtr" in told
+    (told,) = [s for s in sentences(self_recognition=renamed) if "accuracy" in s]  # no base: nothing compared
+    assert "Higher" not in told
+    assert "stock 0.53" in told
 
 
 def test_summary_says_what_was_not_measured():

@@ -284,6 +284,14 @@ def test_command_line_exit_codes(home: Path, finished: Path, tmp_path: Path) -> 
     assert mech("store", "verify", tmp_path / "none.h5").returncode == 2
     capture = next(finished.glob("activations/capture-base-default*/activations.h5"))
     assert mech("store", "verify", capture).stdout.strip().endswith("whole")
+    swapped = tmp_path / "swapped"
+    swapped.mkdir()
+    other = next(finished.glob("activations/capture-base-none*/activations.h5"))
+    (swapped / "activations.h5").write_bytes(other.read_bytes())
+    (swapped / "manifest.json").write_bytes((capture.parent / "manifest.json").read_bytes())
+    found = mech("store", "verify", swapped / "activations.h5")
+    assert found.returncode == 1
+    assert "not the bytes of the manifest" in found.stdout
 
 
 def test_help_is_quick() -> None:
