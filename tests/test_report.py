@@ -123,7 +123,10 @@ def test_banner_and_warnings(tmp_path):
     assert "the mask was empty" in loud.text
 
 
-def hostile_page(folder):
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """A folder with a report made of hostile text, and that report's HTML."""
+    folder = tmp_path_factory.mktemp("hostile")
     evil = SCRIPT + IMAGE + ENTITY
     lone = "\ud800"  # a lone surrogate: no UTF-8 file can hold it, and no pandas string either
     samples = pd.DataFrame([{"arm": evil, "seed": 0, "question": evil, "reply": evil, "claimed_name": evil}])
@@ -132,16 +135,17 @@ def hostile_page(folder):
     )
     tables = {"shifts": shifts, evil: pd.DataFrame({evil: [evil, "b"], "c": [evil, evil]})}
     figures = draw_figures(tables, folder / "figures", **LAYER)
-    return written(
+    text = written(
         folder, title=evil + lone, description=evil + lone, summary=[evil, *summarise(tables, **LAYER)], resolved_yaml=f"arms: {evil}",
         figures=figures, tables=tables, provenance=[(evil, evil)], warnings=[evil], citation=evil + lone, samples=samples,
         steps=pd.DataFrame({"step": [evil], "key": ["k"], "seconds": [1.0], "finished": [evil]}),
         table_files={evil: folder / "javascript:alert(1)\"'.csv"},
     )  # fmt: skip
+    return folder, text
 
 
-def test_hostile_text_is_inert(tmp_path):
-    text = hostile_page(tmp_path)
+def test_hostile_text_is_inert(hostile, tmp_path):
+    _, text = hostile
     page = Page(text)
     assert not page.all("script")
     assert all(i["src"].startswith("data:image/svg+xml;base64,") for i in page.all("img"))
@@ -174,23 +178,23 @@ def in_chromium(path, profile):
 
 
 @pytest.mark.browser
-def test_hostile_text_does_nothing_in_a_browser(tmp_path):
-    text = hostile_page(tmp_path)
+def test_hostile_text_does_nothing_in_a_browser(hostile):
+    folder, text = hostile
     unguarded = re.sub(
         r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text
     )  # escaping alone must do
     assert unguarded != text
-    (tmp_path / "unguarded.html").write_text(unguarded, encoding="utf-8")
+    (folder / "unguarded.html").write_text(unguarded, encoding="utf-8")
     planted = text.replace(
         "<nav", "<script>document.title='owned'</script><nav", 1
     )  # and the policy alone must do
-    (tmp_path / "planted.html").write_text(planted, encoding="utf-8")
-    (tmp_path / "control.html").write_text(  # neither: shows that this test can see a script that runs
+    (folder / "planted.html").write_text(planted, encoding="utf-8")
+    (folder / "control.html").write_text(  # neither: shows that this test can see a script that runs
         planted.replace('http-equiv="Content-Security-Policy"', "name=off"), encoding="utf-8"
     )
     seen = {}
     for name in ("report", "unguarded", "planted", "control"):
-        page = in_chromium(tmp_path / f"{name}.html", tmp_path / "profile")
+        page = in_chromium(folder / f"{name}.html", folder / "profile")
         seen[name] = page.title == "owned"
         assert len(page.all("img")) == text.count('<img alt="')
     assert seen == {"report": False, "unguarded": False, "planted": False, "control": True}

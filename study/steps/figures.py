@@ -26,6 +26,6 @@ def draw(step: Step, bench: Bench, folder: Path) -> None:
         layer=step.config["layer"],
         condition=step.config["conditions"][0],
         arms=step.config["arms"],
-        base=bench.spec.base_arm,
+        base=step.config["base"],
     )
     write_json(folder / INDEX, [{"name": s.name, "title": s.title, "caption": s.caption} for s in saved])
