@@ -69,9 +69,13 @@ def plan_tables(
 def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> Step:
     """Figures from tables; `early` ones need no training."""
     spec = plan.spec
-    config = {"which": name, "layer": spec.directions.layer, "conditions": list(spec.measure.conditions),
-              "arms": list(spec.arms),
-        "base": spec.base_arm}  # fmt: skip
+    config = {
+        "which": name,
+        "layer": spec.directions.layer,
+        "conditions": list(spec.measure.conditions),
+        "arms": list(spec.arms),
+        "base": spec.base_arm,
+    }
     return plan.add(
         "figures", f"figures/{name}", config, inputs, Work(fixed_seconds=8, stored_bytes=3_000_000)
     )

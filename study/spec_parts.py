@@ -198,14 +198,12 @@ class SteeringSpec(Part):
 
 
 class StatisticsSpec(Part):
-    """Intervals and nulls."""
+    """Intervals (95 %) and nulls."""
 
     n_boot: int = Field(2000, ge=200)
     """Bootstrap resamples."""
     n_null: int = Field(1000, ge=200)
     """Random directions."""
-    level: float = Field(0.95, gt=0.5, lt=1)
-    """Confidence level."""
     seed: int = Field(0, ge=0)
     """Seed of resampling, random directions, splits and sampled text."""
 

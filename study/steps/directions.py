@@ -48,7 +48,7 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
     if test.any():
         found = heldout_auroc(
             direction.project(activations[test]), signs[test].tolist(), questions[test].tolist(),
-            rng=rng, n_boot=statistics["n_boot"], level=statistics["level"],
+            rng=rng, n_boot=statistics["n_boot"],
         )  # fmt: skip
         held_out = {
             "heldout_auroc": found.auroc,

@@ -59,7 +59,9 @@ def two_by_two(step: Step, bench: Bench, folder: Path) -> None:
             for c in (base_on_own, tuned_on_base, tuned_on_own)
         )
         rng = np.random.default_rng(options["seed"])
-        effects = decompose(h_bb, h_bt, h_tb, h_tt, direction.vectors, np.array(questions), rng=rng)
+        effects = decompose(
+            h_bb, h_bt, h_tb, h_tt, direction.vectors, np.array(questions), rng=rng, n_boot=options["n_boot"]
+        )
         labels = {
             **_labels(step),
             "condition": base_on_base.config["condition"]["condition"],

@@ -31,17 +31,16 @@ TABLES = (
 
 def collect(step: Step, bench: Bench, folder: Path) -> None:
     """Every table of the study as CSV; one that was not measured is not written."""
-    options = {"level": step.config["statistics"]["level"]}
     labels = {name: {"arm": arm, "seed": seed} for name, (arm, seed) in step.config["labels"].items()}
     tables = {
         "shifts": _joined(step, bench, "shifts", "shifts.csv"),
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
         "directions": _joined(step, bench, "directions", "quality.csv"),
         "direction_cosines": _cosines(step, bench),
-        "self_recognition": _recognition(step, bench, labels, options),
-        "self_report": _reports(step, bench, labels, options),
+        "self_recognition": _recognition(step, bench, labels),
+        "self_report": _reports(step, bench, labels),
         "samples": _samples(step, bench, labels),
-        "steering": _steering(step, bench, options),
+        "steering": _steering(step, bench),
         "embedding": _joined(step, bench, "embedding", "embedding.csv"),
         "training": _training(step, bench),
         "datasets": _datasets(step, bench),
@@ -79,27 +78,23 @@ def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
     return frame
 
 
-def _recognition(
-    step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]], options: Mapping[str, Any]
-) -> pd.DataFrame:
+def _recognition(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for measured in step.inputs.get("self_recognition", ()):
         judged = pd.read_csv(bench.folder(measured) / "judgements.csv")
         facts = read_json(bench.folder(measured.inputs["data"][0]) / "dataset.json")
         shortcut = max(facts["shortcut_accuracy"]["held_out"][k] for k in ("words", "characters"))
-        found = recognition_row(judged, rng=_rng(step), **options)
+        found = recognition_row(judged, rng=_rng(step))
         rows.append({**labels[measured.name], **found, "shortcut_accuracy": shortcut})
     return pd.DataFrame(rows)
 
 
-def _reports(
-    step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]], options: Mapping[str, Any]
-) -> pd.DataFrame:
+def _reports(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for measured in step.inputs.get("self_report", ()):
         reports = pd.read_csv(bench.folder(measured) / "reports.csv", keep_default_na=False)
         names = pd.read_csv(bench.folder(measured) / "names.csv")
-        found = report_row(reports, names, own_name=bench.identity.name, rng=_rng(step), **options)
+        found = report_row(reports, names, own_name=bench.identity.name, rng=_rng(step))
         about = {
             "condition": measured.config["condition"]["condition"],
             "temperature": measured.config["sampling"]["temperature"],
@@ -116,14 +111,14 @@ def _samples(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> 
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _steering(step: Step, bench: Bench, options: Mapping[str, Any]) -> pd.DataFrame:
+def _steering(step: Step, bench: Bench) -> pd.DataFrame:
     frames = []
     for measured in step.inputs.get("steering", ()):
         reports = pd.read_csv(
             bench.folder(measured) / "reports.csv", keep_default_na=False, na_values={"surprisal": [""]}
         )
         names = pd.read_csv(bench.folder(measured) / "names.csv")
-        found = steering_rows(reports, names, own_name=bench.identity.name, rng=_rng(step), **options)
+        found = steering_rows(reports, names, own_name=bench.identity.name, rng=_rng(step))
         about = {
             "arm": measured.config["arm"],
             "seed": bench.spec.seeds[0],
