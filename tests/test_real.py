@@ -1,6 +1,5 @@
 """The real small model: it is what we think it is, and the quickstart's rehearsal runs from end to end."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -86,5 +85,5 @@ def test_the_quickstarts_rehearsal(real: ChatModel, tmp_path: Path) -> None:
     losses = tables["training"].query("stage == 'em'")["loss"]
     assert losses.iloc[-4:].mean() < losses.iloc[:4].mean()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert re.search(r"rehearsal", page)
+    assert "Rehearsal (" in page
     assert run_study(spec, tmp_path / "out").ran == 0
