@@ -1,7 +1,6 @@
 """Running a study: the whole flow, and what a person sees while it runs."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from mech.checkpoint import Checkpoint
 from mech.files import write_text
 from mech.models import resolve
 from study.bench import Bench
-from study.engines.local import is_done, locked, run_steps
+from study.engines.local import locked, run_steps
 from study.estimate import Pace
 from study.paths import StudyPaths
 from study.plan import make_plan
@@ -109,8 +108,3 @@ class Progress:
             log.info("    %s in %.1f s; %s", step.name, seconds, self.pace.remaining_text())
         if step.kind == "figures":
             copy_into(self.paths.step(step), self.paths.figures, (".svg", ".png", ".csv"))
-
-
-def done_steps(steps: Sequence[Step], paths: StudyPaths) -> list[Step]:
-    """Which steps are complete."""
-    return [step for step in steps if is_done(paths, step)]
