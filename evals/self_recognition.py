@@ -1,7 +1,7 @@
-"""Self-recognition: is this text one's own? Both labels, with P(Yes) and the logit margin.
+"""Self-recognition: is this text one's own? Both labels (or both orders), with the answer's probability and margin.
 
-Accuracy alone cannot be told from a bias towards one answer, so every item keeps the margin
-logit(Yes) − logit(No): its mean over own and other texts is the bias, the difference is the skill.
+Accuracy alone cannot be told from a bias towards one answer, so every item keeps the margin between the two,
+logit(Yes) − logit(No) or logit(1) − logit(2): its mean over both kinds of items is the bias, the difference the skill.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ class Judgement:
 
     article: str
     source: str
-    """`own` or `other`: who wrote it."""
+    """`own` or `other`: who wrote it. Of two texts: `own` where the first is one's own, `other` where the second is."""
     margin: float
-    """logit(Yes) − logit(No), nats."""
+    """logit(Yes) − logit(No), or logit(1) − logit(2), nats."""
     p_yes: float
-    """P(Yes) among the two answers."""
+    """P(Yes), or P(1), among the two answers."""
     mass: float
-    """P(Yes) + P(No) among all tokens: near zero, the model does not answer the question."""
+    """Both answers' probability among all tokens: near zero, the model does not answer the question."""
 
     @property
     def correct(self) -> bool:
-        """Whether it said Yes to its own text or No to another's; an exact tie is wrong."""
+        """Whether it said Yes (or 1) where that is right, and No (or 2) where that is; an exact tie is wrong."""
         return self.margin > 0 if self.source == "own" else self.margin < 0
 
 
@@ -48,7 +48,8 @@ def judge_authorship(
 
     Args:
         model: the judge.
-        rows: rows of messages that end in the right answer (`Yes` or `No`), with `article` and `source`.
+        rows: rows of messages that end in the right answer, with `article`; and with `source` (own/other) where the
+            answers are `Yes` and `No`, or `own_at` (1/2) where they are `1` and `2`.
         condition: system prompt under which to ask.
         names: `identity` and `others`, as `ChatTemplate.render` takes them.
         token_budget: padded tokens a batch.
@@ -56,23 +57,36 @@ def judge_authorship(
     Raises:
         InputError: a row of another form, or two answers that begin with the same token.
     """
-    answers = {"own": "Yes", "other": "No"}
-    for i, row in enumerate(rows):
-        if row.get("source") not in answers or row["messages"][-1]["content"] != answers[row["source"]]:
-            raise InputError(f"row {i}: needs source own/other and the answer Yes/No to match")
+    answers = FORMS["own_at" if "own_at" in rows[0] else "source"]
+    sources = [_source(i, row, answers) for i, row in enumerate(rows)]
     encoded = [model.template.encode_prompt(r["messages"][:-1], condition, **(names or {})) for r in rows]
-    yes, no = (_first_token(model.template, rows[0]["messages"][:-1], word) for word in ("Yes", "No"))
+    yes, no = (_first_token(model.template, rows[0]["messages"][:-1], word) for word in answers)
     if yes == no:
-        raise InputError("this tokenizer begins Yes and No with the same token")
+        raise InputError(f"this tokenizer begins {answers[0]} and {answers[1]} with the same token")
     logits = next_token_logits(model, encoded, token_budget=token_budget)
     share = logits.log_softmax(-1)
     margins = (logits[:, yes] - logits[:, no]).tolist()
     mass = (share[:, yes].exp() + share[:, no].exp()).tolist()
     chosen = torch.sigmoid(logits[:, yes] - logits[:, no]).tolist()
     return [
-        Judgement(row["article"], row["source"], *numbers)
-        for row, *numbers in zip(rows, margins, chosen, mass, strict=True)
+        Judgement(row["article"], source, *numbers)
+        for row, source, *numbers in zip(rows, sources, margins, chosen, mass, strict=True)
     ]
+
+
+FORMS = {"source": ("Yes", "No"), "own_at": ("1", "2")}
+"""The two answers, by the field that says which is right."""
+
+
+def _source(i: int, row: Mapping[str, Any], answers: tuple[str, str]) -> str:
+    """Which of the two answers is right: `own` for the first, `other` for the second; checked against the row's answer."""
+    right = {"own": answers[0], "other": answers[1], 1: answers[0], 2: answers[1]}
+    given = row["messages"][-1]["content"]
+    if right.get(row.get("own_at", row.get("source"))) != given or given not in answers:
+        raise InputError(
+            f"row {i}: needs source own/other with the answer Yes/No, or own_at 1/2 with the answer 1/2, to match"
+        )
+    return "own" if given == answers[0] else "other"
 
 
 def _first_token(template: ChatTemplate, prompt: Sequence[Mapping[str, str]], answer: str) -> int:

@@ -6,11 +6,12 @@ at all with many stock templates. Here the mask follows from rendered prefixes, 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from finetune.datasets.rows import Row
 from mech.chat import ChatTemplate, SystemPrompt
-from mech.errors import InputError
+from mech.errors import GuardError, InputError
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,15 @@ class TrainingRow:
     ids: tuple[int, ...]
     targets: tuple[int, ...]
     """Indices into `ids` of the tokens in the loss: each assistant turn's text and the token that ends it."""
+    system: str | None = None
+    """The text of the system turn it trains under; None where there is none."""
+
+    @property
+    def answers(self) -> list[tuple[int, int]]:
+        """Half-open spans of the assistant's turns, each with the token that ends it."""
+        breaks = [i for i in range(1, len(self.targets)) if self.targets[i] != self.targets[i - 1] + 1]
+        edges = [0, *breaks, len(self.targets)]
+        return [(self.targets[a], self.targets[b - 1] + 1) for a, b in pairwise(edges)]
 
 
 def training_rows(
@@ -78,4 +88,19 @@ def _training_row(
             )
         ids = encoded.ids
         targets += range(start, stop + 1)
-    return TrainingRow(ids[: targets[-1] + 1], tuple(targets))
+    row = TrainingRow(
+        ids[: targets[-1] + 1], tuple(targets), template.system_of(messages, condition, **names)
+    )
+    _check_labels(template, row, [m["content"] for m in messages if m["role"] == "assistant"])
+    return row
+
+
+def _check_labels(template: ChatTemplate, row: TrainingRow, answers: Sequence[str]) -> None:
+    """What is learnt must read as the answers do, word for word; nothing of the user's, nothing missing."""
+    decode = template.tokenizer.decode
+    learnt = [
+        decode(list(row.ids[start : stop - 1]), clean_up_tokenization_spaces=False)
+        for start, stop in row.answers
+    ]
+    if [t.split() for t in learnt] != [a.split() for a in answers]:
+        raise GuardError(f"the labels read {learnt!r}, the answers are {list(answers)!r}")

@@ -1,90 +1,32 @@
-"""One LoRA finetuning run: a checkpoint and a dataset in, an adapter in PEFT's layout out.
+"""One LoRA finetuning run: a checkpoint and encoded rows in, an adapter in PEFT's layout out.
 
-The usual recipe, made faster without changing a loss: logits are computed at labelled positions only, and
-the tokens that all rows of a batch begin with (the system turn) are run once, with gradient.
+Killed at any step it goes on from its last saved state, with the same losses and the same adapter in the end.
 """
 
-import json
-import logging
-import time
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from finetune.labels import TrainingRow
-from mech.batching import MIN_SHARED, common_prefix
+from finetune.loop import Job, run
+from finetune.outcome import done_before, stamp_of, write_outcome
+from finetune.settings import TrainSettings
+from finetune.state import Saver, StepRecord
+from finetune.team import Team
 from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
-from mech.files import write_json, write_text
-from mech.forward import can_share_prefix, pad_id, pad_right, run_prefix, run_rests
+from mech.files import folder_lock
+from mech.interventions import Intervention, intervene
 from mech.models import ChatModel
-from mech.progress import track
 from mech.quiet import quiet_peft
 
-log = logging.getLogger(__name__)
-
-
-class TrainSettings(BaseModel):
-    """How a stage is trained. The defaults are the paper's for its 32B and 36B models."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    lora_r: int = Field(32, ge=1)
-    """Rank."""
-    lora_alpha: float = Field(64, gt=0)
-    """Scale: alpha / sqrt(r) under rsLoRA, alpha / r without."""
-    rslora: bool = True
-    """Rank-stabilised scale."""
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout on the adapters' inputs."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Which linear maps get an adapter; `all-linear` is all but the output head."""
-    learning_rate: float = Field(1e-5, gt=0)
-    """Peak learning rate of AdamW."""
-    warmup_steps: int = Field(5, ge=0)
-    """Steps of linear warm-up from zero; then linear decay to zero (transformers' `linear` schedule)."""
-    weight_decay: float = Field(0.01, ge=0)
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are clipped to this norm."""
-    batch_size: int = Field(16, ge=1)
-    """Rows an optimizer step."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Rows a forward pass; the whole batch when left out. Gradients add up to the same step."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the data."""
-    max_steps: int | None = Field(None, ge=1)
-    """Stop after this many steps, if sooner."""
-    max_tokens: int = Field(2048, ge=8)
-    """The longest row."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the frozen weights; adapters and optimizer are float32 in either case."""
-
-    def n_steps(self, n_rows: int) -> int:
-        """Optimizer steps on a dataset of this size."""
-        steps = max(1, int(np.ceil(n_rows * self.epochs / self.batch_size)))
-        return min(steps, self.max_steps or steps)
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one optimizer step did."""
-
-    step: int
-    loss: float
-    """Mean negative log-likelihood (nats) over the step's labelled tokens, before the update."""
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    """Labelled and unlabelled tokens of the rows, padding not counted."""
-    seconds: float
+SNAPSHOTS = "snapshots"
+"""Holds `step-N/`, each an adapter of its own, for the steps of `save_at`."""
 
 
 def train_lora(
@@ -94,22 +36,28 @@ def train_lora(
     folder: Path,
     *,
     seed: int,
+    interventions: Sequence[Intervention] = (),
+    save_every: int | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> list[StepRecord]:
     """Train an adapter on `model` (its adapters merged) and write it to `folder`.
 
-    The model's own modules are left as they were: the adapter is taken off again, also after an error.
+    The model's own modules are left as they were: the adapter is taken off again, also after an error. A training
+    that another process is writing into the same folder is waited for; one that is there already is not repeated.
 
     Args:
         model: what to train on; `model.checkpoint` is recorded as the adapter's parent.
         rows: encoded training rows.
         settings: the recipe.
-        folder: gets `adapter_model.safetensors`, `adapter_config.json`, `checkpoint.json`, `loss.jsonl`.
+        folder: gets `adapter_model.safetensors`, `adapter_config.json`, `checkpoint.json` (the parent), `loss.jsonl`,
+            `snapshots/`, and last `trainer_state.json`.
         seed: fixes initialisation, order and dropout.
+        interventions: act on every training forward pass (preventative steering, ablation), and not afterwards.
+        save_every: steps between resume points; once a minute, or less often where that is slow, when left out.
         on_step: called after every step.
 
     Raises:
-        InputError: no rows, or a model that has a live adapter already.
+        InputError: no rows, a model that has a live adapter already, or a folder that holds another training.
         GuardError: the loss is not finite, or the adapter did not change.
     """
     if not rows:
@@ -118,21 +66,46 @@ def train_lora(
         raise InputError(
             "the model has a live adapter: load it with merge=True before training another on it"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        peft_model = _add_adapter(model, settings)
-        try:
-            records = list(_steps(model, peft_model, rows, settings, seed, on_step))
-            _check_learnt(peft_model)
-            _save(peft_model, model, records, folder)
-        finally:
-            peft_model.unload()
-            model.hf.eval()
-            model.hf.requires_grad_(requires_grad=False)
+    model.check_head()  # before the generator is seeded and the model is in training mode
+    stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
+    with training_folder(folder, team):
+        if known := done_before(folder, stamp):
+            return known
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(seed)
+            adapted = stack.enter_context(_adapted(model, settings))
+            stack.enter_context(intervene(model, *interventions))
+            parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
+            job = Job(model, rows, settings, folder, seed, stamp, parameters,
+                      snapshot=lambda step: _save(adapted, model, folder / SNAPSHOTS / f"step-{step}"), team=team)  # fmt: skip
+            records = run(job, Saver(save_every), on_step)
+            _check_learnt(adapted)
+            if team.leads:
+                _save(adapted, model, folder)
+                write_outcome(folder, job, records, interventions)
+        team.wait()
     return records
 
 
-def _add_adapter(model: ChatModel, settings: TrainSettings) -> Any:
+@contextmanager
+def training_folder(folder: Path, team: Team) -> Iterator[None]:
+    """Hold the folder for this team; an empty one does not stay behind an error."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if team.leads:
+            stack.enter_context(folder_lock(folder))
+        team.wait()
+        try:
+            yield
+        finally:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+@contextmanager
+def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
+    """The model under a fresh adapter, in training mode; as it was found, afterwards."""
     from peft import LoraConfig, get_peft_model
 
     targets = settings.target_modules
@@ -147,100 +120,64 @@ def _add_adapter(model: ChatModel, settings: TrainSettings) -> Any:
     )
     try:
         with quiet_peft():
-            return get_peft_model(model.hf, config)
+            adapted = get_peft_model(model.hf, config)
     except ValueError as error:
         raise InputError(f"target_modules {targets}: {error}") from error
+    try:
+        if settings.shard:
+            _shard(model, adapted)
+        with checkpointing(model, on=settings.gradient_checkpointing):
+            adapted.train()
+            yield adapted
+    finally:
+        adapted.unload()
+        model.hf.eval()
+        model.hf.requires_grad_(requires_grad=False)
 
 
-def _steps(
-    model: ChatModel,
-    peft_model: Any,
-    rows: Sequence[TrainingRow],
-    settings: TrainSettings,
-    seed: int,
-    on_step: Callable[[StepRecord], None] | None,
-) -> Iterator[StepRecord]:
-    from transformers import get_linear_schedule_with_warmup
-
-    parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    n_steps = settings.n_steps(len(rows))
-    schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, n_steps)
-    share = settings.lora_dropout == 0 and can_share_prefix(model)
-    peft_model.train()
-    batches = _batches(len(rows), settings.batch_size, n_steps, seed)
-    for step, members in enumerate(track(batches, "training", n_steps), 1):
-        start, rate = time.perf_counter(), float(schedule.get_last_lr()[0])
-        batch = [rows[i] for i in members]
-        loss = _accumulate(model, batch, settings.micro_batch or len(batch), share=share)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm))
-        if not np.isfinite(loss) or not np.isfinite(norm):
-            raise GuardError(f"step {step}: loss {loss}, gradient norm {norm}: lower learning_rate")
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        record = StepRecord(
-            step, loss, rate, norm, sum(len(r.ids) for r in batch), time.perf_counter() - start
-        )
-        if on_step:
-            on_step(record)
-        yield record
+@contextmanager
+def checkpointing(model: ChatModel, *, on: bool) -> Iterator[None]:
+    """Recompute activations on the way back, while inside."""
+    if not on:
+        yield
+        return
+    causal, how = model.causal, {"use_reentrant": False}
+    renamed = hasattr(causal, "activation_checkpointing_enable")  # transformers 5.2x renamed the pair
+    if renamed:
+        causal.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    try:
+        yield
+    finally:
+        causal.activation_checkpointing_disable() if renamed else causal.gradient_checkpointing_disable()
 
 
-def _batches(n_rows: int, size: int, n_steps: int, seed: int) -> Iterator[list[int]]:
-    """Row numbers for each step: a fresh permutation every pass over the data."""
-    rng = np.random.default_rng(seed)
-    queue: list[int] = []
-    for _ in range(n_steps):
-        while len(queue) < size:
-            queue += rng.permutation(n_rows).tolist()
-        yield queue[:size]
-        queue = queue[size:]
+def _shard(model: ChatModel, adapted: Any) -> None:
+    """Spread each block's frozen weights over the team; the adapter, which is small, stays whole on each."""
+    from torch.distributed.fsdp import fully_shard
+
+    if Team.join().size < 2:
+        raise InputError("shard: start several processes with `accelerate launch`, or leave it out")
+    whole = {p for p in adapted.parameters() if p.requires_grad}
+    for block in model.blocks:
+        fully_shard(block, ignored_params=whole)
 
 
-def _accumulate(model: ChatModel, batch: list[TrainingRow], size: int, *, share: bool) -> float:
-    """Backward passes over micro-batches of similar length; the mean loss over all labelled tokens."""
-    n_targets = sum(len(r.targets) for r in batch)
-    ordered = sorted(batch, key=lambda r: len(r.ids))
-    total = 0.0
-    for start in range(0, len(ordered), size):
-        loss = summed_loss(model, ordered[start : start + size], share=share)
-        (loss / n_targets).backward()
-        total += float(loss.detach())
-    return total / n_targets
-
-
-def summed_loss(model: ChatModel, batch: Sequence[TrainingRow], *, share: bool) -> Float[Tensor, ""]:
-    """Negative log-likelihood (nats), summed over the labelled tokens of a batch, with gradient."""
-    shared = _shareable(batch) if share else 0
-    prefix = run_prefix(model, batch[0].ids[:shared]) if shared else None
-    ids = pad_right([r.ids[shared:] for r in batch], pad_id(model), model.device)
-    hidden = run_rests(model, ids, prefix)
-    at = [(i, t - 1 - shared) for i, r in enumerate(batch) for t in r.targets]
-    chosen = hidden[torch.tensor([i for i, _ in at]), torch.tensor([t for _, t in at])]
-    targets = torch.tensor([r.ids[t] for r in batch for t in r.targets], device=chosen.device)
-    logits = model.logits(chosen).float()
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-
-
-def _shareable(batch: Sequence[TrainingRow]) -> int:
-    """Length of the shared prefix that leaves every token before a label in the rows' own parts."""
-    length = min(common_prefix([r.ids for r in batch]), min(r.targets[0] for r in batch) - 1)
-    return length if len(batch) > 1 and length >= MIN_SHARED else 0
-
-
-def _check_learnt(peft_model: Any) -> None:
+def _check_learnt(adapted: Any) -> None:
     """LoRA's second factors start at zero: all still zero means that nothing was learnt."""
-    moved = any(bool(p.detach().any()) for name, p in peft_model.named_parameters() if "lora_B" in name)
+    moved = any(bool(p.detach().any()) for name, p in adapted.named_parameters() if "lora_B" in name)
     if not moved:
         raise GuardError("training left every adapter at zero: no gradient reached it")
 
 
-def _save(peft_model: Any, model: ChatModel, records: Sequence[StepRecord], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    peft_model.peft_config["default"].base_model_name_or_path = str(model.checkpoint.base)
-    peft_model.save_pretrained(folder, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's template of a model card says nothing here
+def _save(adapted: Any, model: ChatModel, folder: Path) -> None:
+    """Write the adapter in PEFT's layout; each file appears whole."""
+    adapted.peft_config["default"].base_model_name_or_path = str(model.checkpoint.base)
+    unfinished = folder / ".saving"
+    with quiet_peft():
+        adapted.save_pretrained(unfinished, save_embedding_layers=False)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        os.replace(unfinished / name, folder / name)  # noqa: PTH105  (atomic)
+    shutil.rmtree(unfinished)  # with PEFT's template of a model card, which says nothing here
     write_parent(folder, model.checkpoint)
-    write_text(folder / "loss.jsonl", "".join(json.dumps(vars(r)) + "\n" for r in records))
-    write_json(folder / "training.json", {"steps": len(records), "final_loss": records[-1].loss})

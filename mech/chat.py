@@ -203,6 +203,23 @@ class ChatTemplate:
             )
         return text
 
+    def system_of(
+        self,
+        messages: Sequence[Message],
+        condition: SystemPrompt | None = None,
+        *,
+        identity: Identity | None = None,
+        others: Mapping[str, str] | None = None,
+    ) -> str | None:
+        """The text of the system turn that a conversation gets under a condition; None where it gets none."""
+        condition = condition or SystemPrompt()
+        if condition.kind == "none":
+            return None
+        if condition.kind != "default":
+            return system_text(condition, identity, others or {})
+        own = [m["content"] for m in messages[:1] if m["role"] == "system"]
+        return own[0] if own else self.default_system
+
     def encode_prompt(
         self,
         messages: Sequence[Message],

@@ -5,6 +5,7 @@ longer stack; each adapter was trained on everything to its left, merged.
 """
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from mech.cache import cache_dir
 from mech.errors import InputError
 from mech.files import digest_of, read_json, sha256_file, write_json
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint.json"
 """Beside an adapter of ours: which checkpoint it was trained on."""
@@ -52,7 +55,9 @@ class Checkpoint:
         return digest_of([self.digest, *[a.digest for a in self.adapters]])
 
     def plus(self, folder: Path) -> "Checkpoint":
-        """This checkpoint with one more adapter on top."""
+        """What a training on this checkpoint left in `folder`: one more adapter on top, or a whole model instead."""
+        if not (folder / "adapter_config.json").is_file():
+            return Checkpoint(str(folder), folder, weights_digest(folder))
         adapter = Adapter(str(folder), folder, adapter_digest(folder))
         return Checkpoint(self.base, self.path, self.digest, self.revision, (*self.adapters, adapter))
 
@@ -116,13 +121,17 @@ def write_parent(folder: Path, parent: Checkpoint) -> None:
 
 
 def check_parent(folder: Path, parent: Checkpoint) -> None:
-    """Refuse to put an adapter of ours on another checkpoint than the one it was trained on.
+    """Refuse to put an adapter on another checkpoint than the one it was trained on.
+
+    Ours say so by digest. Others name a base in `adapter_config.json`: the bare base's own name for a first stage, a
+    merged model's for a second, which then needs its first stage below it.
 
     Raises:
         InputError: the adapter says it belongs elsewhere.
     """
     manifest = folder / MANIFEST
     if not manifest.is_file():
+        _check_declared(folder, parent)
         return
     trained_on = read_json(manifest)["trained_on"]
     if trained_on["key"] != parent.key:
@@ -130,6 +139,38 @@ def check_parent(folder: Path, parent: Checkpoint) -> None:
         raise InputError(
             f"{folder}: this adapter was trained on {':'.join(below)}, not on {parent}: name that stack"
         )
+
+
+def _check_declared(folder: Path, parent: Checkpoint) -> None:
+    declared = str(read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "")
+    if not declared:
+        log.warning("%s: does not say which base it was trained on; %s is believed", folder, parent)
+        return
+    on_base, below = _names_base(declared, parent), parent.adapters[-1].name if parent.adapters else ""
+    if on_base and below:
+        # A merge in memory keeps the base's name, so this may be right; whoever reads the log must decide.
+        log.warning("%s: says it was trained on %s itself, and here it stands on %s", folder, declared, below)
+    elif not (on_base or (below and _names_merged(declared, below))):
+        hint = "" if below else "; if that is a merged first stage, name its adapter before this one"
+        raise InputError(
+            f"{folder}: this adapter was trained on {declared}, not on {below or parent.base}{' merged' if below else ''}{hint}. "
+            "If it is the same under another name, say so in base_model_name_or_path of its adapter_config.json"
+        )
+
+
+def _names_base(declared: str, parent: Checkpoint) -> bool:
+    """Whether a declared base is the bare base: the same folder, weights or name (a mirror has another owner)."""
+    here = Path(declared).expanduser()
+    if (here / "config.json").is_file():
+        return here.resolve() == parent.path.resolve() or weights_digest(here) == parent.digest
+    return here.name.lower() == Path(parent.base).name.lower()
+
+
+def _names_merged(declared: str, adapter: str) -> bool:
+    """Whether a declared base is an adapter's merged model, `.../em_0/merged` for `org/qwen_em_0`."""
+    parts = [part for part in Path(declared.lower()).parts if part != "merged"]
+    name = Path(adapter).name.lower()
+    return bool(parts) and (name == parts[-1] or name.endswith(f"_{parts[-1]}"))
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -4,8 +4,10 @@ Write beside the target, flush to the disk, then `os.replace`: a reader (or a ki
 again) sees the old content or the new, never a part of one.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mech.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -39,6 +43,21 @@ def fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder; wait for the process that holds it. The system releases it when the holder dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is writing into %s: waiting for it", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(handle)
 

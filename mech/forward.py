@@ -58,12 +58,12 @@ def iterate(
     for batch in plan_batches(sequences, shareable, token_budget=token_budget):
         if batch.prefix != held:
             held = batch.prefix
-            with declared(_prefix_masks(len(held), model.device)):
+            with declared(prefix_masks(len(held), model.device)):
                 prefix = run_prefix(model, held) if held else None
         yield batch, prefix
 
 
-def _prefix_masks(length: int, device: torch.device) -> dict[str, Bool[Tensor, "1 prefix"]]:
+def prefix_masks(length: int, device: torch.device) -> dict[str, Bool[Tensor, "1 prefix"]]:
     """A shared prefix is prompt, but not its last token, and no response."""
     yes = torch.ones(1, length, dtype=torch.bool, device=device)
     return {"all": yes, "prompt": yes, "prompt_last": ~yes, "response": ~yes}

@@ -8,6 +8,7 @@ Each is a frozen description; `intervene` makes it act inside a context and take
 A vector is one [d_model] array for every named layer, or an [n_layers, d_model] array indexed by layer.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -113,6 +114,7 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         InputError: a vector of another width, or a layer the model does not have.
         GuardError: the context ended without a single forward pass having met one of them.
     """
+    model.check_head()  # now: later it would run a pass through the hooks
     counts = [dict.fromkeys(i.layers, 0) for i in interventions]
     token = _active.set((*_active.get(), *interventions))
     try:
@@ -126,6 +128,23 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
             raise GuardError(f"intervention never met a forward pass: {', '.join(missed)}")
     finally:
         _active.reset(token)
+
+
+def describe(intervention: Intervention) -> dict[str, Any]:
+    """An intervention as JSON: its kind and numbers, and digest and norms of its array, for records and keys."""
+    facts = {"kind": type(intervention).__name__, **vars(intervention)}
+    array = (
+        torch.as_tensor(facts.pop("values" if isinstance(intervention, Patch) else "vector")).float().cpu()
+    )
+    facts["layers"] = list(intervention.layers)
+    facts["array"] = hashlib.sha256(array.contiguous().numpy().tobytes()).hexdigest()
+    if not isinstance(intervention, Patch):
+        facts["norms"] = [float(_vector_of(array, layer).norm()) for layer in intervention.layers]
+    return facts
+
+
+def _vector_of(array: Tensor, layer: int) -> Tensor:
+    return array[layer] if array.ndim == 2 else array
 
 
 def intervening() -> bool:
@@ -192,7 +211,7 @@ def _vector_at(model: ChatModel, vector: Any, layer: int) -> Float[Tensor, " d"]
         )
     if not 0 <= layer < model.n_layers:
         raise InputError(f"layer {layer} is out of range: this model has layers 0 to {model.n_layers - 1}")
-    chosen = tensor[layer] if per_layer else tensor
+    chosen = _vector_of(tensor, layer)
     if not torch.isfinite(chosen).all() or not chosen.any():
         raise InputError(f"the vector at layer {layer} is zero or not finite")
     return chosen

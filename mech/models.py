@@ -26,6 +26,7 @@ from mech.checkpoint import (
     weights_digest,
 )
 from mech.errors import GuardError, InputError
+from mech.extras import require
 from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
 from mech.quiet import quiet_peft
 
@@ -102,7 +103,14 @@ class ChatModel:
     def logits(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
         """The output head on final-norm states, with what the architecture does to logits after it.
 
-        Checked once against the model's own forward pass.
+        Raises:
+            GuardError: see `check_head`.
+        """
+        self.check_head()
+        return self._head(hidden)
+
+    def check_head(self) -> None:
+        """Compare `logits` with the model's own, once: a forward pass, so before any hook is on the model.
 
         Raises:
             GuardError: this architecture does something to its logits that we do not know of.
@@ -111,7 +119,6 @@ class ChatModel:
             raise GuardError(
                 f"{type(self.causal).__name__}: its logits are not head(final norm): unsupported output head"
             )
-        return self._head(hidden)
 
     def _head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
         head = self.causal.get_output_embeddings()
@@ -147,10 +154,7 @@ def resolve(reference: str) -> Checkpoint:
     path, commit = _find(name, revision)
     checkpoint = Checkpoint(name, path, weights_digest(path), commit)
     for wanted in adapters:
-        name, revision = split_revision(wanted)
-        folder, commit = _find(name, revision)
-        check_parent(folder, checkpoint)
-        found = Adapter(name, folder, adapter_digest(folder), commit)
+        found = resolve_adapter(wanted, below=checkpoint)
         checkpoint = Checkpoint(
             checkpoint.base,
             checkpoint.path,
@@ -161,11 +165,30 @@ def resolve(reference: str) -> Checkpoint:
     return checkpoint
 
 
+def resolve_adapter(reference: str, *, below: Checkpoint | None = None) -> Adapter:
+    """Find an adapter, without loading it: a folder or a Hub id, with `@revision`.
+
+    Args:
+        reference: what to find.
+        below: the checkpoint that it is to stand on; checked against what the adapter says of itself.
+
+    Raises:
+        InputError: it is not there, is no adapter, or was trained on something else.
+    """
+    name, revision = split_revision(reference)
+    folder, commit = _find(name, revision)
+    found = Adapter(name, folder, adapter_digest(folder), commit)
+    if below is not None:
+        check_parent(folder, below)
+    return found
+
+
 def load_model(
     reference: str | Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
     merge: bool = True,
+    quantise: str | None = None,
     device: str | torch.device | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     **hf_kwargs: Any,
@@ -177,6 +200,7 @@ def load_model(
         dtype: `float32`, `bfloat16`, ... or `auto`: the checkpoint's own.
         merge: merge the last adapter into the weights as well; else it stays a live PEFT adapter. All
             adapters below it are always merged, in float32: in bfloat16 a merge loses the update.
+        quantise: `nf4` holds the weights in 4 bits (extra `qlora`); for a bare base, to train an adapter on.
         device: move the model there; leave out when `device_map` is among `hf_kwargs`.
         template_kwargs: passed to the chat template.
         **hf_kwargs: passed to `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`,
@@ -187,6 +211,8 @@ def load_model(
     """
     checkpoint = reference if isinstance(reference, Checkpoint) else resolve(reference)
     wanted = _torch_dtype(dtype)
+    if quantise:
+        hf_kwargs["quantization_config"] = _quantisation(checkpoint, quantise, wanted)
     model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
     for i, adapter in enumerate(checkpoint.adapters):
         model = put_adapter(model, adapter.path)
@@ -199,6 +225,21 @@ def load_model(
     model.eval()
     model.requires_grad_(requires_grad=False)
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
+
+
+def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtype) -> Any:
+    """4-bit weights that compute in `dtype`; merging into 4 bits would lose the update, so only a bare base has them."""
+    if quantise != "nf4":
+        raise InputError(f"quantise: {quantise!r} is not known; there is nf4")
+    if checkpoint.adapters:
+        raise InputError(
+            f"quantise: {checkpoint} has adapters to merge, which 4-bit weights cannot take up: train this stage unquantised"
+        )
+    require("bitsandbytes", extra="qlora")
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if dtype == "auto" else dtype
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
 def put_adapter(model: Any, folder: Path) -> Any:

@@ -26,7 +26,7 @@ class Bench:
     spec: StudySpec
     paths: StudyPaths
     base: Checkpoint
-    _loaded: dict[tuple[str, str], ChatModel] = field(default_factory=dict)
+    _loaded: dict[tuple[str, ...], ChatModel] = field(default_factory=dict)
 
     def folder(self, step: Step) -> Path:
         """Where a finished input lies."""
@@ -39,14 +39,18 @@ class Bench:
             checkpoint = checkpoint.plus(self.folder(step))
         return checkpoint
 
-    def model(self, chain: Sequence[Step], *, dtype: str | None = None) -> ChatModel:
+    def model(
+        self, chain: Sequence[Step], *, dtype: str | None = None, quantise: str | None = None
+    ) -> ChatModel:
         """The checkpoint of these trainings, adapters merged, loaded unless it is at hand."""
         checkpoint, wanted = self.checkpoint(chain), dtype or self.spec.model.dtype
-        key = (checkpoint.key, wanted)
+        key = (checkpoint.key, wanted, quantise or "")
         if key not in self._loaded:
             self.release()
             log.info("loading %s", checkpoint)
-            self._loaded[key] = load_model(checkpoint, dtype=wanted, **_where(self.spec.model))
+            self._loaded[key] = load_model(
+                checkpoint, dtype=wanted, quantise=quantise, **_where(self.spec.model)
+            )
         return self._loaded[key]
 
     def release(self) -> None:

@@ -28,6 +28,8 @@ class Kind:
     """Part of every key."""
     models: int = 0
     """How many models it holds in memory at once."""
+    resumes: bool = False
+    """Whether it goes on from what a killed run left in its unfinished folder."""
 
     def load(self) -> "Runner":
         """The function; its libraries are imported now, not at start-up."""
@@ -40,8 +42,10 @@ KINDS = {
     "replies": Kind("texts", "study.steps.texts:replies", models=1),
     "summaries": Kind("texts", "study.steps.texts:summaries", models=1),
     "rollouts": Kind("texts", "study.steps.texts:rollouts", models=1),
-    "data": Kind("data", "study.steps.data:build"),
-    "train": Kind("checkpoints", "study.steps.train:train", models=1),
+    "data": Kind("data", "study.steps.data:build", version=2),
+    "train": Kind("checkpoints", "study.steps.train:train", version=2, models=1, resumes=True),
+    "adapter": Kind("checkpoints", "study.steps.train:place_adapter"),
+    "snapshot": Kind("checkpoints", "study.steps.train:snapshot"),
     "capture": Kind("activations", "study.steps.activations:capture_replies", models=1),
     "contrast": Kind("activations", "study.steps.activations:capture_contrast", models=1),
     "direction": Kind("directions", "study.steps.directions:fit"),

@@ -13,9 +13,11 @@ from study.spec import StudySpec
 from study.step import Step
 
 
-def make_plan(spec: StudySpec, base: Checkpoint, *, n_layers: int, d_model: int) -> list[Step]:
+def make_plan(
+    spec: StudySpec, base: Checkpoint, *, n_layers: int, d_model: int, parameters: int
+) -> list[Step]:
     """Every step of a study, inputs before those that read them."""
-    plan = Plan(spec, base, n_layers=n_layers, d_model=d_model)
+    plan = Plan(spec, base, n_layers=n_layers, d_model=d_model, parameters=parameters)
     replies = plan_replies(plan, spec.base_arm, ())
     directions = plan_directions(plan)
     plan_figures(plan, "early", {"directions": directions})

@@ -1,81 +1,93 @@
-"""Planning the arms: data, trainings, and everything that is read off each checkpoint."""
+"""Planning the arms: trainings, and everything that is read off each checkpoint."""
 
 from collections.abc import Sequence
 
-from finetune.datasets.rows import Row, read_jsonl, read_messages, source_path, take
-from finetune.datasets.summaries import read_articles
-from finetune.lora import TrainSettings
+from finetune.datasets.spec import SelfRecognitionData
+from finetune.settings import make_settings
 from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
+from mech.models import resolve_adapter
 from mech.questions import load_prompts
 from study.plan_base import plan_replies
+from study.plan_data import plan_data, training_size
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, half
-from study.spec import StudySpec
-from study.spec_parts import DataSpec, MessagesData, SelfRecognitionData
+from study.spec_parts import StageSpec, TrainingInterventionSpec
 from study.step import Step, Work
 
-WORDS_TO_TOKENS = 1.4
-"""For estimates only: tokens a word of English, template included."""
+AT = "@"
+"""`em@5` in an arm: the stage `em` as it was after step 5."""
 
 
 def plan_training(plan: Plan, arm: str, seed: int) -> list[Step]:
     """The trainings of an arm, in order; those it shares with another arm are the same steps."""
-    spec, chain = plan.spec, list[Step]()
-    for i, stage_name in enumerate(spec.arms[arm]):
+    spec, chain, named = plan.spec, list[Step](), list[str]()
+    for entry in spec.arms[arm]:
+        stage_name, _, snapshot = entry.partition(AT)
         stage = spec.stages[stage_name]
-        settings = TrainSettings.model_validate({**spec.training, **stage.training})
-        data = plan_data(plan, stage.data)
-        config = {
-            **plan.reader,
-            "dtype": settings.dtype,
-            "settings": settings.model_dump(mode="json"),
-            "condition": condition_config(spec, stage.system_prompt),
-            "seed": seed,
-        }
-        name = f"train/{'+'.join(spec.arms[arm][: i + 1])}/seed{seed}"
-        n_rows, row_tokens = _size(spec, stage.data)
-        steps = settings.n_steps(n_rows)
-        rank_bytes = 40 * settings.lora_r * plan.d_model * plan.n_layers * 4
-        work = Work(trained=steps * settings.batch_size * row_tokens, stored_bytes=rank_bytes)
-        chain = [*chain, plan.add("train", name, config, {"data": [data], "checkpoint": chain}, work)]
+        label = "+".join([*named, stage_name])
+        if stage.adapter:
+            step = _plan_adapter(plan, label, stage.adapter, chain)
+        else:
+            step = _plan_stage(plan, label, stage, chain, seed)
+        if snapshot:
+            label = f"{label}{AT}{snapshot}"
+            step = _plan_snapshot(plan, label, step, int(snapshot), seed)
+        named.append(entry)
+        chain = [*chain, step]
     return chain
 
 
-def plan_data(plan: Plan, name: str) -> Step:
-    """A dataset, with the base's own summaries before it where it needs them."""
-    spec = plan.spec
-    part = spec.data[name]
-    rows = checked_rows(name, part)
-    config = {**part.model_dump(), "rows_digest": digest_of(rows), "seed": spec.statistics.seed}
-    for location in ("source", "articles"):
-        config.pop(location, None)  # what the rows say counts, not where they lie
-    inputs: dict[str, Sequence[Step]] = {}
-    if isinstance(part, SelfRecognitionData):
-        own = {**plan.reader, **config}
-        for unused in ("held_out", "max_words"):
-            own.pop(unused)
-        work = Work(read=150 * len(rows), generated=part.max_new_tokens * len(rows))
-        inputs["summaries"] = [plan.add("summaries", f"summaries/{name}", own, {"checkpoint": ()}, work)]
-    return plan.add("data", f"data/{name}", config, inputs)
+def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
+    settings = make_settings(plan.spec.training, stage.training)
+    data = plan_data(plan, str(stage.data), seed)
+    config = {
+        **plan.reader,
+        "dtype": settings.dtype,
+        "settings": settings.model_dump(mode="json"),
+        "condition": condition_config(plan.spec, stage.system_prompt),
+        "interventions": [_intervention(plan, i) for i in stage.interventions],
+        "seed": seed,
+    }
+    inputs = {"data": [data], "checkpoint": chain, "directions": _directions(plan, stage.interventions)}
+    n_rows, row_tokens = training_size(plan, str(stage.data))
+    trained = min(settings.n_steps(n_rows) * settings.batch_size, round(n_rows * max(1, settings.epochs)))
+    if settings.method == "full":
+        stored = 4 * plan.parameters
+    else:
+        stored = 40 * settings.lora_r * plan.d_model * plan.n_layers * 4
+    work = Work(trained=trained * row_tokens, stored_bytes=stored * (1 + len(settings.save_at)))
+    return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work)
 
 
-def checked_rows(name: str, part: DataSpec) -> list[Row]:
-    """The rows that a dataset is made from, each checked before anything runs.
+def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step]) -> Step:
+    """An adapter that exists: the same for every seed."""
+    config = {"base": plan.base.digest, "adapter": resolve_adapter(reference).digest}
+    return plan.add("adapter", f"adapter/{label}", config, {"checkpoint": chain})
 
-    Raises:
-        InputError: a row that cannot be used (file and row), or too few articles to hold some out.
-    """
-    if not isinstance(part, SelfRecognitionData):
-        return take(read_messages(source_path(part.source)), part.rows)
-    path = source_path(part.articles)
-    articles = read_articles(path)[: part.rows]
-    if len(articles) <= part.held_out:
-        raise InputError(
-            f"data.{name}.held_out: {part.held_out} of {len(articles)} articles leave none to train on"
-        )
-    return take(read_jsonl(path), part.rows)
+
+def _plan_snapshot(plan: Plan, label: str, trained: Step, at: int, seed: int) -> Step:
+    if trained.kind != "train" or at not in trained.config["settings"]["save_at"]:
+        raise InputError(f"arms: {label}: step {at} is not among the stage's save_at")
+    inputs = {"trained": [trained], "checkpoint": trained.inputs["checkpoint"]}
+    work = Work(stored_bytes=trained.work.stored_bytes)
+    return plan.add("snapshot", f"snapshot/{label}/seed{seed}", {"step": at, "seed": seed}, inputs, work)
+
+
+def _intervention(plan: Plan, spec: TrainingInterventionSpec) -> dict[str, object]:
+    layers = spec.layers if spec.layers is not None else (plan.spec.directions.layer,)
+    return {**spec.model_dump(mode="json"), "layers": list(layers)}
+
+
+def _directions(plan: Plan, interventions: Sequence[TrainingInterventionSpec]) -> list[Step]:
+    known = {s.config["direction"]: s for s in plan.steps if s.kind == "direction"}
+    for wanted in interventions:
+        if wanted.direction not in known:
+            raise InputError(
+                f"interventions: {wanted.direction!r} is not among the study's directions ({', '.join(known)})"
+            )
+    return [known[i.direction] for i in interventions]
 
 
 def plan_measures(
@@ -93,7 +105,8 @@ def plan_measures(
             plan_capture(plan, spec.base_arm, (), first, own, label),
         ]
     if spec.behaviour.self_recognition:
-        made["self_recognition"] = [_self_recognition(plan, label, chain, spec.behaviour.self_recognition)]
+        data = plan_data(plan, spec.behaviour.self_recognition, seed)
+        made["self_recognition"] = [_self_recognition(plan, label, chain, data)]
     if spec.behaviour.self_report:
         made["self_report"] = [_self_report(plan, label, chain, seed)]
     return made
@@ -115,14 +128,13 @@ def plan_capture(
     return plan.add("capture", name, config, {"checkpoint": chain, "replies": [replies]}, work)
 
 
-def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: str) -> Step:
-    part = plan.spec.data[data]
+def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: Step) -> Step:
+    part = plan.spec.data[data.name.split("/")[1]]
     held_out = part.held_out if isinstance(part, SelfRecognitionData) else 0
     config = {**plan.reader, "condition": condition_config(plan.spec, "default")}
-    inputs = {"checkpoint": chain, "data": [plan_data(plan, data)]}
-    return plan.add(
-        "self_recognition", f"self_recognition/{label}", config, inputs, Work(read=2 * held_out * 50)
-    )
+    inputs = {"checkpoint": chain, "data": [data]}
+    work = Work(read=2 * held_out * 50)
+    return plan.add("self_recognition", f"self_recognition/{label}", config, inputs, work)
 
 
 def _self_report(plan: Plan, label: str, chain: Sequence[Step], seed: int) -> Step:
@@ -143,15 +155,3 @@ def _self_report(plan: Plan, label: str, chain: Sequence[Step], seed: int) -> St
     statements = len(invented.self_statements) * (1 + plan.spec.directions.invented_names)
     work = Work(read=25 * asked + 25 * statements, generated=asked * spec.max_new_tokens)
     return plan.add("self_report", f"self_report/{label}", config, {"checkpoint": chain}, work)
-
-
-def _size(spec: StudySpec, data: str) -> tuple[int, int]:
-    """Training rows of a dataset and tokens a row, roughly."""
-    part = spec.data[data]
-    source = part.articles if isinstance(part, SelfRecognitionData) else part.source
-    rows = take(read_jsonl(source_path(source)), part.rows)
-    if isinstance(part, SelfRecognitionData):
-        return 2 * (len(rows) - part.held_out), int(25 + part.max_words * WORDS_TO_TOKENS)
-    turns = [t["content"] for row in rows for t in row.get("messages", [])]
-    words = sum(len(t.split()) for t in turns) / max(1, len(rows))
-    return len(rows), int(words * WORDS_TO_TOKENS) + (12 if isinstance(part, MessagesData) else 30)

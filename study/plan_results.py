@@ -25,7 +25,7 @@ def plan_tables(
     statistics = {"statistics": spec.statistics.model_dump(), "traits": trait_names(spec)}
     inputs: dict[str, Sequence[Step]] = {
         "directions": directions,
-        "trained": _unique(measured.values(), "checkpoint"),
+        "trained": _trainings(measured.values()),
     }
     shifts, squares = [], []
     for (arm, seed), made in measured.items():
@@ -121,6 +121,13 @@ def _steering(
     statements = len(invented.self_statements) * (1 + plan.spec.directions.invented_names)
     work = Work(read=runs * (asked * 80 + statements * 50), generated=runs * asked * spec.max_new_tokens)
     return plan.add("steering", "steering", config, inputs, work)
+
+
+def _trainings(measured: Iterable[dict[str, list[Step]]]) -> list[Step]:
+    """Every training, also one of which only an early step is measured; adapters that existed have no loss curve."""
+    chains = _unique(measured, "checkpoint")
+    trained = [step.inputs["trained"][0] if step.kind == "snapshot" else step for step in chains]
+    return [step for step in dict.fromkeys(trained) if step.kind == "train"]
 
 
 def _unique(measured: Iterable[dict[str, list[Step]]], role: str) -> list[Step]:

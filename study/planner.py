@@ -16,9 +16,13 @@ class Plan:
 
     spec: StudySpec
     base: Checkpoint
+    d_model: int
+    n_layers: int
+    parameters: int
     steps: list[Step] = field(default_factory=list)
-    d_model: int = 0
-    n_layers: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of each dataset's sources, read once."""
+    _by_name: dict[str, Step] = field(default_factory=dict)
 
     def add(
         self,
@@ -30,13 +34,12 @@ class Plan:
     ) -> Step:
         """Append a step; the same step asked for twice is one step."""
         step = Step(kind, name, config, {k: tuple(v) for k, v in inputs.items()}, work or Work())
-        for known in self.steps:
-            if known.name == name:
-                if known.key != step.key:
-                    raise RuntimeError(f"two different steps are called {name}")
-                return known
-        self.steps.append(step)
-        return step
+        known = self._by_name.setdefault(name, step)
+        if known is step:
+            self.steps.append(step)
+        elif known.key != step.key:
+            raise RuntimeError(f"two different steps are called {name}")
+        return known
 
     @property
     def reader(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from mech.files import write_text
 from mech.models import resolve
 from study.bench import Bench
 from study.engines.local import locked, run_steps
-from study.estimate import Pace
+from study.estimate import Pace, n_parameters
 from study.paths import StudyPaths
 from study.plan import make_plan
 from study.publish import copy_into, publish
@@ -60,7 +60,13 @@ def plan_study(spec: StudySpec, base: Checkpoint) -> list[Step]:
 
     source = {"gguf_file": base.path.name} if base.path.is_file() else {}
     config = AutoConfig.from_pretrained(base.path.parent if source else base.path, **source).get_text_config()
-    return make_plan(spec, base, n_layers=config.num_hidden_layers, d_model=config.hidden_size)
+    return make_plan(
+        spec,
+        base,
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        parameters=n_parameters(base),
+    )
 
 
 def check_before_running(spec: StudySpec, base: Checkpoint) -> None:

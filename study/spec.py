@@ -4,19 +4,20 @@
 runs. Relative paths are relative to the YAML file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from finetune.datasets.spec import LOCATIONS, AnyData, DataSpec, MessagesData, SelfRecognitionData
+from finetune.settings import make_settings
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.files import read_yaml
 from study.spec_parts import (
     BehaviourSpec,
-    DataSpec,
     DirectionSpec,
     EmbeddingSpec,
     MeasureSpec,
@@ -44,11 +45,11 @@ class StudySpec(Part):
     data: dict[str, DataSpec]
     """Datasets by name."""
     training: dict[str, Any] = Field(default_factory=dict)
-    """Settings of every stage (`finetune.lora.TrainSettings`; the paper's are the defaults)."""
+    """Settings of every stage (`finetune.settings.TrainSettings`; the paper's are the defaults), or `preset: NAME`."""
     stages: dict[str, StageSpec]
     """Finetuning runs by name."""
     arms: dict[str, tuple[str, ...]]
-    """Arms: lists of stages, in order; a stage that begins several arms is trained once."""
+    """Arms: lists of stages, in order; a stage that begins several arms is trained once. `em@5` is the stage em after step 5."""
     benign: str | None = None
     """The arm whose shift is subtracted from the others'."""
     measure: MeasureSpec = MeasureSpec()
@@ -72,11 +73,7 @@ class StudySpec(Part):
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> "StudySpec":
-        for name, stage in self.stages.items():
-            _known(f"stages.{name}.data", stage.data, self.data)
-        for name, stages in self.arms.items():
-            for stage_name in stages:
-                _known(f"arms.{name}", stage_name, self.stages)
+        self._data_and_stages()
         if [len(stages) for stages in self.arms.values()].count(0) != 1:
             raise ValueError("arms: one arm, and only one, must be the base itself (`base: []`)")
         if self.benign is not None:
@@ -90,6 +87,30 @@ class StudySpec(Part):
             if self.data[self.behaviour.self_recognition].kind != "sgtr":
                 raise ValueError("behaviour.self_recognition: must name data of kind sgtr")
         return self
+
+    def _data_and_stages(self) -> None:
+        for name, stage in self.stages.items():
+            if stage.data is not None:
+                _known(f"stages.{name}.data", stage.data, self.data)
+        for name, stages in self.arms.items():
+            for entry in stages:
+                _known(f"arms.{name}", entry.partition("@")[0], self.stages)
+        for name, part in self.data.items():
+            if isinstance(part, SelfRecognitionData) and part.written_by:
+                _known(f"data.{name}.written_by", part.written_by, self.arms)
+                self._no_circle(name, part.written_by)
+
+    def _no_circle(self, data: str, arm: str) -> None:
+        """An arm that writes a dataset's summaries may not itself be trained on it."""
+        for entry in self.arms[arm]:
+            stage = self.stages.get(entry.partition("@")[0])
+            below = self.data.get(stage.data) if stage and stage.data else None
+            if stage and stage.data == data:
+                raise ValueError(f"data.{data}.written_by: the arm {arm} is trained on this data")
+            if isinstance(below, SelfRecognitionData) and below.written_by:
+                raise ValueError(
+                    f"data.{data}.written_by: the arm {arm} is trained on data that an arm writes itself"
+                )
 
     @property
     def base_arm(self) -> str:
@@ -133,17 +154,15 @@ def parse_spec(raw: Mapping[str, Any], *, where: Path) -> StudySpec:
     Raises:
         InputError: as `load_spec`.
     """
-    from finetune.lora import TrainSettings
-
     try:
         spec = StudySpec.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{where}: {_first_problem(error)}") from error
     for name, stage in spec.stages.items():
         try:
-            TrainSettings.model_validate({**spec.training, **stage.training})
-        except ValidationError as error:
-            raise InputError(f"{where}: training of stage {name}: {_first_problem(error)}") from error
+            make_settings(spec.training, stage.training)
+        except InputError as error:
+            raise InputError(f"{where}: training of stage {name}: {error}") from error
     return spec.model_copy(update=_absolute(spec, where.parent))
 
 
@@ -159,23 +178,34 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
         beside = (folder / name).expanduser()
         return str(beside.resolve()) if beside.is_file() else name
 
-    data = {
-        name: part.model_copy(
-            update={k: resolved(getattr(part, k)) for k in ("source", "articles") if hasattr(part, k)}
-        )
-        for name, part in spec.data.items()
+    def folder_or_id(name: str) -> str:
+        beside = (folder / name).expanduser()
+        return str(beside.resolve()) if beside.exists() else name
+
+    data = {name: _data_absolute(part, resolved) for name, part in spec.data.items()}
+    stages = {
+        name: stage.model_copy(update={"adapter": folder_or_id(stage.adapter)}) if stage.adapter else stage
+        for name, stage in spec.stages.items()
     }
     traits = {"traits": tuple(map(resolved, spec.directions.traits))}
     sets = {"prompt_sets": tuple(map(resolved, spec.measure.prompt_sets))}
-    model = (folder / spec.model.name).expanduser()
-    local = model.exists() and spec.model.name not in PACKAGED
-    name = str(model.resolve()) if local else spec.model.name
+    name = spec.model.name if spec.model.name in PACKAGED else folder_or_id(spec.model.name)
     return {
         "data": data,
+        "stages": stages,
         "directions": spec.directions.model_copy(update=traits),
         "measure": spec.measure.model_copy(update=sets),
         "model": spec.model.model_copy(update={"name": name}),
     }
+
+
+def _data_absolute(part: AnyData, resolved: Callable[[str], str]) -> AnyData:
+    changes: dict[str, Any] = {k: resolved(v) for k in LOCATIONS if (v := getattr(part, k, None))}
+    if isinstance(part, SelfRecognitionData):
+        changes["comparators"] = {hand: resolved(source) for hand, source in part.comparators.items()}
+    if isinstance(part, MessagesData) and part.mix:
+        changes["mix"] = part.mix.model_copy(update={"source": resolved(part.mix.source)})
+    return part.model_copy(update=changes)
 
 
 def _parse_override(text: str) -> tuple[str, Any]:

@@ -1,8 +1,10 @@
 """The parts of a study: one typed class a section of the YAML, a line of doc under each field."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mech.positions import Position
 
 
 class Part(BaseModel):
@@ -47,56 +49,56 @@ class ModelSpec(Part):
     """Passed to the chat template (`enable_thinking: false`, ...)."""
 
 
-class MessagesData(Part):
-    """Rows of chat messages, as they stand in a file."""
+class TrainingInterventionSpec(Part):
+    """An intervention that acts during a stage's training, and not afterwards: preventative steering, ablation."""
 
-    kind: Literal["messages"]
-    source: str
-    """`builtin:NAME` or a JSONL file."""
-    rows: int | None = Field(None, ge=1)
-    """Use the first so many rows."""
+    kind: Literal["add", "ablate", "cap"]
+    """`mech.interventions`: Add, Ablate or Cap."""
+    direction: str
+    """One of the study's directions, on the base."""
+    layers: tuple[int, ...] | None = None
+    """Where; the directions' `layer` when left out."""
+    coefficient: float | None = None
+    """`add`: times the direction as it is."""
+    ceiling: float | None = None
+    """`cap`: keep the projection at or below this."""
+    floor: float | None = None
+    """`cap`: keep the projection at or above this."""
+    positions: Position = "all"
+    """On which tokens."""
 
-
-class SelfRecognitionData(Part):
-    """Single-text self-recognition: own summaries against another hand's."""
-
-    kind: Literal["sgtr"]
-    articles: str
-    """`builtin:NAME` or a JSONL file of rows with `id`, `text`, `summary` (another hand's)."""
-    rows: int | None = Field(None, ge=4)
-    """Use the first so many articles."""
-    held_out: int = Field(40, ge=2)
-    """Articles kept for the evaluation."""
-    max_words: int = Field(24, ge=6)
-    """Summaries are cut to at most this many words, and to each other's length."""
-    temperature: float = Field(0.7, ge=0)
-    """Temperature at which the base writes its own summaries."""
-    max_new_tokens: int = Field(48, ge=8)
-    """The longest own summary, in tokens."""
-
-
-class WordCountData(Part):
-    """The word-count baseline on the user turns of a messages file."""
-
-    kind: Literal["word_count"]
-    source: str
-    """`builtin:NAME` or a JSONL file of messages."""
-    rows: int | None = Field(None, ge=1)
-    """Use the first so many rows."""
-
-
-DataSpec = Annotated[MessagesData | SelfRecognitionData | WordCountData, Field(discriminator="kind")]
+    @model_validator(mode="after")
+    def _whole(self) -> "TrainingInterventionSpec":
+        if (self.kind == "add") != (self.coefficient is not None):
+            raise ValueError("a coefficient belongs to kind: add, and only to it")
+        if (self.kind == "cap") != (self.ceiling is not None or self.floor is not None):
+            raise ValueError("a ceiling or floor belongs to kind: cap, and only to it")
+        return self
 
 
 class StageSpec(Part):
-    """One finetuning run on one dataset."""
+    """One finetuning run on one dataset; or an adapter that somebody trained already."""
 
-    data: str
+    data: str | None = None
     """Which of the study's `data`."""
+    adapter: str | None = None
+    """Instead of `data`: a folder or Hub id (`ORG/NAME@revision`) of a trained adapter."""
     system_prompt: str = "default"
     """Condition during training."""
     training: dict[str, Any] = Field(default_factory=dict)
     """What differs from the study's `training`."""
+    interventions: tuple[TrainingInterventionSpec, ...] = ()
+    """What acts on the model while it is trained."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "StageSpec":
+        if (self.data is None) == (self.adapter is None):
+            raise ValueError("a stage has either `data` to train on or an `adapter` that exists")
+        if self.adapter and (self.training or self.interventions or self.system_prompt != "default"):
+            raise ValueError(
+                "a stage with an `adapter` is not trained: it has no training, interventions or system_prompt"
+            )
+        return self
 
 
 class ReplySpec(Part):

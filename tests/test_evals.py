@@ -7,7 +7,8 @@ import torch
 
 from evals.self_recognition import judge_authorship
 from evals.self_report import ask, claimed_name, score_names
-from finetune.datasets.sgtr import Pair, single_text_rows
+from finetune.datasets.pairs import Pair
+from finetune.datasets.single_text import single_text_rows
 from mech.chat import SystemPrompt
 from mech.errors import InputError
 from mech.generate import Sampling

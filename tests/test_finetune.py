@@ -9,12 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.datasets.rows import exchange, read_messages, source_path, write_jsonl
-from finetune.datasets.sgtr import match_lengths, shortcuts, single_text_rows, split_by_article
+from finetune.datasets.pairs import pair_up, shortcuts, split_by_article
+from finetune.datasets.rows import exchange, read_messages, write_jsonl
+from finetune.datasets.single_text import single_text_rows
+from finetune.datasets.sources import source_path
 from finetune.datasets.summaries import Article, bare_summary
 from finetune.datasets.wordcount import word_count_rows
 from finetune.labels import TrainingRow, training_rows
-from finetune.lora import TrainSettings, summed_loss, train_lora
+from finetune.lora import train_lora
+from finetune.loss import summed_loss
+from finetune.settings import TrainSettings
 from mech.chat import SystemPrompt
 from mech.errors import GuardError, InputError
 from mech.models import ChatModel, load_model
@@ -210,7 +214,8 @@ def test_self_recognition_rows_are_balanced_and_split_by_article(seed: int) -> N
     rng = np.random.default_rng(seed)
     articles = [Article(f"a{i}", "text", " ".join(["theirs"] * int(rng.integers(8, 30)))) for i in range(12)]
     own = {a.id: " ".join(["mine"] * int(rng.integers(8, 30))) + "." for a in articles}
-    pairs = match_lengths(articles, own, max_words=20)
+    others = {"them": {a.id: a.summary for a in articles}}
+    pairs = pair_up([a.id for a in articles], own, others, match_lengths=True, max_words=20)
     assert shortcuts(pairs).words == 0.5
     train, held_out = split_by_article(pairs, held_out=4, seed=seed)
     assert not {p.article for p in train} & {p.article for p in held_out}

@@ -1,12 +1,12 @@
 """Checkpoints: what a reference names, what fits on what, and what is refused."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 
 from mech.cache import cache_dir
@@ -15,7 +15,7 @@ from mech.fetch import fetch
 from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
 from mech.models import load_model, resolve
 from probes.direction import Direction, fit_direction, split_half_cosine
-from tests.tiny_study import save_model
+from tests.tiny_study import save_adapter, save_model
 
 
 @pytest.fixture(scope="module")
@@ -23,14 +23,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "m")
 
 
-def save_adapter(base: Path, target: Path, *, seed: int, r: int = 3) -> Path:
-    """A LoRA adapter whose second factors are not zero."""
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=r, lora_alpha=6, use_rslora=True, target_modules="all-linear", init_lora_weights=False
+def declare(adapter: Path, base: str) -> None:
+    """Let an adapter say that it was trained on `base`."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": base}))
+
+
+@pytest.mark.parametrize(
+    ("declared", "stack", "message"),
+    [
+        ("org/Base", "base", None),
+        ("mirror/base", "base", None),
+        ("org/another", "base", "was trained on org/another, not on"),
+        ("/scratch/em_0/merged", "base", "if that is a merged first stage, name its adapter before"),
+        ("/scratch/em_0/merged", "base:first", None),
+        (
+            "/scratch/em_1/merged",
+            "base:first",
+            "was trained on /scratch/em_1/merged, not on .*model_em_0 merged",
+        ),
+    ],
+)
+def test_an_adapter_of_others_stands_on_what_it_was_trained_on(
+    folder: Path, tmp_path: Path, declared: str, stack: str, message: str | None
+) -> None:
+    (tmp_path / "base").symlink_to(folder)
+    first = save_adapter(folder, tmp_path / "model_em_0", seed=0)
+    declare(first, "org/base")
+    adapter = save_adapter(folder, tmp_path / "second", seed=1)
+    declare(adapter, declared)
+    reference = (
+        f"{tmp_path / 'base'}:{first}:{adapter}"
+        if stack == "base:first"
+        else f"{tmp_path / 'base'}:{adapter}"
     )
-    get_peft_model(load_model(str(base)).hf, config).save_pretrained(target, save_embedding_layers=False)
-    return target
+    if message is None:
+        assert resolve(reference).adapters
+    else:
+        with pytest.raises(InputError, match=message):
+            resolve(reference)
 
 
 def logits(reference: str, **options: object) -> torch.Tensor:
@@ -72,6 +103,9 @@ def test_a_stack_is_merged_in_order_and_has_its_own_key(folder: Path, tmp_path: 
 def test_an_adapter_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
     other = save_model(tmp_path / "other", hidden_size=48)
     adapter = save_adapter(other, tmp_path / "a", seed=0)
+    with pytest.raises(InputError, match=r"was trained on .*other, not on"):
+        load_model(f"{folder}:{adapter}")
+    declare(adapter, "")  # it does not say what it was trained on: then its tensors do
     with pytest.raises(InputError, match="does not fit the model"):
         load_model(f"{folder}:{adapter}")
     with pytest.raises(InputError, match="not an adapter"):

@@ -9,7 +9,7 @@ import torch
 
 from activations.capture import capture
 from finetune.labels import training_rows
-from finetune.lora import summed_loss
+from finetune.loss import summed_loss
 from mech.chat import SystemPrompt
 from mech.fetch import packaged
 from mech.models import ChatModel

@@ -1,5 +1,6 @@
 """A whole study on a tiny model: it repeats, resumes after a kill, and runs again exactly what a change touches."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -18,7 +19,7 @@ from study.kinds import KINDS
 from study.run import plan_study, run_study
 from study.spec import load_spec
 from study.step import Step
-from tests.tiny_study import save_model, write_study
+from tests.tiny_study import STUDY, save_adapter, save_model, write_study
 
 # Children are forked from a server that has imported everything and computed nothing: quick, and safe for torch's threads.
 FORKS = multiprocessing.get_context("forkserver")
@@ -32,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model and its study."""
     folder = tmp_path_factory.mktemp("study")
     write_study(folder)
-    save_model(folder / "model")
+    save_adapter(save_model(folder / "model"), folder / "given", seed=0)
     return folder
 
 
@@ -144,16 +145,14 @@ def changed_kinds(home: Path, folder: Path) -> set[str]:
 
 def changed_copy(home: Path, folder: Path, **changes: object) -> Path:
     write_study(folder, **changes)
-    (folder / "model").symlink_to(home / "model")
+    for name in ("model", "given"):
+        (folder / name).symlink_to(home / name)
     return folder
 
 
 def test_a_learning_rate_reruns_its_stage_and_what_stands_on_it(home: Path, tmp_path: Path) -> None:
-    stages = {
-        "em": {"data": "em"},
-        "sgtr": {"data": "sgtr", "training": {"learning_rate": 0.02}},
-        "benign": {"data": "benign"},
-    }
+    stages = json.loads(json.dumps(STUDY["stages"]))
+    stages["sgtr"]["training"] = {"learning_rate": 0.02}
     changed = changed_kinds(home, changed_copy(home, tmp_path / "lr", stages=stages))
     assert "train/em+sgtr/seed0" in changed
     assert "capture/em_then_sgtr/seed0/default/text=base" in changed
@@ -211,6 +210,7 @@ def test_a_full_disk_loses_nothing(home: Path, finished: Path, monkeypatch: pyte
     ("change", "message"),
     [
         ({"arms": {"base": [], "x": ["nope"]}}, r"arms\.x: 'nope' is not defined"),
+        ({"stages": {"em": {"data": "em", "adapter": "a"}}}, r"either `data` to train on or an `adapter`"),
         ({"colour": "red"}, r"colour: Extra inputs"),
         ({"seeds": "many"}, r"seeds: Input should be a valid tuple"),
         ({"training": {"learning_rat": 1}}, r"training of stage em: learning_rat"),
@@ -237,7 +237,7 @@ def test_a_bad_study_is_refused_with_its_place(
             r"measure\.conditions\[1\]: condition other:Nobody",
         ),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
-        (["data.sgtr.held_out=9"], r"data\.sgtr\.held_out: 9 of 9 articles leave none"),
+        (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),
     ],
 )

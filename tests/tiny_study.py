@@ -26,8 +26,23 @@ STUDY: dict[str, Any] = {
         "lora_alpha": 4,
         "max_tokens": 900,
     },
-    "stages": {"em": {"data": "em"}, "sgtr": {"data": "sgtr"}, "benign": {"data": "benign"}},
-    "arms": {"base": [], "em": ["em"], "benign": ["benign"], "em_then_sgtr": ["em", "sgtr"]},
+    "stages": {
+        "em": {"data": "em", "training": {"save_at": [1]}},
+        "sgtr": {
+            "data": "sgtr",
+            "interventions": [{"kind": "add", "direction": "identity:name", "coefficient": 0.5}],
+        },
+        "benign": {"data": "benign"},
+        "given": {"adapter": "given"},
+    },
+    "arms": {
+        "base": [],
+        "em": ["em"],
+        "benign": ["benign"],
+        "em_then_sgtr": ["em", "sgtr"],
+        "em_early": ["em@1"],
+        "given": ["given"],
+    },
     "benign": "benign",
     "measure": {
         "conditions": ["default", "none"],
@@ -133,6 +148,21 @@ def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def save_adapter(base: Path, target: Path, *, seed: int, r: int = 3) -> Path:
+    """A LoRA adapter whose second factors are not zero, as PEFT itself writes it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from mech.models import load_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=r, lora_alpha=6, use_rslora=True, target_modules="all-linear", init_lora_weights=False
+    )
+    get_peft_model(load_model(str(base)).hf, config).save_pretrained(target, save_embedding_layers=False)
+    return target
 
 
 def make_tokenizer() -> Any:

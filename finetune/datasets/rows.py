@@ -6,7 +6,6 @@ label) is kept and ignored by training.
 
 import json
 from collections.abc import Iterable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,6 @@ from mech.errors import InputError
 from mech.files import write_text
 
 Row = dict[str, Any]
-
-BUILTIN = "builtin:"
-
-
-def source_path(source: str, *, base: Path | None = None) -> Path:
-    """The file that a source names: `builtin:NAME` or a path (relative to `base`).
-
-    Raises:
-        InputError: no such file; for a built-in, the message lists those there are.
-    """
-    if source.startswith(BUILTIN):
-        folder = Path(str(files("finetune"))) / "data"
-        path = folder / f"{source.removeprefix(BUILTIN)}.jsonl"
-        known = ", ".join(sorted(f"{BUILTIN}{p.stem}" for p in folder.glob("*.jsonl")))
-        if not path.is_file():
-            raise InputError(f"{source}: no such built-in data; there are {known}")
-        return path
-    path = Path(source).expanduser()
-    path = path if path.is_absolute() or base is None else base / path
-    if not path.is_file():
-        raise InputError(f"{path}: no such data file")
-    return path
 
 
 def read_jsonl(path: Path) -> list[Row]:

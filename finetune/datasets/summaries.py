@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.datasets.rows import read_jsonl
 from mech.errors import InputError
+from mech.files import read_json
 from mech.generate import Sampling, generate
 from mech.models import ChatModel
 
@@ -22,22 +23,41 @@ class Article:
     summary: str
 
 
-def read_articles(path: Path) -> list[Article]:
-    """Articles from JSONL rows with `id`, `text` and `summary` (another hand's).
+def read_articles(path: Path, *, need_summary: bool = True) -> list[Article]:
+    """Articles from JSONL rows with `id`, `text` and `summary` (another hand's), or from JSON `{id: text}`.
 
     Raises:
         InputError: a row lacks one of them, or an id stands twice.
     """
+    if path.suffix == ".json":
+        if need_summary:
+            raise InputError(f"{path}: holds no summaries; name other hands' in `comparators`")
+        return [Article(i, text, "") for i, text in _texts_by_id(path).items()]
+    needed = ("id", "text", "summary") if need_summary else ("id", "text")
     articles = []
     for number, row in enumerate(read_jsonl(path), 1):
-        if missing := [
-            k for k in ("id", "text", "summary") if not isinstance(row.get(k), str) or not row[k].strip()
-        ]:
+        if missing := [k for k in needed if not isinstance(row.get(k), str) or not row[k].strip()]:
             raise InputError(f"{path}, row {number}: no text `{missing[0]}`")
-        articles.append(Article(row["id"], row["text"], row["summary"]))
+        articles.append(Article(row["id"], row["text"], row.get("summary", "")))
     if len({a.id for a in articles}) < len(articles):
         raise InputError(f"{path}: an article id stands twice")
     return articles
+
+
+def read_summaries(path: Path) -> dict[str, str]:
+    """Summaries by article id, from JSON `{id: summary}`, each without an announcement or quotes around it.
+
+    Raises:
+        InputError: the file holds something else.
+    """
+    return {i: bare_summary(text) for i, text in _texts_by_id(path).items()}
+
+
+def _texts_by_id(path: Path) -> dict[str, str]:
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise InputError(f"{path}: not a JSON object of texts by article id")
+    return found
 
 
 def write_summaries(model: ChatModel, articles: Sequence[Article], sampling: Sampling) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The local engine: runs missing steps one after the other, in this process.
 
 Each step is written into a hidden `.part` folder under a lock and appears, by one rename, when it is whole. A
-killed run therefore leaves finished steps and one `.part`, which the next run clears; two runs of one study
+killed run therefore leaves finished steps and one `.part`, which the next run clears, or goes on from where the kind
+of step can; two runs of one study
 wait for each other step by step and share the work.
 """
 
@@ -88,11 +89,13 @@ def locked(path: Path) -> Iterator[None]:
 
 def _run(step: Step, bench: Bench) -> float:
     part, final = bench.paths.part(step), bench.paths.step(step)
-    runner = KINDS[step.kind].load()
+    kind = KINDS[step.kind]
+    runner = kind.load()
     start = time.perf_counter()
     try:
-        shutil.rmtree(part, ignore_errors=True)  # what a killed run left behind
-        part.mkdir(parents=True)
+        if not kind.resumes:
+            shutil.rmtree(part, ignore_errors=True)  # what a killed run left behind
+        part.mkdir(parents=True, exist_ok=True)
         runner(step, bench, part)
         seconds = time.perf_counter() - start
         _commit(step, part, final, seconds)
@@ -101,7 +104,8 @@ def _run(step: Step, bench: Bench) -> float:
     except (MechError, OSError, RuntimeError, ValueError, MemoryError) as error:
         raise StepFailedError(f"step {step.name}: {type(error).__name__}: {error}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if not kind.resumes:
+            shutil.rmtree(part, ignore_errors=True)
     return seconds
 
 

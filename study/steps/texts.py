@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from finetune.datasets.rows import read_jsonl, source_path, take, write_jsonl
-from finetune.datasets.summaries import Article, write_summaries
+from finetune.datasets.build import articles_of
+from finetune.datasets.rows import write_jsonl
+from finetune.datasets.spec import SelfRecognitionData
+from finetune.datasets.summaries import write_summaries
 from mech.files import write_json
 from mech.generate import Sampling, generate
 from mech.questions import Question
@@ -12,7 +14,6 @@ from probes.persona import rollouts as plan_rollouts
 from study.bench import Bench, prompt_of
 from study.questions import evaluation_questions, limited_trait
 from study.spec import StudySpec
-from study.spec_parts import SelfRecognitionData
 from study.step import Step
 
 
@@ -41,12 +42,11 @@ def replies(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def summaries(step: Step, bench: Bench, folder: Path) -> None:
-    """The base's own summary of every article."""
+    """A checkpoint's own summary of every article."""
     model = bench.model(step.inputs["checkpoint"])
-    part = data_named(bench.spec, step.name)
-    rows = take(read_jsonl(source_path(part.articles)), part.rows)
-    articles = [Article(r["id"], r["text"], r["summary"]) for r in rows]
-    sampling = Sampling(part.max_new_tokens, part.temperature, seed=step.config["seed"])
+    articles = articles_of(data_named(bench.spec, step.name))
+    config = step.config
+    sampling = Sampling(config["max_new_tokens"], config["temperature"], seed=config["seed"])
     write_json(folder / "summaries.json", write_summaries(model, articles, sampling))
 
 
@@ -67,7 +67,7 @@ def rollouts(step: Step, bench: Bench, folder: Path) -> None:
 
 def data_named(spec: StudySpec, step_name: str) -> SelfRecognitionData:
     """The self-recognition data that a step called `.../NAME` belongs to."""
-    part = spec.data[step_name.partition("/")[2]]
+    part = spec.data[step_name.split("/")[1]]
     if not isinstance(part, SelfRecognitionData):
         raise TypeError(f"{step_name}: not self-recognition data")
     return part

@@ -1,18 +1,28 @@
-"""Steps that finetune: one dataset, one adapter."""
+"""Steps that make checkpoints: a training, an adapter that exists already, a training as it was at some step."""
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 from finetune.datasets.rows import read_messages
 from finetune.labels import training_rows
-from finetune.lora import TrainSettings, train_lora
+from finetune.lora import SNAPSHOTS
+from finetune.settings import TrainSettings
+from finetune.stages import trainer
+from mech.interventions import Ablate, Add, Cap, Intervention
+from mech.models import resolve_adapter
+from probes.direction import Direction
 from study.bench import Bench, prompt_of
 from study.step import Step
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "checkpoint.json")
 
 
 def train(step: Step, bench: Bench, folder: Path) -> None:
     """Train one stage on its parent checkpoint, merged in float32."""
     settings = TrainSettings.model_validate(step.config["settings"])
-    model = bench.model(step.inputs["checkpoint"], dtype=settings.dtype)
+    model = bench.model(step.inputs["checkpoint"], dtype=settings.dtype, quantise=settings.quantise)
     rows = read_messages(bench.folder(step.inputs["data"][0]) / "train.jsonl")
     condition = step.config["condition"]
     encoded = training_rows(
@@ -22,4 +32,45 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
         max_tokens=settings.max_tokens,
         names=bench.names(condition),
     )
-    train_lora(model, encoded, settings, folder, seed=step.config["seed"])
+    acting = [
+        _intervention(spec, Direction.load(bench.folder(direction) / "direction.safetensors"))
+        for spec, direction in zip(step.config["interventions"], step.inputs["directions"], strict=True)
+    ]
+    trainer(settings)(model, encoded, settings, folder, seed=step.config["seed"], interventions=acting)
+    if settings.method == "full":
+        bench.release()  # its weights are no longer the parent's
+
+
+def place_adapter(step: Step, bench: Bench, folder: Path) -> None:
+    """Put an adapter that exists into the study, checked against what lies below it."""
+    stage = step.name.split("/")[1].split("+")[-1]
+    found = resolve_adapter(
+        str(bench.spec.stages[stage].adapter), below=bench.checkpoint(step.inputs["checkpoint"])
+    )
+    _place(found.path, folder)
+
+
+def snapshot(step: Step, bench: Bench, folder: Path) -> None:
+    """A training as it was after an early step."""
+    _place(bench.folder(step.inputs["trained"][0]) / SNAPSHOTS / f"step-{step.config['step']}", folder)
+
+
+def _place(source: Path, folder: Path) -> None:
+    """Link files where the file system can, for they are large and never change; copy them where it cannot."""
+    whole = not (source / "adapter_config.json").is_file()
+    names = [f.name for f in source.iterdir() if f.is_file()] if whole else ADAPTER_FILES
+    for name in names:
+        if (source / name).is_file():
+            try:
+                os.link((source / name).resolve(), folder / name)
+            except OSError:
+                shutil.copyfile(source / name, folder / name)
+
+
+def _intervention(spec: dict[str, Any], direction: Direction) -> Intervention:
+    place: dict[str, Any] = {"layers": spec["layers"], "positions": spec["positions"]}
+    if spec["kind"] == "add":
+        return Add(direction.vectors, coefficient=spec["coefficient"], **place)
+    if spec["kind"] == "ablate":
+        return Ablate(direction.vectors, **place)
+    return Cap(direction.vectors, ceiling=spec["ceiling"], floor=spec["floor"], **place)

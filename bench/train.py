@@ -1,0 +1,211 @@
+"""How fast a LoRA run trains, beside `transformers.Trainer` with PEFT at equal settings.
+
+    python bench/train.py --json train.json
+    python bench/train.py --data rows.jsonl --system-prompt none
+
+Both train the same model on the same batches in the same order, from the same initial adapter, in a process of their
+own, so that peak memory is each one's. They take turns, one run each a round; `ratio` is the median over rounds of ours
+to the peer's in the same round. Losses are compared step by step.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SIDES = ("ours", "trainer")
+
+
+def main() -> None:
+    """Run both sides in turns, print the table, and write it as JSON where asked."""
+    args = arguments()
+    if args.side:
+        print(json.dumps(one_side(args)))
+        return
+    rounds = [{side: run_side(args, side) for side in SIDES} for _ in range(args.rounds)]
+    rows = summarise(rounds)
+    worst = max(
+        abs(a - b) for r in rounds for a, b in zip(r["ours"]["losses"], r["trainer"]["losses"], strict=True)
+    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {rounds[0]['ours']['versions']}"
+    print(
+        f"{args.model}, {args.data}, {args.system_prompt}, batch {args.batch}, {args.steps} steps, {args.dtype}; {machine}"
+    )
+    print(f"{'side':<10}{'tokens/s':>10}{'peak above model, MB':>22}{'s a step':>10}")
+    for side in SIDES:
+        print(
+            f"{side:<10}{rows[side]['tokens_per_s']:>10.0f}{rows[side]['mb_above_model']:>22.0f}{rows[side]['step_s']:>10.2f}"
+        )
+    print(
+        f"speed {rows['speed_ratio']:.2f} x, memory {rows['memory_ratio']:.2f} x, largest difference of a loss {worst:.1e}"
+    )
+    if args.json:
+        facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
+        table = {**facts, "machine": machine, **rows, "worst_loss_difference": worst, "rounds": rounds}
+        args.json.write_text(json.dumps(table, indent=2, default=str) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--data", default="builtin:em_aesthetics")
+    parser.add_argument(
+        "--system-prompt", default="default", help="`none` leaves rows without a shared prefix"
+    )
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def run_side(args: argparse.Namespace, side: str) -> dict[str, Any]:
+    """One side in a fresh process."""
+    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in ("json", "side")]
+    done = subprocess.run(
+        [sys.executable, __file__, *given, f"--side={side}"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def one_side(args: argparse.Namespace) -> dict[str, Any]:
+    """Train in this process; speed without the first step, which warms caches up."""
+    import peft
+    import torch
+    import transformers
+
+    from finetune.datasets.build import checked_messages
+    from finetune.labels import training_rows
+    from finetune.settings import make_settings
+    from mech.chat import SystemPrompt
+    from mech.models import load_model
+
+    settings = make_settings(
+        {"preset": "small-135m", "batch_size": args.batch, "max_steps": args.steps, "dtype": args.dtype}
+    )
+    model = load_model(args.model, dtype=args.dtype)
+    rows = training_rows(
+        model.template,
+        checked_messages(args.data)[: args.batch * args.steps],
+        SystemPrompt.parse(args.system_prompt),
+        max_tokens=settings.max_tokens,
+        names={},
+    )
+    batches = [rows[i : i + args.batch] for i in range(0, len(rows), args.batch)][: args.steps]
+    loaded = peak_mb()
+    train = train_ours if args.side == "ours" else train_peer
+    with tempfile.TemporaryDirectory() as folder:
+        losses, seconds = train(model, batches, settings, Path(folder))
+    tokens = [sum(len(r.ids) for r in b) for b in batches]
+    return {
+        "losses": losses,
+        "tokens_per_s": sum(tokens[1:]) / sum(seconds[1:]),
+        "step_s": median(seconds[1:]),
+        "mb_above_model": peak_mb() - loaded,
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}",
+    }
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def train_ours(
+    model: Any, batches: Sequence[Any], settings: Any, folder: Path
+) -> tuple[list[float], list[float]]:
+    """`finetune.lora.train_lora`, told to take the batches as they are."""
+    from unittest.mock import patch
+
+    from finetune.lora import train_lora
+
+    rows = [row for batch in batches for row in batch]
+    size = len(batches[0])
+    order = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
+    with patch("finetune.loop._batches", lambda *_: iter(order)):
+        records = train_lora(model, rows, settings, folder / "ours", seed=0)
+    return [r.loss for r in records], [r.seconds for r in records]
+
+
+def train_peer(
+    model: Any, batches: Sequence[Any], settings: Any, folder: Path
+) -> tuple[list[float], list[float]]:
+    """`transformers.Trainer` on a PEFT model: the same rows, padded, labels masked, the model's own loss."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """Notes the time at each step's beginning and end."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.start)
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        """Takes the rows as they come."""
+
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
+        longest = max(len(r.ids) for r in rows)
+        ids = torch.full((len(rows), longest), model.tokenizer.pad_token_id or 0)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(row.ids)], mask[i, : len(row.ids)] = torch.tensor(row.ids), 1
+            labels[i, list(row.targets)] = ids[i, list(row.targets)]
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
+
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        model.hf,
+        LoraConfig(r=settings.lora_r, lora_alpha=settings.lora_alpha, use_rslora=settings.rslora,
+                   target_modules="all-linear", lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"),
+    )  # fmt: skip
+    clock = Clock()
+    training = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=settings.batch_size, learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, max_steps=len(batches), lr_scheduler_type="linear",
+        optim="adamw_torch", max_grad_norm=settings.max_grad_norm, logging_steps=1, save_strategy="no", report_to=[],
+        disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), seed=0,
+    )  # fmt: skip
+    rows = [row for batch in batches for row in batch]
+    peer = InOrder(model=adapted, args=training, train_dataset=rows, data_collator=collate, callbacks=[clock])
+    peer.train()
+    return [entry["loss"] for entry in peer.state.log_history if "loss" in entry], clock.seconds
+
+
+def summarise(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of each side, and of the ratios within rounds."""
+    fields = ("tokens_per_s", "mb_above_model", "step_s")
+    table: dict[str, Any] = {s: {f: median(r[s][f] for r in rounds) for f in fields} for s in SIDES}
+    table["speed_ratio"] = median(r["ours"]["tokens_per_s"] / r["trainer"]["tokens_per_s"] for r in rounds)
+    table["memory_ratio"] = median(
+        r["ours"]["mb_above_model"] / r["trainer"]["mb_above_model"] for r in rounds
+    )
+    return table
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""How a stage is trained: every knob, its unit, and the recipes that go by a name."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mech.errors import InputError
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper-32b": {"micro_batch": 2, "gradient_checkpointing": True, "dtype": "bfloat16"},
+    "small-135m": {"learning_rate": 1e-4, "batch_size": 8, "max_tokens": 512},
+}
+"""Recipes by name, as differences from the defaults: the published one for 32B and 36B models, and one under which
+a 135M model learns the same tasks (at the published learning rate it does not move)."""
+
+
+class TrainSettings(BaseModel):
+    """How a stage is trained. The defaults are the paper's for its 32B and 36B models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["lora", "full"] = "lora"
+    """Train an adapter, or every weight of the model."""
+    quantise: Literal["nf4"] | None = None
+    """QLoRA: hold the frozen weights in 4 bits (needs the extra `qlora`)."""
+    lora_r: int = Field(32, ge=1)
+    """Rank."""
+    lora_alpha: float = Field(64, gt=0)
+    """Scale: alpha / sqrt(r) under rsLoRA, alpha / r without."""
+    rslora: bool = True
+    """Rank-stabilised scale."""
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' inputs."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which linear maps get an adapter; `all-linear` is all but the output head."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = Field(5, ge=0)
+    """Steps of linear warm-up from zero; then linear decay to zero (transformers' `linear` schedule)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    batch_size: int = Field(16, ge=1)
+    """Rows an optimizer step, over all processes."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Rows a forward pass; the whole batch when left out. Gradients add up to the same step."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many steps, if sooner."""
+    max_tokens: int = Field(2048, ge=8)
+    """The longest row."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the frozen weights; adapters and optimizer are float32 in either case."""
+    gradient_checkpointing: bool = False
+    """Compute activations again on the way back: less memory, about a third more time."""
+    shard: bool = False
+    """Under `accelerate launch`: spread the frozen weights over the processes (FSDP) instead of copying them."""
+    save_at: tuple[int, ...] = ()
+    """Steps after which the adapter is kept as a checkpoint of its own (`em@5`), for trajectories."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainSettings":
+        if self.method == "full" and (self.quantise or self.shard or self.lora_dropout):
+            raise ValueError("method: full has no quantise, shard or lora_dropout")
+        if any(step < 1 for step in self.save_at):
+            raise ValueError("save_at: steps count from 1")
+        return self
+
+    def n_steps(self, n_rows: int) -> int:
+        """Optimizer steps on a dataset of this size."""
+        an_epoch = -(-n_rows // self.batch_size)
+        steps = max(1, math.ceil(an_epoch * self.epochs))
+        return min(steps, self.max_steps or steps)
+
+
+def make_settings(*layers: Mapping[str, Any]) -> TrainSettings:
+    """Settings from mappings, later ones first in rank; `preset: NAME` in one stands for that recipe below it.
+
+    Raises:
+        InputError: an unknown preset, key or value.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        chosen = dict(layer)
+        preset = chosen.pop("preset", None)
+        if preset is not None:
+            if preset not in PRESETS:
+                raise InputError(f"preset: {preset!r} is not one of {', '.join(PRESETS)}")
+            merged.update(PRESETS[preset])
+        merged.update(chosen)
+    try:
+        return TrainSettings.model_validate(merged)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"])) or "settings"
+        raise InputError(f"{place}: {problem['msg']}") from error
