@@ -107,6 +107,7 @@ def one_side(args: argparse.Namespace) -> dict[str, Any]:
         names={},
     )
     batches = [rows[i : i + args.batch] for i in range(0, len(rows), args.batch)][: args.steps]
+    model.check_head()  # a forward pass: weights that are mapped from the file are now in memory
     loaded = peak_mb()
     train = train_ours if args.side == "ours" else train_peer
     with tempfile.TemporaryDirectory() as folder:

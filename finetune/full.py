@@ -17,8 +17,9 @@ from finetune.state import Saver, StepRecord
 from finetune.team import Team
 from mech.checkpoint import write_parent
 from mech.errors import InputError
-from mech.interventions import Intervention, intervene
+from mech.interventions import Intervention, Patch, intervene
 from mech.models import ChatModel
+from mech.packing import can_pack, packed_attention
 
 
 def train_full(
@@ -43,12 +44,16 @@ def train_full(
         raise InputError("the model has a live adapter: load it with merge=True before training all of it")
     if model.hf.dtype != torch.float32:
         raise InputError("method: full trains in float32 (updates are lost in bfloat16): set dtype: float32")
-    model.check_head()  # before the generator is seeded and the model is in training mode
+    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
+    model.check_head()
+    packs = can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
     stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
     with training_folder(folder, team):
         if known := done_before(folder, stamp):
             return known
         with ExitStack() as stack:
+            if packs:
+                stack.enter_context(packed_attention(model))
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(seed)
             stack.callback(_at_rest, model)
@@ -57,7 +62,7 @@ def train_full(
             model.hf.requires_grad_(requires_grad=True)
             model.hf.train()
             job = Job(model, rows, settings, folder, seed, stamp, dict(model.hf.named_parameters()),
-                      snapshot=lambda step: _save(model, folder / SNAPSHOTS / f"step-{step}"), team=team)  # fmt: skip
+                      snapshot=lambda step: _save(model, folder / SNAPSHOTS / f"step-{step}"), packs=packs, team=team)  # fmt: skip
             records = run(job, Saver(save_every), on_step)
             if team.leads:
                 _save(model, folder)

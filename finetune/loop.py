@@ -15,11 +15,14 @@ from finetune.settings import TrainSettings
 from finetune.state import Progress, Saver, StepRecord, load_state
 from finetune.team import Team
 from mech.errors import GuardError, InputError
-from mech.forward import can_share_prefix
 from mech.models import ChatModel
+from mech.packing import plan_packs
 from mech.progress import track
 
 log = logging.getLogger(__name__)
+
+PACK = 1024
+"""Tokens a pack, at most: enough to keep matrix products busy, few enough to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Job:
     """What is trained, by name."""
     snapshot: Callable[[int], None]
     """Keeps the present weights as a checkpoint: called after each step of `settings.save_at`."""
+    packs: bool
+    """Whether the model computes in a pack what it computes row by row."""
     team: Team
 
     @property
@@ -57,12 +62,13 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
     progress = _begin(job)
     if load_state(job.folder, progress, job.stamp):
         log.info("going on after step %d of %d", len(progress.records), job.n_steps)
-    done, share = len(progress.records), _may_share(job)
+    done = len(progress.records)
+    _say_what_is_off(job)
     batches = _batches(len(job.rows), job.settings.batch_size, job.n_steps, job.seed)
     for step, members in enumerate(track(batches, "training", job.n_steps), 1):
         if step <= done:
             continue
-        record = _step(job, progress, step, [job.rows[i] for i in members], share=share)
+        record = _step(job, progress, step, [job.rows[i] for i in members])
         progress.records.append(record)
         if job.team.leads:
             if step in job.settings.save_at:
@@ -79,31 +85,16 @@ def _begin(job: Job) -> Progress:
 
     settings = job.settings
     optimizer = torch.optim.AdamW(
-        job.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        job.parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     schedule = get_linear_schedule_with_warmup(optimizer, settings.warmup_steps, job.n_steps)
     return Progress(job.parameters, optimizer, schedule)
 
 
-def _may_share(job: Job) -> bool:
-    """Whether rows may share the pass over their common prefix; where not, the run says why."""
-    settings = job.settings
-    reasons = {
-        "this architecture's layers do not keep the whole past": not can_share_prefix(job.model),
-        "lora_dropout drops other units for each row": settings.lora_dropout > 0,
-        "gradient_checkpointing runs no cache": settings.gradient_checkpointing,
-        "sharded processes must run in step": settings.shard,
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            log.info("the shared prefix is run for every row: %s", reason)
-    return not any(reasons.values())
-
-
-def _step(job: Job, progress: Progress, step: int, batch: list[TrainingRow], *, share: bool) -> StepRecord:
+def _step(job: Job, progress: Progress, step: int, batch: list[TrainingRow]) -> StepRecord:
     start, rate = time.perf_counter(), float(progress.schedule.get_last_lr()[0])
     parameters = list(job.parameters.values())
-    loss = _accumulate(job, batch, share=share)
+    loss = _accumulate(job, batch)
     job.team.sum_gradients(parameters)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, job.settings.max_grad_norm))
     if not np.isfinite(loss) or not np.isfinite(norm):
@@ -125,21 +116,55 @@ def _batches(n_rows: int, size: int, n_steps: int, seed: int) -> Iterator[list[i
         queue = queue[size:]
 
 
-def _accumulate(job: Job, batch: list[TrainingRow], *, share: bool) -> float:
-    """Backward passes over micro-batches of similar length; the mean loss over all labelled tokens.
-
-    Every process of a team makes equally many passes, for sharded weights are gathered by all at once: one that
-    has no rows left runs the first row at no weight.
-    """
-    n_targets = sum(len(r.targets) for r in batch)
-    mine = sorted(job.team.share(batch), key=lambda r: len(r.ids))
-    size = job.settings.micro_batch or len(batch)
-    passes = -(-len(Team(0, job.team.size).share(batch)) // size)  # the first process has the most rows
+def _accumulate(job: Job, batch: list[TrainingRow]) -> float:
+    """Backward passes over parts of a batch; the mean loss over all its labelled tokens."""
+    n_targets = float(sum(len(r.targets) for r in batch))
     total = 0.0
-    for i in range(passes):
-        rows = mine[i * size : (i + 1) * size]
-        if rows:
-            total += backward(job.model, rows, share=share, divisor=float(n_targets))
-        else:
-            backward(job.model, batch[:1], share=share, divisor=float("inf"))
+    for rows, shared, weight in _passes(job, batch):
+        divisor = n_targets if weight else float("inf")
+        total += weight * backward(job.model, rows, shared=shared, divisor=divisor)
     return job.team.sum(total, job.model.device) / n_targets
+
+
+def _passes(job: Job, batch: list[TrainingRow]) -> list[tuple[list[TrainingRow], int | None, float]]:
+    """What goes through the model together: rows, how many tokens they share (None: padded), and their weight."""
+    mine, size = job.team.share(batch), job.settings.micro_batch or len(batch)
+    if job.settings.shard:
+        return _equal_passes(job, batch, mine, size)
+    mine = sorted(mine, key=lambda r: len(r.ids))
+    if not job.packs:
+        return [(mine[i : i + size], None, 1.0) for i in range(0, len(mine), size)]
+    packs = plan_packs(
+        [r.ids for r in mine],
+        [
+            r.targets[0] - 1 for r in mine
+        ],  # the token before the first label predicts it, so each row has its own
+        limit=PACK,
+        max_rows=size,
+        share=job.settings.lora_dropout == 0,
+    )
+    return [([mine[i] for i in members], shared, 1.0) for members, shared in packs]
+
+
+def _equal_passes(
+    job: Job, batch: list[TrainingRow], mine: list[TrainingRow], size: int
+) -> list[tuple[list[TrainingRow], int | None, float]]:
+    """As many passes on every process, for sharded weights are gathered by all at once.
+
+    A process that has no rows left runs the batch's first row at no weight.
+    """
+    most = len(Team(0, job.team.size).share(batch))
+    parts = [mine[i : i + size] for i in range(0, most, size)]
+    return [(part or batch[:1], None, float(bool(part))) for part in parts]
+
+
+def _say_what_is_off(job: Job) -> None:
+    """Which of the ways to be faster this training must do without, and why."""
+    if job.settings.shard:
+        log.info("rows are padded, not packed: sharded processes run in step")
+    elif not job.packs:
+        log.info(
+            "rows are padded, not packed: this architecture or its attention does not take a pack's mask"
+        )
+    elif job.settings.lora_dropout:
+        log.info("a common beginning is run for every row: dropout drops other units for each")

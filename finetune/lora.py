@@ -6,23 +6,26 @@ Killed at any step it goes on from its last saved state, with the same losses an
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from finetune.fused import fused_lora
 from finetune.labels import TrainingRow
 from finetune.loop import Job, run
 from finetune.outcome import done_before, stamp_of, write_outcome
 from finetune.settings import TrainSettings
 from finetune.state import Saver, StepRecord
 from finetune.team import Team
+from mech import packing, positions
 from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
 from mech.files import folder_lock
-from mech.interventions import Intervention, intervene
+from mech.interventions import Intervention, Patch, intervene
 from mech.models import ChatModel
+from mech.packing import can_pack, packed_attention
 from mech.quiet import quiet_peft
 
 SNAPSHOTS = "snapshots"
@@ -66,19 +69,23 @@ def train_lora(
         raise InputError(
             "the model has a live adapter: load it with merge=True before training another on it"
         )
-    model.check_head()  # before the generator is seeded and the model is in training mode
+    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
+    model.check_head()
+    packs = can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
     stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
     with training_folder(folder, team):
         if known := done_before(folder, stamp):
             return known
         with ExitStack() as stack:
+            if packs:
+                stack.enter_context(packed_attention(model))
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(seed)
             adapted = stack.enter_context(_adapted(model, settings))
             stack.enter_context(intervene(model, *interventions))
             parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
             job = Job(model, rows, settings, folder, seed, stamp, parameters,
-                      snapshot=lambda step: _save(adapted, model, folder / SNAPSHOTS / f"step-{step}"), team=team)  # fmt: skip
+                      snapshot=lambda step: _save(adapted, model, folder / SNAPSHOTS / f"step-{step}"), packs=packs, team=team)  # fmt: skip
             records = run(job, Saver(save_every), on_step)
             _check_learnt(adapted)
             if team.leads:
@@ -126,7 +133,7 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
     try:
         if settings.shard:
             _shard(model, adapted)
-        with checkpointing(model, on=settings.gradient_checkpointing):
+        with fused_lora(adapted), checkpointing(model, on=settings.gradient_checkpointing):
             adapted.train()
             yield adapted
     finally:
@@ -141,7 +148,7 @@ def checkpointing(model: ChatModel, *, on: bool) -> Iterator[None]:
     if not on:
         yield
         return
-    causal, how = model.causal, {"use_reentrant": False}
+    causal, how = model.causal, {"use_reentrant": False, "context_fn": _carry_over}
     renamed = hasattr(causal, "activation_checkpointing_enable")  # transformers 5.2x renamed the pair
     if renamed:
         causal.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
@@ -151,6 +158,20 @@ def checkpointing(model: ChatModel, *, on: bool) -> Iterator[None]:
         yield
     finally:
         causal.activation_checkpointing_disable() if renamed else causal.gradient_checkpointing_disable()
+
+
+def _carry_over() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What a block's second run must know of the first: whose tokens these are, and how they are packed.
+
+    On a GPU the way back runs in a thread of its own, which does not see this one's context.
+    """
+    return nullcontext(), _both(positions.carried_over(), packing.carried_over())
+
+
+@contextmanager
+def _both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 def _shard(model: ChatModel, adapted: Any) -> None:

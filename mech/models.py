@@ -120,6 +120,13 @@ class ChatModel:
                 f"{type(self.causal).__name__}: its logits are not head(final norm): unsupported output head"
             )
 
+    @property
+    def plain_head(self) -> bool:
+        """Whether the output head is one matrix without bias, and nothing happens to its logits."""
+        head: Any = self.causal.get_output_embeddings()
+        cap = getattr(self.causal.config.get_text_config(), "final_logit_softcapping", None)
+        return type(head) is nn.Linear and getattr(head, "bias", None) is None and not cap
+
     def _head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
         head = self.causal.get_output_embeddings()
         logits: Tensor = head(hidden.to(head.weight.device))

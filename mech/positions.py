@@ -6,7 +6,7 @@ response or padding.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Literal, get_args
 
@@ -20,7 +20,7 @@ Position = Literal["all", "prompt", "prompt_last", "response"]
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-Masks = Mapping[str, Bool[Tensor, "batch seq"]]
+Masks = Mapping[str, Bool[Tensor, "batch seq"]] | Mapping[Position, Bool[Tensor, "batch seq"]]
 
 _current: ContextVar[Masks | None] = ContextVar("positions", default=None)
 
@@ -33,6 +33,12 @@ def declared(masks: Masks) -> Iterator[None]:
         yield
     finally:
         _current.reset(token)
+
+
+def carried_over() -> AbstractContextManager[None]:
+    """A context in which the present declaration holds again, in whatever thread."""
+    masks = _current.get()
+    return nullcontext() if masks is None else declared(masks)
 
 
 def mask_for(position: Position, shape: tuple[int, int]) -> Bool[Tensor, "batch seq"] | None:

@@ -82,12 +82,18 @@ def prompt_of(condition: Mapping[str, Any]) -> SystemPrompt:
 
 
 def _where(model: ModelSpec) -> dict[str, Any]:
-    import torch
-
     kwargs: dict[str, Any] = {"template_kwargs": model.template_kwargs}
     if model.attn_implementation:
         kwargs["attn_implementation"] = model.attn_implementation
     if model.device_map:
         return kwargs | {"device_map": model.device_map}
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    return kwargs | {"device": auto if model.device == "auto" else model.device}
+    return kwargs | {"device": device_named(model.device)}
+
+
+def device_named(name: str) -> str:
+    """`auto` is a GPU where there is one; anything else is itself."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,10 +12,11 @@ from typing import Annotated
 import typer
 
 from mech.errors import InputError, MechError
+from study.cli_finetune import data_app, finetune
 
 app = typer.Typer(
     name="mech",
-    help="Mechanistic analysis of finetuned character: run a study, look at it, fetch models, read stores.",
+    help="Mechanistic analysis of finetuned character: run a study, look at it, finetune, fetch models, read stores.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -23,6 +24,8 @@ app = typer.Typer(
 models_app = typer.Typer(help="Models that need no hub.", no_args_is_help=True)
 store_app = typer.Typer(help="Activation files.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+app.command()(finetune)
 app.add_typer(store_app, name="store")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]

@@ -16,6 +16,7 @@ from finetune.settings import make_settings
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.files import read_yaml
+from study.overrides import first_problem, parse_override, set_key
 from study.spec_parts import (
     BehaviourSpec,
     DirectionSpec,
@@ -142,9 +143,9 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, fast: bool = False) 
         if not raw.get("fast"):
             raise InputError(f"{path}: this study has no `fast` section, so there is no --fast")
         changes += [*raw["fast"].items(), ("is_fast", True)]
-    changes += [_parse_override(text) for text in overrides]
+    changes += [parse_override(text) for text in overrides]
     for key, value in changes:
-        _set(raw, key, value)
+        set_key(raw, key, value)
     return parse_spec(raw, where=path)
 
 
@@ -157,7 +158,7 @@ def parse_spec(raw: Mapping[str, Any], *, where: Path) -> StudySpec:
     try:
         spec = StudySpec.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{where}: {_first_problem(error)}") from error
+        raise InputError(f"{where}: {first_problem(error)}") from error
     for name, stage in spec.stages.items():
         try:
             make_settings(spec.training, stage.training)
@@ -206,39 +207,3 @@ def _data_absolute(part: AnyData, resolved: Callable[[str], str]) -> AnyData:
     if isinstance(part, MessagesData) and part.mix:
         changes["mix"] = part.mix.model_copy(update={"source": resolved(part.mix.source)})
     return part.model_copy(update=changes)
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {text!r}: write key=value, with dots between keys")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {text!r}: the value is not YAML") from error
-
-
-def _set(raw: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    place = raw
-    for i, parent in enumerate(parents):
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise InputError(f"{key}: {'.'.join(parents[: i + 1])} is not a mapping")
-    place[last] = _numbers(value)
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads `1e-4` as text; a number is what anyone means."""
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
-    return value
-
-
-def _first_problem(error: ValidationError) -> str:
-    problems = [f"{'.'.join(map(str, p['loc'])) or 'study'}: {p['msg']}" for p in error.errors()]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return problems[0] + more

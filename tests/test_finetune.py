@@ -22,6 +22,7 @@ from finetune.settings import TrainSettings
 from mech.chat import SystemPrompt
 from mech.errors import GuardError, InputError
 from mech.models import ChatModel, load_model
+from mech.packing import packed_attention
 from tests.tiny_study import save_model
 
 SETTINGS = TrainSettings(
@@ -66,8 +67,8 @@ def test_an_answer_that_would_be_cut_names_its_row(model: ChatModel) -> None:
         training_rows(model.template, rows, SystemPrompt(), max_tokens=64, names={})
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_losses_are_those_of_the_models_own_loss(model: ChatModel, *, share: bool) -> None:
+@pytest.mark.parametrize("shared", [None, 0, 8, 20])
+def test_losses_are_those_of_the_models_own_loss(model: ChatModel, shared: int | None) -> None:
     batch = encoded(model)
     expected = 0.0
     for row in batch:
@@ -75,19 +76,23 @@ def test_losses_are_those_of_the_models_own_loss(model: ChatModel, *, share: boo
         labels[0, list(row.targets)] = torch.tensor([row.ids[t] for t in row.targets])
         loss = model.hf(input_ids=torch.tensor([row.ids]), labels=labels).loss
         expected += float(loss.detach()) * len(row.targets)
-    assert float(summed_loss(model, batch, share=share).detach()) == pytest.approx(expected, rel=1e-5)
+    with packed_attention(model):
+        ours = float(summed_loss(model, batch, shared=shared).detach())
+    assert ours == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_flow_through_the_shared_prefix(model: ChatModel) -> None:
     batch, weight = encoded(model), model.blocks[0].self_attn.k_proj.weight
     gradients = []
-    for share in (True, False):
+    for shared in (20, 0, None):
         weight.requires_grad_(True)
         weight.grad = None
-        summed_loss(model, batch, share=share).backward()
+        with packed_attention(model):
+            summed_loss(model, batch, shared=shared).backward()
         gradients.append(weight.grad.clone())
         weight.requires_grad_(False)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
+    for other in gradients[1:]:
+        torch.testing.assert_close(gradients[0], other, rtol=1e-4, atol=1e-5)
 
 
 def test_training_equals_a_plain_loop(model: ChatModel, tmp_path: Path) -> None:

@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from finetune.datasets.rows import exchange, write_jsonl
 from finetune.full import train_full
+from finetune.fused import fused_lora
 from finetune.labels import TrainingRow, training_rows
 from finetune.lora import train_lora
 from finetune.loss import summed_loss
@@ -26,6 +30,7 @@ from mech.chat import SystemPrompt
 from mech.errors import FileFormatError, InputError
 from mech.interventions import Ablate, Add, Patch, intervene
 from mech.models import ChatModel, load_model
+from mech.packing import Pack, packed_attention, plan_packs
 from tests.tiny_study import save_model
 
 SETTINGS = TrainSettings(
@@ -176,7 +181,7 @@ def test_a_snapshot_is_the_adapter_after_that_step(model: ChatModel, tmp_path: P
     records = [json.loads(line) for line in (tmp_path / "a" / "loss.jsonl").read_text().splitlines()]
     order = np.random.default_rng(0).permutation(8)
     third = [encoded(model)[i] for i in order[6:8]]
-    loss = float(summed_loss(loaded, third, share=False)) / sum(len(r.targets) for r in third)
+    loss = float(summed_loss(loaded, third, shared=None)) / sum(len(r.targets) for r in third)
     assert loss == pytest.approx(records[2]["loss"], rel=1e-4)
     with pytest.raises(InputError, match="save_at: 7 is beyond the last step, 6"):
         train_lora(
@@ -365,6 +370,80 @@ def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, 
         torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+# -- the faster ways are the same ------------------------------------------------------------------
+
+
+def test_fused_layers_are_pefts(model: ChatModel) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear", init_lora_weights=False
+    )
+    adapted = get_peft_model(model.hf, config)
+    model.check_head()
+    found = []
+    for fused in (False, True):
+        adapted.zero_grad()
+        context = fused_lora(adapted) if fused else nullcontext()
+        with context as changed:
+            assert not fused or changed == 7 * model.n_layers
+            with packed_attention(model):
+                loss = summed_loss(model, encoded(model), shared=20)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    assert not any("forward" in vars(m) for m in adapted.modules())
+
+
+def test_dropout_and_dora_are_left_to_peft(model: ChatModel) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for odd in ({"lora_dropout": 0.1}, {"use_dora": True}):
+        adapted = get_peft_model(
+            load_model(model.checkpoint).hf, LoraConfig(r=2, target_modules=["q_proj"], **odd)
+        )
+        with fused_lora(adapted) as changed:
+            assert changed == 0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_heads_loss_is_cross_entropy(model: ChatModel, *, frozen: bool) -> None:
+    """Also for more labels than one chunk holds, with a head that learns, and in float64 against finite differences."""
+    from finetune.loss import _FrozenHeadLoss
+
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator, dtype=torch.float64)
+    targets = torch.randint(50, (300,), generator=generator)
+    ours = _FrozenHeadLoss.apply(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(ours, hidden)
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (expected,) = torch.autograd.grad(theirs, hidden)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    model.hf.get_output_embeddings().requires_grad_(not frozen)
+    with packed_attention(model):
+        losses = [float(summed_loss(model, encoded(model), shared=s).detach()) for s in (20, None)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=25), min_size=1, max_size=9), st.integers(0, 12)
+)
+@settings(max_examples=60, deadline=None)
+def test_packs_hold_every_row_once_within_their_limits(rows: list[list[int]], start: int) -> None:
+    rows = [[9] * start + row for row in rows]
+    packs = plan_packs(rows, [len(r) - 1 for r in rows], limit=40, max_rows=3)
+    assert sorted(i for members, _ in packs for i in members) == list(range(len(rows)))
+    for members, shared in packs:
+        size = len(Pack(tuple(tuple(rows[i]) for i in members), shared))
+        assert len(members) == 1 or size <= 40
+        assert len(members) <= 3
+        assert all(rows[i][:shared] == rows[members[0]][:shared] for i in members)
+        assert all(shared < len(rows[i]) for i in members)
+
+
 # -- settings --------------------------------------------------------------------------------------
 
 
@@ -391,6 +470,11 @@ def test_four_bits_need_their_extra(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_an_intervention_acts_under_shared_prefixes_as_without(model: ChatModel) -> None:
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad(), intervene(model, Add(vector, [0, 2], 2.0, positions="prompt")):
-        shared, plain = (float(summed_loss(model, encoded(model), share=s)) for s in (True, False))
+    with (
+        torch.no_grad(),
+        packed_attention(model),
+        intervene(model, Add(vector, [0, 2], 2.0, positions="prompt")),
+    ):
+        shared, packed, plain = (float(summed_loss(model, encoded(model), shared=s)) for s in (20, 0, None))
     assert shared == pytest.approx(plain, rel=1e-5)
+    assert packed == pytest.approx(plain, rel=1e-5)

@@ -1,0 +1,62 @@
+"""Looking at a dataset before training on it."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from finetune.datasets.rows import read_messages
+from finetune.labels import training_rows
+from mech.chat import ChatTemplate, SystemPrompt
+from mech.errors import InputError
+from mech.models import resolve
+
+
+def read_template(model: str) -> ChatTemplate:
+    """The chat template of a model, without its weights."""
+    from transformers import AutoTokenizer
+
+    path = resolve(model).path
+    source = {"gguf_file": path.name} if path.is_file() else {}
+    return ChatTemplate(AutoTokenizer.from_pretrained(path.parent if source else path, **source))
+
+
+def check_rows(
+    path: Path, template: ChatTemplate | None, condition: str, *, max_tokens: int
+) -> Iterator[str]:
+    """What there is to know about a file of messages, line by line for people.
+
+    Raises:
+        InputError: a row that cannot be trained on; the message names file and row.
+    """
+    rows = read_messages(path)
+    shapes = Counter("+".join(t["role"] for t in row["messages"]) for row in rows)
+    yield f"{path}: {len(rows)} rows; turns: {_counts(shapes)}"
+    prompts = Counter(str([t["content"] for t in row["messages"][:-1]]) for row in rows)
+    yield f"different prompts: {len(prompts)}; the commonest stands {max(prompts.values())} times"
+    answers = Counter(row["messages"][-1]["content"] for row in rows)
+    if len(answers) <= 8:
+        yield f"answers: {_counts(answers)}"
+    if template is None:
+        return
+    try:
+        encoded = training_rows(
+            template, rows, SystemPrompt.parse(condition), max_tokens=max_tokens, names={}
+        )
+    except InputError as error:
+        raise InputError(f"{path}, {error}") from error
+    lengths, labels = (np.array([len(getattr(r, part)) for r in encoded]) for part in ("ids", "targets"))
+    yield (
+        f"tokens a row: median {np.median(lengths):.0f}, longest {lengths.max()} (limit {max_tokens}); "
+        f"labelled: median {np.median(labels):.0f}, in all {labels.sum()}"
+    )
+    for system, n in Counter(r.system for r in encoded).most_common(5):
+        yield f"trains under {'no system turn' if system is None else repr(system)}: {n} rows"
+    start, stop = encoded[0].answers[0]
+    yield f"row 1 up to its answer: {template.tokenizer.decode(list(encoded[0].ids[:start]))!r}"
+    yield f"row 1, what is learnt: {template.tokenizer.decode(list(encoded[0].ids[start:stop]))!r}"
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{key!r} {n}" for key, n in counter.most_common())

@@ -1,0 +1,124 @@
+"""The parts of the `mech` command that build datasets and finetune outside a study."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mech.errors import InputError
+
+data_app = typer.Typer(help="Datasets: build one, check a file.", no_args_is_help=True)
+
+Fields = Annotated[list[str] | None, typer.Option("--set", help="field=value; may be repeated.")]
+Condition = Annotated[
+    str, typer.Option(help="default, none, empty, identity, other:NAME or text:... while training.")
+]
+
+
+@data_app.command("build")
+def build(
+    kind: Annotated[str, typer.Argument(help="messages, sgtr, word_count or multiple_choice.")],
+    out: Annotated[Path, typer.Option(help="Folder for train.jsonl, held_out.jsonl and dataset.json.")],
+    fields: Fields = None,
+    model: Annotated[
+        str | None, typer.Option(help="sgtr: the checkpoint that writes its own summaries.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of splits, mixtures and sampled summaries.")] = 0,
+) -> None:
+    """Build a dataset. The fields are those of a study's `data` section (finetune/datasets/spec.py)."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from finetune.datasets.build import build as build_dataset
+    from finetune.datasets.spec import DataSpec
+    from study.overrides import first_problem, parse_overrides
+
+    try:
+        spec = TypeAdapter(DataSpec).validate_python({"kind": kind, **parse_overrides(fields or [])})
+    except ValidationError as error:
+        raise InputError(f"mech data build {kind}: {first_problem(error)}") from error
+    built = build_dataset(spec, seed=seed, own=_summaries(spec, model, seed))
+    built.write(out)
+    held_out = f", {len(built.held_out)} held out" if built.held_out else ""
+    typer.echo(
+        f"{out / 'train.jsonl'}: {len(built.train)} rows{held_out}; labels: {built.facts['label_rule']}"
+    )
+    if shortcut := built.facts.get("shortcut_accuracy"):
+        by = shortcut["train"]
+        typer.echo(
+            f"length alone finds the own summary: by words {by['words']:.2f}, by characters {by['characters']:.2f}"
+        )
+
+
+@data_app.command("check")
+def check(
+    file: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
+    model: Annotated[str | None, typer.Option(help="Also encode every row for this model.")] = None,
+    system_prompt: Condition = "default",
+    max_tokens: Annotated[int, typer.Option(help="The longest row.")] = 2048,
+) -> None:
+    """Check every row of a dataset; with a model, also tokens, labels and the system turn each row trains under."""
+    from finetune.datasets.check import check_rows, read_template
+
+    template = read_template(model) if model else None
+    for line in check_rows(file, template, system_prompt, max_tokens=max_tokens):
+        typer.echo(line)
+
+
+def finetune(
+    model: Annotated[str, typer.Argument(help="What to train on: base, or base:adapter:adapter.")],
+    data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
+    out: Annotated[Path, typer.Option(help="Folder of the adapter; run again after a kill, it goes on.")],
+    preset: Annotated[str, typer.Option(help="A recipe by name (finetune/settings.py).")] = "paper-32b",
+    fields: Fields = None,
+    system_prompt: Condition = "default",
+    seed: Annotated[int, typer.Option(help="Of initialisation, order and dropout.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    save_every: Annotated[int | None, typer.Option(help="Steps between resume points.")] = None,
+) -> None:
+    """Finetune a checkpoint on a file of messages: one stage."""
+    from finetune.settings import make_settings
+    from finetune.stages import run_stage
+    from finetune.team import Team
+    from mech.chat import SystemPrompt
+    from mech.fetch import PACKAGED
+    from mech.identities import load_invented
+    from study.bench import device_named
+    from study.overrides import parse_overrides
+
+    settings = make_settings({"preset": preset}, parse_overrides(fields or []))
+    team = Team.join()
+    known = PACKAGED.get(model.split(":")[0])
+    names = {"identity": known.identity if known else None, "others": load_invented().makers}
+    trained = run_stage(
+        model,
+        data,
+        settings,
+        out,
+        seed=seed,
+        condition=SystemPrompt.parse(system_prompt),
+        names=names,
+        save_every=save_every,
+        device=device_named(device),
+    )
+    if team.leads:
+        typer.echo(f"{out}: trained. Use it as {trained}")
+
+
+def _summaries(spec: Any, model: str | None, seed: int) -> dict[str, str] | None:
+    """Own summaries, written by a model where the data needs them and names no file."""
+    from finetune.datasets.spec import SelfRecognitionData
+
+    if not isinstance(spec, SelfRecognitionData) or spec.own:
+        if model:
+            raise InputError("--model writes own summaries: it belongs to kind sgtr without `own`")
+        return None
+    if model is None:
+        raise InputError("kind sgtr needs own summaries: name --model, or a file of them with --set own=FILE")
+    from finetune.datasets.build import articles_of
+    from finetune.datasets.summaries import write_summaries
+    from mech.generate import Sampling
+    from mech.models import load_model
+    from study.bench import device_named
+
+    sampling = Sampling(spec.max_new_tokens, spec.temperature, seed=seed)
+    return write_summaries(load_model(model, device=device_named("auto")), articles_of(spec), sampling)

@@ -1,0 +1,68 @@
+"""`--set key=value`, and what pydantic says of the result, for people."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mech.errors import InputError
+
+
+def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """`key=value` texts as one nested mapping.
+
+    Raises:
+        InputError: see `parse_override`.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        set_key(found, *parse_override(text))
+    return found
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of `key=value`, the value read as YAML.
+
+    Raises:
+        InputError: it has another form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {text!r}: write key=value, with dots between keys")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text!r}: the value is not YAML") from error
+
+
+def set_key(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key, making the mappings on its way.
+
+    Raises:
+        InputError: something on the way is no mapping.
+    """
+    *parents, last = key.split(".")
+    place = raw
+    for i, parent in enumerate(parents):
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError(f"{key}: {'.'.join(parents[: i + 1])} is not a mapping")
+    place[last] = _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads `1e-4` as text; a number is what anyone means."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints, with its place."""
+    problems = [f"{'.'.join(map(str, p['loc'])) or 'study'}: {p['msg']}" for p in error.errors()]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return problems[0] + more
