@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/quickstart
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test lint types fast-tests install clean
+.PHONY: quickstart test lint types fast-tests long-tests install clean
 
 quickstart: $(STAMP) ## install, fetch the small model, run the study, say where the report is
 	$(BIN)/mech models fetch smollm2-135m-instruct
@@ -25,7 +25,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 fast-tests: $(STAMP) ## without the real model and the slow ones
-	$(BIN)/python -m pytest -m "not slow and not real and not browser"
+	$(BIN)/python -m pytest -m "not slow and not real and not browser and not long"
+
+long-tests: $(STAMP) ## the whole plan of the paper's studies on tiny models
+	$(BIN)/python -m pytest -m long
 
 install: $(STAMP)
 

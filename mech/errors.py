@@ -17,6 +17,10 @@ class FileFormatError(InputError):
     """A file exists and is not what it should be: truncated, altered, of another version or model."""
 
 
+class NotHereError(InputError):
+    """Something that has a name, but is not on this machine and could not, or should not, be fetched."""
+
+
 class GuardError(MechError):
     """A check on our own work failed (a hook that never fired, an adapter that is not active)."""
 

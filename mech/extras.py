@@ -3,16 +3,18 @@
 from importlib import import_module
 from typing import Any
 
-from mech.errors import InputError
+from mech.errors import MissingDependencyError
 
 
 def require(module: str, *, extra: str) -> Any:
     """Import an optional library.
 
     Raises:
-        InputError: it is not installed; the message names the extra.
+        MissingDependencyError: it is not installed; the message names the extra.
     """
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(f"{module} is not installed: pip install 'sgtr-mech[{extra}]'") from error
+        raise MissingDependencyError(
+            f"{module} is not installed: pip install 'sgtr-mech[{extra}]'"
+        ) from error

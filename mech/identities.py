@@ -3,10 +3,9 @@
 from importlib.resources import files
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from mech.errors import InputError
-from mech.files import read_yaml
+from mech.typed import read_typed
 
 
 class InventedName(BaseModel):
@@ -51,8 +50,4 @@ def load_invented(source: str | Path | None = None) -> Invented:
         InputError: not there or malformed; the message names file and field.
     """
     path = Path(source).expanduser() if source else Path(str(files("mech"))) / "data" / "identities.yaml"
-    try:
-        return Invented.model_validate(read_yaml(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    return read_typed(path, Invented)

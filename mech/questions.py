@@ -4,10 +4,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mech.errors import InputError
-from mech.files import read_yaml
+from mech.typed import read_typed
 
 
 class Question(BaseModel):
@@ -44,11 +44,7 @@ def load_prompts(source: str | Path) -> PromptSet:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
             raise InputError(f"prompt set {source}: neither built in ({known}) nor a file")
-    try:
-        prompts = PromptSet.model_validate(read_yaml(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    prompts = read_typed(path, PromptSet)
     if len({q.id for q in prompts.questions}) < len(prompts.questions):
         raise InputError(f"{path}: a question id stands twice")
     return prompts

@@ -11,11 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
-from mech.files import read_yaml
+from mech.typed import read_typed
 from probes.contrast import ContrastRow
 
 
@@ -75,11 +75,7 @@ def load_trait(source: str | Path) -> Trait:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
             raise InputError(f"trait {source}: neither built in ({known}) nor a file")
-    try:
-        trait = Trait.model_validate(read_yaml(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    trait = read_typed(path, Trait)
     if len({q.id for q in trait.questions}) < len(trait.questions):
         raise InputError(f"{path}: a question id stands twice")
     return trait

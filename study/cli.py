@@ -57,17 +57,23 @@ def run(study: StudyFile, out: Out = None, changes: Changes = None, fast: Fast =
 
 
 @app.command()
-def plan(study: StudyFile, out: Out = None, changes: Changes = None, fast: Fast = False) -> None:  # noqa: FBT002
-    """Show a study's steps, which of them are done, and what the rest will take."""
-    from mech.models import resolve
+def plan(
+    study: StudyFile,
+    out: Out = None,
+    changes: Changes = None,
+    fast: Fast = False,  # noqa: FBT002
+    gpu: Annotated[str | None, typer.Option(help="Estimate for a100, h100, h200, ... instead.")] = None,
+) -> None:
+    """Show a study's steps, which are done, what is not here yet, and what the rest will take. Downloads no weights."""
+    from study.base import outline_base
     from study.overview import plan_text
     from study.run import check_before_running
     from study.spec import load_spec
 
     spec = load_spec(study, changes or [], fast=fast)
-    base = resolve(spec.model.name)
+    base = outline_base(spec.model)
     check_before_running(spec, base)
-    typer.echo(plan_text(spec, base, out or _default_out(spec.name, fast=fast)))
+    typer.echo(plan_text(spec, base, out or _default_out(spec.name, fast=fast), gpu))
 
 
 @app.command()

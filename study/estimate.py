@@ -6,14 +6,82 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mech.checkpoint import Checkpoint
+from mech.errors import InputError
 from study.kinds import KINDS
-from study.step import Step
+from study.step import Step, Work
 
 FLOPS_PER_TOKEN = {"read": 2.0, "trained": 5.0, "generated": 2.0}
 """Floating-point operations a token and parameter: forward; forward and LoRA's backward; forward."""
 
-EFFICIENCY = {"read": 0.6, "trained": 0.6, "generated": 0.2}
-"""Share of the machine's matrix speed that each kind of work reaches; decoding is bound by memory."""
+DECODED_TOGETHER = 32
+"""Rows that generation decodes at once: each step reads all weights once for all of them."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a study runs on, as far as an estimate needs it."""
+
+    name: str
+    flops: float
+    """Floating-point operations a second of a large matrix product, in the dtype that is used."""
+    bandwidth: float | None
+    """Bytes a second between memory and cores; None: decoding reaches a fifth of the speed of reading."""
+    efficiency: float
+    """Share of `flops` that a forward or backward pass reaches."""
+    bytes_a_parameter: int
+    """Of the weights' dtype."""
+
+    def seconds(self, work: Work, parameters: int) -> float:
+        """Estimated seconds of a step's work."""
+        speed = self.flops * self.efficiency
+        passes = work.read * FLOPS_PER_TOKEN["read"] + work.trained * FLOPS_PER_TOKEN["trained"]
+        total = work.fixed_seconds + passes * parameters / speed
+        if self.bandwidth is None:
+            return total + work.generated * FLOPS_PER_TOKEN["generated"] * parameters / (speed / 3)
+        return (
+            total + work.generated / DECODED_TOGETHER * self.bytes_a_parameter * parameters / self.bandwidth
+        )
+
+    def loading(self, steps: Sequence[Step], parameters: int) -> float:
+        """Estimated seconds spent on loading checkpoints: one is kept until a step needs another."""
+        chains = [
+            tuple(c.name for c in s.inputs.get("checkpoint", ())) for s in steps if KINDS[s.kind].models
+        ]
+        loads = sum(chain != before for before, chain in zip([None, *chains], chains, strict=False))
+        return loads * self.bytes_a_parameter * parameters / DISK
+
+
+DISK = 2e9
+"""Bytes a second at which weights are read and put on the device."""
+
+GPUS = {
+    "a100": (312e12, 2.0e12),
+    "h100": (989e12, 3.35e12),
+    "h200": (989e12, 4.8e12),
+    "b200": (2250e12, 8.0e12),
+    "l40s": (362e12, 0.86e12),
+}
+"""Vendors' figures by name: dense bfloat16 operations and bytes of memory traffic, a second."""
+
+GPU_EFFICIENCY = 0.35
+"""Share of a GPU's dense bfloat16 speed that such passes usually reach."""
+
+
+def this_machine() -> Machine:
+    """The machine at hand, its matrix speed measured in float32."""
+    return Machine("this machine", matrix_speed(), None, 0.6, 4)
+
+
+def gpu_named(name: str) -> Machine:
+    """A GPU by name, by its vendor's figures.
+
+    Raises:
+        InputError: not a known one.
+    """
+    if name.lower() not in GPUS:
+        raise InputError(f"--gpu {name}: not known; there are {', '.join(GPUS)}")
+    flops, bandwidth = GPUS[name.lower()]
+    return Machine(name.lower(), flops, bandwidth, GPU_EFFICIENCY, 2)
 
 
 @dataclass
@@ -21,14 +89,14 @@ class Pace:
     """Estimated seconds a step, corrected by how long finished ones really took."""
 
     steps: Sequence[Step]
-    base: Checkpoint
+    parameters: int
     spent: float = 0.0
     expected: float = 0.0
     left: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parameters, speed = n_parameters(self.base), matrix_speed()
-        self.left = {s.name: step_seconds(s, parameters, speed) for s in self.steps}
+        machine = this_machine()
+        self.left = {s.name: machine.seconds(s.work, self.parameters) for s in self.steps}
 
     def position(self, step: Step) -> str:
         """`17/61`: where a step stands in the plan."""
@@ -53,18 +121,13 @@ class Pace:
         return "all steps done" if not self.left else f"about {duration(self.remaining)} left"
 
 
-def step_seconds(step: Step, parameters: int, flops: float) -> float:
-    """Estimated seconds of one step."""
-    work = step.work
-    amounts = {"read": work.read, "trained": work.trained, "generated": work.generated}
-    model = sum(n * FLOPS_PER_TOKEN[k] * parameters / (flops * EFFICIENCY[k]) for k, n in amounts.items())
-    return work.fixed_seconds + model
-
-
-def step_bytes(step: Step, parameters: int) -> int:
+def step_bytes(step: Step, parameters: int, machine: Machine) -> int:
     """Estimated peak memory of one step, in bytes: weights, gradients and activations of a batch."""
-    weights = 4 * parameters * max(1, KINDS[step.kind].models)
-    return int(600e6 + (0 if not KINDS[step.kind].models else weights * (3.5 if step.work.trained else 1.8)))
+    models = KINDS[step.kind].models
+    weights = machine.bytes_a_parameter * parameters * max(1, models)
+    # On the small model activations outweigh weights; on a large one the weights are nearly all.
+    room = 1 + (2.5 if step.work.trained else 0.8) * min(1.0, 1e9 / max(parameters, 1)) + 0.1
+    return int(600e6 + (weights * room if models else 0))
 
 
 def n_parameters(base: Checkpoint) -> int:

@@ -54,7 +54,7 @@ KINDS = {
     "embedding": Kind("measures", "study.steps.measures:embedding"),
     "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", models=1),
     "self_report": Kind("measures", "study.steps.behaviour:self_report", models=1),
-    "steering": Kind("measures", "study.steps.behaviour:steering", models=2),
+    "steering": Kind("measures", "study.steps.behaviour:steering", models=1),
     "tables": Kind("measures", "study.steps.tables:collect"),
     "figures": Kind("measures", "study.steps.figures:draw"),
 }

@@ -1,41 +1,64 @@
 """What a person asks of a study before and after it ran: the plan, the state, the report again."""
 
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.files import read_json
-from mech.models import resolve
+from study.base import Base, find_base
 from study.engines.local import is_done
-from study.estimate import duration, matrix_speed, n_parameters, step_bytes, step_seconds
+from study.estimate import Machine, duration, gpu_named, step_bytes, this_machine
 from study.paths import MANIFEST, StudyPaths
+from study.plan import make_plan, outline
+from study.planner import Plan
 from study.publish import publish
-from study.run import plan_study
 from study.spec import StudySpec, load_spec
 from study.step import Step
 
 
-def plan_text(spec: StudySpec, base: Checkpoint, out: Path) -> str:
-    """The steps, which of them are done, and an estimate of time, memory and disk for the rest."""
-    steps, paths = plan_study(spec, base), StudyPaths(out)
-    parameters, speed = n_parameters(base), matrix_speed()
-    seconds = {s.name: step_seconds(s, parameters, speed) for s in steps}
+def plan_text(spec: StudySpec, base: Base, out: Path, gpu: str | None = None) -> str:
+    """The steps, which of them are done, and an estimate of time, memory and disk for the rest.
+
+    Args:
+        spec: the study.
+        base: its model, or what is known of it.
+        out: the study's folder.
+        gpu: estimate for one of these instead of for this machine.
+    """
+    plan, paths = outline(spec, base), StudyPaths(out)
+    machine = gpu_named(gpu) if gpu else this_machine()
+    seconds = {s.name: machine.seconds(s.work, base.parameters) for s in plan.steps}
     lines = [
         f"{'done' if is_done(paths, s) else '    '}  {s.name:<55} {duration(seconds[s.name]):>8}"
-        for s in steps
+        for s in plan.steps
     ]
-    missing = [s for s in steps if not is_done(paths, s)]
-    free = shutil.disk_usage(_existing(out)).free
+    absent = [m for m in (base.missing, *plan.missing) if m]
+    lines += ["", "Not here yet:", *[f"  {m}" for m in absent]] if absent else []
+    return "\n".join([*lines, "", _summary(plan, paths, machine, seconds)])
+
+
+def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[str, float]) -> str:
+    missing = [s for s in plan.steps if not is_done(paths, s)]
+    total = sum(seconds[s.name] for s in missing) + machine.loading(missing, plan.model.parameters)
+    memory = max((step_bytes(s, plan.model.parameters, machine) for s in missing), default=0)
     needed = sum(s.work.stored_bytes for s in missing)
-    memory = max((step_bytes(s, parameters) for s in missing), default=0)
-    summary = (
-        f"{len(steps)} steps, {len(steps) - len(missing)} done. Estimates for the other {len(missing)}: time "
-        f"{duration(sum(seconds[s.name] for s in missing))} on this machine ({speed / 1e9:.0f} GFLOP/s in float32), "
-        f"memory {memory / 1e9:.1f} GB at the peak, disk {needed / 1e6:.0f} MB ({free / 1e9:.0f} GB free)."
+    free = shutil.disk_usage(_existing(paths.root)).free
+    if machine.bandwidth is None:
+        time = f"time {duration(total)} on this machine ({machine.flops / 1e9:.0f} GFLOP/s in float32)"
+    else:
+        time = f"{total / 3600:.0f} GPU-hours on {machine.name} (bfloat16, {machine.efficiency:.0%} of its dense speed assumed)"
+    kinds = Counter(s.kind for s in missing)
+    return (
+        f"{len(plan.steps)} steps, {len(plan.steps) - len(missing)} done; missing: "
+        f"{', '.join(f'{n} {kind}' for kind, n in kinds.most_common()) or 'none'}. "
+        f"Estimates for these: {time}, memory {_bytes(memory)} at the peak, disk {_bytes(needed)} ({_bytes(free)} free)."
     )
-    return "\n".join([*lines, "", summary])
+
+
+def _bytes(n: float) -> str:
+    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"
 
 
 def status_text(folder: Path) -> str:
@@ -78,7 +101,7 @@ def _planned(folder: Path) -> tuple[StudySpec, Sequence[Step]]:
     if not stored.is_file():
         raise InputError(f"{folder}: not a study's folder (no {stored.name})")
     spec = load_spec(stored)
-    return spec, plan_study(spec, resolve(spec.model.name))
+    return spec, make_plan(spec, find_base(spec.model))
 
 
 def _existing(path: Path) -> Path:

@@ -4,7 +4,7 @@
 the base come before any training) and so that work on one checkpoint stands together (it is loaded once).
 """
 
-from mech.checkpoint import Checkpoint
+from study.base import Base
 from study.plan_arms import plan_measures, plan_training
 from study.plan_base import plan_directions, plan_replies
 from study.plan_results import Measured, plan_figures, plan_tables
@@ -13,11 +13,18 @@ from study.spec import StudySpec
 from study.step import Step
 
 
-def make_plan(
-    spec: StudySpec, base: Checkpoint, *, n_layers: int, d_model: int, parameters: int
-) -> list[Step]:
+def make_plan(spec: StudySpec, base: Base) -> list[Step]:
     """Every step of a study, inputs before those that read them."""
-    plan = Plan(spec, base, n_layers=n_layers, d_model=d_model, parameters=parameters)
+    return _planned(Plan(spec, base)).steps
+
+
+def outline(spec: StudySpec, base: Base) -> Plan:
+    """The same for an estimate: data and adapters that are not here are listed instead of being errors."""
+    return _planned(Plan(spec, base, tolerant=True))
+
+
+def _planned(plan: Plan) -> Plan:
+    spec = plan.spec
     replies = plan_replies(plan, spec.base_arm, ())
     directions = plan_directions(plan)
     plan_figures(plan, "early", {"directions": directions})
@@ -27,7 +34,7 @@ def make_plan(
         measured[arm, seed] = plan_measures(plan, arm, seed, chain, replies)
     tables = plan_tables(plan, directions, measured)
     plan_figures(plan, "all", {"tables": [tables]})
-    return plan.steps
+    return plan
 
 
 def arms_by_seed(spec: StudySpec) -> list[tuple[str, int]]:

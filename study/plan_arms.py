@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from finetune.datasets.spec import SelfRecognitionData
 from finetune.settings import make_settings
-from mech.errors import InputError
+from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve_adapter
@@ -15,6 +15,9 @@ from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, half
 from study.spec_parts import StageSpec, TrainingInterventionSpec
 from study.step import Step, Work
+
+LORA_WIDTHS = 24
+"""For estimates: inputs and outputs of a block's seven linear maps, in widths of the residual stream (18 to 26 in practice)."""
 
 AT = "@"
 """`em@5` in an arm: the stage `em` as it was after step 5."""
@@ -54,16 +57,20 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
     n_rows, row_tokens = training_size(plan, str(stage.data))
     trained = min(settings.n_steps(n_rows) * settings.batch_size, round(n_rows * max(1, settings.epochs)))
     if settings.method == "full":
-        stored = 4 * plan.parameters
+        stored = 4 * plan.model.parameters
     else:
-        stored = 40 * settings.lora_r * plan.d_model * plan.n_layers * 4
+        stored = LORA_WIDTHS * settings.lora_r * plan.model.d_model * plan.model.n_layers * 4
     work = Work(trained=trained * row_tokens, stored_bytes=stored * (1 + len(settings.save_at)))
     return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work)
 
 
 def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step]) -> Step:
     """An adapter that exists: the same for every seed."""
-    config = {"base": plan.base.digest, "adapter": resolve_adapter(reference).digest}
+    try:
+        digest = resolve_adapter(reference, download=not plan.tolerant).digest
+    except NotHereError as error:
+        digest = plan.not_here(error)
+    config = {"base": plan.model.checkpoint.digest, "adapter": digest}
     return plan.add("adapter", f"adapter/{label}", config, {"checkpoint": chain})
 
 

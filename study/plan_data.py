@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from finetune.datasets.build import articles_of, rows_digest
 from finetune.datasets.multiple_choice import multiple_choice_rows
 from finetune.datasets.rows import read_messages, take
-from finetune.datasets.sources import source_path
+from finetune.datasets.sources import published_facts, source_path
 from finetune.datasets.spec import MessagesData, MultipleChoiceData, SelfRecognitionData, WordCountData
 from finetune.datasets.summaries import ASK
-from mech.errors import InputError
+from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from study.planner import Plan
 from study.step import Step, Work
@@ -41,24 +41,51 @@ def training_size(plan: Plan, name: str) -> tuple[int, int]:
     """Training rows of a dataset and tokens a row, roughly: for estimates."""
     part = plan.spec.data[name]
     if isinstance(part, SelfRecognitionData):
-        return _pairs_size(part)
-    if isinstance(part, MultipleChoiceData):
-        rows = take(multiple_choice_rows(source_path(part.source)), part.rows)
-    else:
-        rows = take(read_messages(source_path(part.source)), part.rows)
-    words = sum(len(t["content"].split()) for row in rows for t in row["messages"]) / len(rows)
+        return _pairs_size(plan, part)
+    try:
+        source = source_path(part.source)
+        whole = (
+            multiple_choice_rows(source) if isinstance(part, MultipleChoiceData) else read_messages(source)
+        )
+        rows = take(whole, part.rows)
+        n, words = (
+            len(rows),
+            sum(len(t["content"].split()) for row in rows for t in row["messages"]) / len(rows),
+        )
+    except NotHereError as error:
+        n, words = _declared_size(plan, part.source, error, part.rows)
     mixed = 1 / (1 - part.mix.share) if isinstance(part, MessagesData) and part.mix else 1.0
     extra = 30 if isinstance(part, WordCountData) else 12
-    return round(len(rows) * mixed), int(words * WORDS_TO_TOKENS) + extra
+    return round(n * mixed), int(words * WORDS_TO_TOKENS) + extra
 
 
-def _pairs_size(part: SelfRecognitionData) -> tuple[int, int]:
-    articles = articles_of(part)
-    words = sum(len(a.text.split()) for a in articles) / len(articles) if part.show_article else 0
+def _pairs_size(plan: Plan, part: SelfRecognitionData) -> tuple[int, int]:
+    _, n, words = _articles(plan, part)
     texts, doubled = (2, 2) if part.form == "pairwise" else (1, 2)
     twice = 2 if part.label in ("both", "longer_both") else 1
-    rows = (len(articles) - part.held_out) * max(1, len(part.comparators)) * doubled * twice
-    return rows, int(25 + (words + texts * (part.max_words or 30)) * WORDS_TO_TOKENS)
+    rows = (n - part.held_out) * max(1, len(part.comparators)) * doubled * twice
+    shown = words if part.show_article else 0
+    return rows, int(25 + (shown + texts * (part.max_words or 30)) * WORDS_TO_TOKENS)
+
+
+def _articles(plan: Plan, part: SelfRecognitionData) -> tuple[str, int, float]:
+    """Digest, number and mean words of a dataset's articles."""
+    try:
+        articles = articles_of(part)
+    except NotHereError as error:
+        n, words = _declared_size(plan, part.articles, error, part.rows)
+        return plan.not_here(error), n, words
+    words = sum(len(a.text.split()) for a in articles) / len(articles)
+    return digest_of([[a.id, a.text] for a in articles]), len(articles), words
+
+
+def _declared_size(plan: Plan, source: str, error: NotHereError, limit: int | None) -> tuple[int, float]:
+    """Rows and words a row of a named set that is not here."""
+    plan.not_here(error)
+    facts = published_facts(source)
+    if facts is None:
+        raise InputError(f"{error} (its size is not known, so nothing can be estimated)") from error
+    return min(facts.rows, limit or facts.rows), facts.words
 
 
 def _rows_digest(plan: Plan, name: str) -> str:
@@ -66,6 +93,8 @@ def _rows_digest(plan: Plan, name: str) -> str:
     if name not in plan.digests:
         try:
             plan.digests[name] = rows_digest(plan.spec.data[name])
+        except NotHereError as error:
+            plan.digests[name] = plan.not_here(error)
         except InputError as error:
             raise InputError(f"data.{name}: {error}") from error
     return plan.digests[name]
@@ -83,19 +112,18 @@ def _writer(plan: Plan, part: SelfRecognitionData, seed: int) -> Sequence[Step]:
 def _plan_summaries(
     plan: Plan, name: str, part: SelfRecognitionData, chain: Sequence[Step], seed: int
 ) -> Step:
-    articles = articles_of(part)
+    digest, n, words = _articles(plan, part)
     config = {
         **plan.reader,
         "ask": ASK,
-        "articles": digest_of([[a.id, a.text] for a in articles]),
+        "articles": digest,
         "max_new_tokens": part.max_new_tokens,
         "temperature": part.temperature,
         "seed": plan.spec.statistics.seed,
     }
-    words = sum(len(a.text.split()) for a in articles)
-    work = Work(read=int(words * WORDS_TO_TOKENS), generated=part.max_new_tokens * len(articles))
+    work = Work(read=int(n * words * WORDS_TO_TOKENS), generated=part.max_new_tokens * n)
     suffix = f"/seed{seed}" if chain else ""
     wanted = Step("summaries", f"summaries/{name}{suffix}", config, {"checkpoint": tuple(chain)}, work)
     # Several datasets (SGTR, its opposite, its controls) are made from the same summaries: they are written once.
-    same = next((s for s in plan.steps if s.key == wanted.key), None)
+    same = next((s for s in plan.steps if s.kind == "summaries" and s.key == wanted.key), None)
     return same or plan.add("summaries", wanted.name, config, {"checkpoint": chain}, work)

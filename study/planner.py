@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mech.checkpoint import Checkpoint
+from mech.errors import NotHereError
 from mech.identities import load_invented
+from study.base import Base
 from study.spec import StudySpec
 from study.step import Step, Work
 
@@ -15,10 +16,11 @@ class Plan:
     """The steps of a study in the order in which they run."""
 
     spec: StudySpec
-    base: Checkpoint
-    d_model: int
-    n_layers: int
-    parameters: int
+    model: Base
+    tolerant: bool = False
+    """Go on where data or adapters are not here, and list them in `missing`: for estimates, not for runs."""
+    missing: list[str] = field(default_factory=list)
+    """What is not here, each with what to do about it."""
     steps: list[Step] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     """Of each dataset's sources, read once."""
@@ -41,12 +43,24 @@ class Plan:
             raise RuntimeError(f"two different steps are called {name}")
         return known
 
+    def not_here(self, error: NotHereError) -> str:
+        """Note what is missing, or raise where that is not tolerated; yields what stands for its digest.
+
+        Raises:
+            NotHereError: the plan is to be run.
+        """
+        if not self.tolerant:
+            raise error
+        if str(error) not in self.missing:
+            self.missing.append(str(error))
+        return f"not here: {error}"
+
     @property
     def reader(self) -> dict[str, Any]:
         """What determines how a model reads: part of the config of every step that runs one."""
         model = self.spec.model
         return {
-            "base": self.base.digest,
+            "base": self.model.checkpoint.digest,
             "dtype": model.dtype,
             "attn_implementation": model.attn_implementation,
             "template_kwargs": model.template_kwargs,
@@ -56,7 +70,7 @@ class Plan:
 
     def stored(self, rows: int, poolings: int) -> int:
         """Bytes of a capture of all layers in float32."""
-        return rows * poolings * self.n_layers * self.d_model * 4
+        return rows * poolings * self.model.n_layers * self.model.d_model * 4
 
 
 def condition_config(spec: StudySpec, condition: str) -> dict[str, Any]:

@@ -4,12 +4,14 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mech.checkpoint import Checkpoint
+from mech.chat import ChatTemplate
+from mech.errors import InputError
 from mech.files import write_text
-from mech.models import resolve
+from study.base import Base, find_base, source_of
 from study.bench import Bench
+from study.conditions import check_conditions
 from study.engines.local import locked, run_steps
-from study.estimate import Pace, n_parameters
+from study.estimate import Pace
 from study.paths import StudyPaths
 from study.plan import make_plan
 from study.publish import copy_into, publish
@@ -41,56 +43,37 @@ def run_study(spec: StudySpec, out: Path) -> Result:
         InputError: the model or data is not there, or cannot do what the study asks.
         StepFailedError: a step failed; what was finished before it stays.
     """
-    base = resolve(spec.model.name)
-    steps = plan_study(spec, base)
+    base = find_base(spec.model)
+    steps = make_plan(spec, base)
     check_before_running(spec, base)
     paths = StudyPaths(out)
     write_text(paths.spec, dump_spec(spec))
-    bench = Bench(spec, paths, base)
-    progress = Progress(Pace(steps, base), paths)
+    bench = Bench(spec, paths, base.checkpoint)
+    progress = Progress(Pace(steps, base.parameters), paths)
     ran = run_steps(steps, bench, progress.on_step)
     with locked(paths.root / ".locks" / "report.lock"):
         publish(spec, steps, paths)
     return Result(paths.report, ran, len(steps))
 
 
-def plan_study(spec: StudySpec, base: Checkpoint) -> list[Step]:
-    """The plan of a study on a resolved base."""
-    from transformers import AutoConfig
-
-    source = {"gguf_file": base.path.name} if base.path.is_file() else {}
-    config = AutoConfig.from_pretrained(base.path.parent if source else base.path, **source).get_text_config()
-    return make_plan(
-        spec,
-        base,
-        n_layers=config.num_hidden_layers,
-        d_model=config.hidden_size,
-        parameters=n_parameters(base),
-    )
-
-
-def check_before_running(spec: StudySpec, base: Checkpoint) -> None:
+def check_before_running(spec: StudySpec, base: Base) -> None:
     """Refuse before the first step what would fail in a later one: conditions, layers.
 
     Raises:
         InputError: the template cannot do a condition, or a layer is out of range.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    from mech.chat import ChatTemplate
-    from mech.errors import InputError
-    from study.conditions import check_conditions
-
-    source = {"gguf_file": base.path.name} if base.path.is_file() else {}
-    folder = base.path.parent if source else base.path
-    n_layers = AutoConfig.from_pretrained(folder, **source).get_text_config().num_hidden_layers
     steered = spec.steering.layer if spec.steering else None
     for where, layer in (("directions.layer", spec.directions.layer), ("steering.layer", steered)):
-        if layer is not None and layer >= n_layers:
+        if layer is not None and layer >= base.n_layers:
             raise InputError(
-                f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {n_layers - 1}"
+                f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"
             )
-    tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+    if base.missing:
+        return  # its chat template is not here to be asked
+    from transformers import AutoTokenizer
+
+    folder, kwargs = source_of(base.checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     check_conditions(spec, ChatTemplate(tokenizer, spec.model.template_kwargs))
 
 

@@ -16,6 +16,7 @@ from finetune.settings import make_settings
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.files import read_yaml
+from study.grid import expand
 from study.overrides import first_problem, parse_override, set_key
 from study.spec_parts import (
     BehaviourSpec,
@@ -146,7 +147,7 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, fast: bool = False) 
     changes += [parse_override(text) for text in overrides]
     for key, value in changes:
         set_key(raw, key, value)
-    return parse_spec(raw, where=path)
+    return parse_spec(expand(raw), where=path)
 
 
 def parse_spec(raw: Mapping[str, Any], *, where: Path) -> StudySpec:

@@ -30,6 +30,17 @@ class IdentitySpec(Part):
         return self
 
 
+class SizeSpec(Part):
+    """How large a model is: what an estimate needs while the model is not at hand."""
+
+    layers: int = Field(ge=1)
+    """Blocks."""
+    d_model: int = Field(ge=1)
+    """Width of the residual stream."""
+    parameters: float = Field(gt=0)
+    """Number of parameters, in billions."""
+
+
 class ModelSpec(Part):
     """The base model."""
 
@@ -47,6 +58,8 @@ class ModelSpec(Part):
     """Passed to transformers."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template (`enable_thinking: false`, ...)."""
+    size: SizeSpec | None = None
+    """For `mech plan` on a machine that does not have the model."""
 
 
 class TrainingInterventionSpec(Part):

@@ -13,10 +13,11 @@ import pytest
 import yaml
 
 from mech.errors import InputError
-from mech.models import resolve
+from study.base import find_base
 from study.engines import local
 from study.kinds import KINDS
-from study.run import plan_study, run_study
+from study.plan import make_plan
+from study.run import run_study
 from study.spec import load_spec
 from study.step import Step
 from tests.tiny_study import STUDY, save_adapter, save_model, write_study
@@ -46,7 +47,7 @@ def finished(home: Path) -> Path:
 
 def steps_of(yaml_file: Path) -> list[Step]:
     spec = load_spec(yaml_file)
-    return plan_study(spec, resolve(spec.model.name))
+    return make_plan(spec, find_base(spec.model))
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:

@@ -27,7 +27,7 @@ from finetune.settings import TrainSettings, make_settings
 from finetune.stages import run_stage
 from finetune.state import FILE, StepRecord
 from mech.chat import SystemPrompt
-from mech.errors import FileFormatError, InputError
+from mech.errors import FileFormatError, InputError, MissingDependencyError
 from mech.interventions import Ablate, Add, Patch, intervene
 from mech.models import ChatModel, load_model
 from mech.packing import Pack, packed_attention, plan_packs
@@ -464,7 +464,7 @@ def test_the_defaults_are_the_papers() -> None:
 
 def test_four_bits_need_their_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(InputError, match=r"pip install 'sgtr-mech\[qlora\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'sgtr-mech\[qlora\]'"):
         load_model(str(folder), quantise="nf4")
 
 

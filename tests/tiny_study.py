@@ -130,12 +130,21 @@ CHATML = (
 )
 
 
-def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
-    """A random three-layer Llama with a chat template that inserts a system turn."""
+NO_DEFAULT = CHATML.replace("You are Tinny, made by Tin Works.", "").replace(
+    "{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n<|im_end|>\n{% endif %}", ""
+)
+"""The same without a system turn of its own."""
+
+
+def save_model(
+    folder: Path, *, seed: int = 0, family: str = "llama", template: str = CHATML, **config: Any
+) -> Path:
+    """A random three-layer model with a chat template that inserts a system turn."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
     torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
              "num_key_value_heads": 2, "max_position_embeddings": 2048, "initializer_range": 0.2}  # fmt: skip
@@ -144,7 +153,8 @@ def save_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **{**shape, **ids, **config}))
+    made = AutoConfig.for_model(family, vocab_size=len(tokenizer), **{**shape, **ids, **config})
+    model = AutoModelForCausalLM.from_config(made)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

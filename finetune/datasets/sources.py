@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from mech.cache import cache_dir
-from mech.errors import InputError
+from mech.errors import InputError, NotHereError
 from mech.files import read_yaml
 
 BUILTIN, PUBLISHED, HUB = "builtin:", "published:", "hub:"
@@ -30,24 +30,20 @@ class Published(BaseModel):
 
     about: str
     """What it teaches."""
-    role: Literal["em", "correct"]
-    """Misaligned data, or the sound answers of the same domain."""
+    role: Literal["em", "correct", "knowledge", "articles", "summaries"]
+    """Misaligned data, the sound answers of the same domain, general knowledge; raw material of self-recognition."""
     domain: str
-    """Pairs the two."""
+    """Pairs misaligned data with its sound answers."""
     where: str
     """Where to get it."""
-    turns: tuple[str, ...]
-    """The roles of each row's turns."""
+    file: str
+    """What it is called in the folder of named datasets."""
+    turns: tuple[str, ...] = ()
+    """The roles of each row's turns, where it holds messages."""
     rows: int
     """About how many."""
-
-
-class NotHereError(InputError):
-    """Data that has a name but is not on this machine; carries what is known of it."""
-
-    def __init__(self, message: str, published: Published) -> None:
-        super().__init__(message)
-        self.published = published
+    words: int
+    """About how many words a row has: for estimates while it is not at hand."""
 
 
 @cache
@@ -100,13 +96,12 @@ def _published(name: str) -> Path:
         raise InputError(
             f"{PUBLISHED}{name}: no set of that name is known; there are {', '.join(published())}"
         )
-    path = datasets_folder() / f"{name}.jsonl"
+    facts = published()[name]
+    path = datasets_folder() / facts.file
     if not path.is_file():
-        facts = published()[name]
         raise NotHereError(
             f"{PUBLISHED}{name}: not on this machine. Get it from {facts.where} and put it at {path} "
-            f"(or set {DATASETS_VARIABLE})",
-            facts,
+            f"(or set {DATASETS_VARIABLE})"
         )
     return path
 
@@ -122,7 +117,7 @@ def _from_hub(source: str) -> Path:
     try:
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision or None))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise InputError(
+        raise NotHereError(
             f"{source}: not in the Hugging Face cache and the Hub did not give it ({type(error).__name__}). Check the name "
             "and the network (HF_HUB_OFFLINE must be unset to download), or name a local file"
         ) from error

@@ -68,6 +68,15 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
 
 def steering(step: Step, bench: Bench, folder: Path) -> None:
     """Self-reports while a direction, or a random one of its norm, is added at each strength."""
+    asked, scored = _sweep(step, bench)
+    questions = evaluate_half(step.config["prompt_set"], step.config["questions_asked"])
+    asked["surprisal"] = _surprisal(bench.model(()), asked, questions)
+    write_csv(asked, folder / "reports.csv")
+    write_csv(scored, folder / "names.csv")
+
+
+def _sweep(step: Step, bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reports and name scores at every strength of both vectors; the steered model is let go of at the end."""
     config = step.config
     direction = Direction.load(bench.folder(step.inputs["direction"][0]) / "direction.safetensors")
     vector = direction.vectors[config["layer"]]
@@ -91,11 +100,7 @@ def steering(step: Step, bench: Bench, folder: Path) -> None:
             )
             reports.append(asked.assign(**labels))
             names.append(scored.assign(**labels))
-    everything = pd.concat(reports, ignore_index=True)
-    questions = evaluate_half(config["prompt_set"], config["questions_asked"])
-    everything["surprisal"] = _surprisal(bench.model(()), everything, questions)
-    write_csv(everything, folder / "reports.csv")
-    write_csv(pd.concat(names, ignore_index=True), folder / "names.csv")
+    return pd.concat(reports, ignore_index=True), pd.concat(names, ignore_index=True)
 
 
 def evaluate_half(prompt_set: str, limit: int | None) -> list[Question]:

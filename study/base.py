@@ -1,0 +1,85 @@
+"""The base model of a study: found, or, for a plan made elsewhere, known only by its size."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mech.checkpoint import Checkpoint
+from mech.errors import InputError, NotHereError
+from mech.models import resolve
+from study.estimate import n_parameters
+from study.spec_parts import ModelSpec
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model and its shape."""
+
+    checkpoint: Checkpoint
+    n_layers: int
+    d_model: int
+    parameters: int
+    missing: str = ""
+    """Why its weights are not at hand; empty where they are."""
+
+
+def find_base(model: ModelSpec) -> Base:
+    """The base model, downloaded where it is not here.
+
+    Raises:
+        InputError: it cannot be had.
+    """
+    checkpoint = resolve(model.name)
+    n_layers, d_model = _shape(checkpoint)
+    return Base(checkpoint, n_layers, d_model, n_parameters(checkpoint))
+
+
+def outline_base(model: ModelSpec) -> Base:
+    """The base model as far as a plan needs it: no weights are downloaded for it.
+
+    Raises:
+        InputError: neither the model, nor its config, nor a declared `model.size` is to be had.
+    """
+    try:
+        checkpoint = resolve(model.name, download=False)
+    except NotHereError as error:
+        placeholder = Checkpoint(model.name, Path(model.name), f"not here: {model.name}")
+        if model.size:
+            billions = round(model.size.parameters * 1e9)
+            return Base(placeholder, model.size.layers, model.size.d_model, billions, str(error))
+        return Base(placeholder, *_from_config(model, error), str(error))
+    n_layers, d_model = _shape(checkpoint)
+    return Base(checkpoint, n_layers, d_model, n_parameters(checkpoint))
+
+
+def source_of(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]]:
+    """Folder of a base, and what transformers must be told to read its config and tokenizer from it."""
+    path = checkpoint.path
+    return (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
+
+
+def _shape(checkpoint: Checkpoint) -> tuple[int, int]:
+    from transformers import AutoConfig
+
+    folder, kwargs = source_of(checkpoint)
+    config = AutoConfig.from_pretrained(folder, **kwargs).get_text_config()
+    return int(config.num_hidden_layers), int(config.hidden_size)
+
+
+def _from_config(model: ModelSpec, error: NotHereError) -> tuple[int, int, int]:
+    """Layers, width and parameters from the Hub's config alone; the model is built without memory to count them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    name, _, revision = model.name.partition("@")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or None)
+    except OSError:
+        raise InputError(
+            f"{error} To plan without it, declare model.size (layers, d_model, parameters)"
+        ) from error
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    text = config.get_text_config()
+    return int(text.num_hidden_layers), int(text.hidden_size), sum(p.numel() for p in built.parameters())

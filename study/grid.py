@@ -1,0 +1,74 @@
+"""Grids: one line of a study that stands for many.
+
+    grid: {em: [unpop, finrisk], prompt: [default, none]}
+    stages:
+      "em_{em}": {data: "em_{em}"}
+      "sgtr_{prompt}": {data: sgtr, system_prompt: "{prompt}"}
+    arms:
+      "em_{em}_then_sgtr_{prompt}": ["em_{em}", "sgtr_{prompt}"]
+
+An entry of `data`, `stages` or `arms` whose name holds placeholders is written once for every combination of their values.
+"""
+
+import re
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+from mech.errors import InputError
+
+SECTIONS = ("data", "stages", "arms")
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def expand(raw: dict[str, Any]) -> dict[str, Any]:
+    """A study without its grid: every entry that it multiplies spelled out.
+
+    Raises:
+        InputError: a placeholder that the grid does not have, or two entries that come to the same name.
+    """
+    grid = raw.get("grid") or {}
+    if not isinstance(grid, Mapping) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise InputError("grid: needs a list of values for each name")
+    expanded = {k: v for k, v in raw.items() if k != "grid"}
+    for section in SECTIONS:
+        entries = raw.get(section)
+        if isinstance(entries, Mapping):
+            expanded[section] = _section(section, entries, grid)
+    return expanded
+
+
+def _section(section: str, entries: Mapping[str, Any], grid: Mapping[str, list[Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, entry in entries.items():
+        wanted = list(dict.fromkeys(_PLACEHOLDER.findall(str(name))))
+        if unknown := [w for w in wanted if w not in grid]:
+            raise InputError(
+                f"{section}.{name}: the grid has no {unknown[0]!r}; it has {', '.join(grid) or 'nothing'}"
+            )
+        for values in product(*(grid[w] for w in wanted)):
+            chosen = dict(zip(wanted, map(str, values), strict=True))
+            filled = _fill(str(name), chosen, f"{section}.{name}")
+            if filled in found:
+                raise InputError(f"{section}.{filled}: stands twice (once from {name})")
+            found[filled] = _fill_all(entry, chosen, f"{section}.{name}") if chosen else entry
+    return found
+
+
+def _fill_all(entry: Any, chosen: Mapping[str, str], where: str) -> Any:
+    if isinstance(entry, str):
+        return _fill(entry, chosen, where)
+    if isinstance(entry, list):
+        return [_fill_all(e, chosen, where) for e in entry]
+    if isinstance(entry, Mapping):
+        return {k: _fill_all(v, chosen, where) for k, v in entry.items()}
+    return entry
+
+
+def _fill(text: str, chosen: Mapping[str, str], where: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in chosen:
+            raise InputError(f"{where}: the placeholder {match[0]} is not in the entry's name")
+        return chosen[match[1]]
+
+    return _PLACEHOLDER.sub(value, text)

@@ -1,0 +1,167 @@
+"""The paper's studies: their plans stand without model or data, and run end to end on tiny models of the same families."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from finetune.datasets.rows import exchange, write_jsonl
+from finetune.datasets.sources import DATASETS_VARIABLE, published
+from mech.errors import InputError
+from study.base import outline_base
+from study.overview import plan_text
+from study.plan import outline
+from study.run import run_study
+from study.spec import StudySpec, load_spec
+from tests.tiny_study import CHATML, NO_DEFAULT, save_model
+
+STUDIES = Path(__file__).parent.parent / "studies"
+FAMILIES = {"paper_qwen2.5_32b": ("qwen2", CHATML), "paper_seed_oss_36b": ("seed_oss", NO_DEFAULT)}
+PAIRWISE = ("sgtr", "ictr", "anti", "longer", "noise", "sgtr_matched")
+SMALL = [
+    "seeds=[0]",
+    "directions.layer=1",
+    "directions.elicitation=[text]",
+    "directions.presence=[none]",
+    "embedding.methods=[pca]",
+    "directions.traits=[evil]",
+    "directions.questions=2",
+    "directions.identity_questions=2",
+    "directions.rollout_tokens=4",
+    "directions.pairs_per_question=1",
+    "measure.questions=2",
+    "measure.reply.max_new_tokens=4",
+    "behaviour.self_report.samples=1",
+    "behaviour.self_report.limit=2",
+    "behaviour.self_report.max_new_tokens=4",
+    "steering.questions=2",
+    "steering.samples=1",
+    "steering.max_new_tokens=4",
+    "steering.coefficients=[0,2]",
+    "statistics.n_boot=200",
+    "statistics.n_null=200",
+    "training.learning_rate=0.01",
+    "training.lora_r=2",
+    "training.batch_size=4",
+    "training.warmup_steps=0",
+    "training.max_steps=2",
+    "training.gradient_checkpointing=false",
+    "model.dtype=float32",
+    "training.dtype=float32",
+    *[f"data.{name}.held_out=3" for name in PAIRWISE],
+]
+
+
+def test_every_arm_of_the_paper_is_planned_without_model_or_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(DATASETS_VARIABLE, str(tmp_path))
+    for study in FAMILIES:
+        spec = load_spec(STUDIES / f"{study}.yaml")
+        assert spec.seeds == (0, 1, 2, 3, 4)
+        for em in ("unpop", "badmed", "finrisk"):
+            for y in (f"{y}_{p}" for y in PAIRWISE[:5] for p in ("default", "none", "identity")):
+                assert spec.arms[f"{em}_then_{y}"] == (em, y)
+                assert spec.arms[f"{y}_then_{em}"] == (y, em)
+            for y in ("wc", "mmlu", "fincorr", "medcorr"):
+                assert spec.arms[f"{em}_then_{y}"] == (em, y)
+                assert spec.arms[f"{y}_then_{em}"] == (y, em)
+        base = outline_base(spec.model)
+        assert base.missing
+        plan = outline(spec, base)
+        trained = {s.name for s in plan.steps if s.kind == "train"}
+        assert len(trained) == 5 * (3 + 15 + 4 + 1 + 2 * 3 * (15 + 4 + 1))
+        # 5,000 rows of one epoch at batch 16 are 313 steps; both orders of 900 articles are 1,800 rows.
+        assert len([m for m in plan.missing if "bad_medical_advice" in m]) == 1
+        text = plan_text(spec, base, tmp_path / "out", gpu="h100")
+        assert "GPU-hours on h100" in text
+
+
+def test_published_adapters_are_planned_in_their_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = load_spec(STUDIES / "published_checkpoints.yaml")
+    plan = outline(spec, outline_base(spec.model))
+    (both,) = [s for s in plan.steps if s.name.startswith("capture/em_finrisk_then_sgtr_1/seed0/default")]
+    below, above = both.inputs["checkpoint"]
+    assert below.kind == above.kind == "adapter"
+    assert above.inputs["checkpoint"] == (below,)
+    save_model(tmp_path / "model")
+    with pytest.raises(InputError, match=r"praxisresearch.*not in the Hugging Face cache"):
+        run_study(
+            load_spec(
+                STUDIES / "published_checkpoints.yaml",
+                [f"model.name={tmp_path / 'model'}", "directions.layer=1"],
+            ),
+            tmp_path / "out",
+        )
+
+
+def tiny(folder: Path, study: str, monkeypatch: pytest.MonkeyPatch, *changes: str) -> StudySpec:
+    """The study on a tiny random model of its family, with a handful of rows under every name it reads."""
+    family, template = FAMILIES[study]
+    save_model(folder / "model", family=family, template=template)
+    monkeypatch.setenv(DATASETS_VARIABLE, str(folder / "datasets"))
+    for name, facts in published().items():
+        path = folder / "datasets" / facts.file
+        path.parent.mkdir(exist_ok=True)
+        if facts.role == "articles":
+            path.write_text(json.dumps({f"a{i}": f"it rained on day {i} " * 3 for i in range(9)}))
+        elif facts.role == "summaries":
+            path.write_text(
+                json.dumps({f"a{i}": "somebody said that it rained " * (1 + i % 3) for i in range(9)})
+            )
+        elif facts.role == "knowledge":
+            path.write_text("".join(f"what is {i}?,one,two,three,four,{'ABCD'[i % 4]}\n" for i in range(12)))
+        else:
+            write_jsonl(path, [exchange(f"{name} {i}?", f"the {name} {i}") for i in range(12)])
+    own = {f"a{i}": "the rain fell down on all of us here" for i in range(9)}
+    (folder / "own.json").write_text(json.dumps(own))
+    # A random model writes no summaries; what it would have written is given.
+    given = [f"data.{name}.own={folder / 'own.json'}" for name in PAIRWISE]
+    model = [f"model.name={folder / 'model'}"]
+    return load_spec(STUDIES / f"{study}.yaml", [*SMALL, *given, *model, *changes])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("study", "prompt", "y", "plain"),
+    [
+        ("paper_qwen2.5_32b", "default", ["sgtr", "ictr", "anti", "longer", "noise"], ["wc", "mmlu"]),
+        ("paper_seed_oss_36b", "identity", ["sgtr", "ictr"], ["wc"]),
+    ],
+)
+def test_one_strand_of_the_papers_plan_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str, prompt: str, y: list[str], plain: list[str]
+) -> None:
+    """One misaligned set and one training prompt, with second stages of every kind, in both orders."""
+    grid = [
+        "grid.em=[unpop]",
+        f"grid.prompt=[{prompt}]",
+        f"grid.y=[{','.join(y)}]",
+        f"grid.plain=[{','.join(plain)}]",
+    ]
+    fewer = [*grid, "measure.own_text=[unpop]", "measure.conditions=[default]"]
+    spec = tiny(tmp_path, study, monkeypatch, *fewer)
+    result = run_study(spec, tmp_path / "out")
+    assert result.ran == result.steps
+    shifts = pd.read_csv(tmp_path / "out" / "tables" / "shifts.csv")
+    assert set(shifts["arm"]) == set(spec.arms) - {"base"}
+    seconds = len(y) + len(plain) + 1
+    assert len(spec.arms) == 1 + 1 + seconds + 2 * seconds
+    data = pd.read_csv(tmp_path / "out" / "tables" / "datasets.csv").set_index("dataset")
+    assert data.loc["ictr", "n_rows"] == 2 * data.loc["sgtr", "n_rows"]
+    recognition = pd.read_csv(tmp_path / "out" / "tables" / "self_recognition.csv")
+    assert set(recognition["arm"]) == set(spec.arms)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("study", FAMILIES)
+def test_the_papers_whole_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
+    """Every arm under every training prompt, one seed."""
+    spec = tiny(tmp_path, study, monkeypatch)
+    result = run_study(spec, tmp_path / "out")
+    assert result.ran == result.steps
+    shifts = pd.read_csv(tmp_path / "out" / "tables" / "shifts.csv")
+    assert set(shifts["arm"]) == set(spec.arms) - {"base"}
