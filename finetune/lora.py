@@ -69,6 +69,8 @@ def train_lora(
         raise InputError(
             "the model has a live adapter: load it with merge=True before training another on it"
         )
+    if settings.quantise and model.device.type == "cpu":
+        raise InputError("quantise: 4-bit weights carry no gradient on a CPU: train on a GPU, or unquantised")
     # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
     model.check_head()
     packs = can_pack(model) and not any(isinstance(i, Patch) for i in interventions)

@@ -17,6 +17,8 @@ from finetune.labels import training_rows
 from finetune.lora import train_lora
 from finetune.settings import TrainSettings
 from finetune.state import StepRecord
+from finetune.team import Team
+from finetune.trackers import tracking
 from mech.chat import SystemPrompt
 from mech.checkpoint import Checkpoint
 from mech.interventions import Intervention
@@ -30,7 +32,7 @@ def trainer(settings: TrainSettings) -> Callable[..., list[StepRecord]]:
     return {"lora": train_lora, "full": train_full}[settings.method]
 
 
-def run_stage(
+def run_stage(  # noqa: PLR0913  (one call is a whole stage)
     parent: str | Checkpoint,
     data: Path,
     settings: TrainSettings,
@@ -41,6 +43,7 @@ def run_stage(
     names: Mapping[str, Any] | None = None,
     interventions: Sequence[Intervention] = (),
     save_every: int | None = None,
+    trackers: Sequence[str] = (),
     **load_kwargs: Any,
 ) -> Checkpoint:
     """Finetune a checkpoint on a JSONL file of messages.
@@ -55,6 +58,7 @@ def run_stage(
         names: `identity` and `others`, as `ChatTemplate.render` takes them, for the conditions that need them.
         interventions: act while training, and not afterwards.
         save_every: steps between resume points; once a minute when left out.
+        trackers: `wandb`, `tensorboard`: told of every step.
         **load_kwargs: passed to `mech.models.load_model` (`device`, `device_map`, `attn_implementation`, ...).
 
     Raises:
@@ -67,13 +71,15 @@ def run_stage(
     encoded = training_rows(
         model.template, rows, condition or SystemPrompt(), max_tokens=settings.max_tokens, names=names or {}
     )
-    trainer(settings)(
-        model,
-        encoded,
-        settings,
-        folder,
-        seed=seed,
-        interventions=interventions,
-        save_every=save_every,
-    )
+    with tracking(trackers if Team.join().leads else (), folder, folder.name) as tell:
+        trainer(settings)(
+            model,
+            encoded,
+            settings,
+            folder,
+            seed=seed,
+            interventions=interventions,
+            save_every=save_every,
+            on_step=tell,
+        )
     return checkpoint.plus(folder)

@@ -181,3 +181,7 @@ def main() -> None:
 
 def _default_out(name: str, *, fast: bool) -> Path:
     return Path("runs") / (f"{name}-fast" if fast else name)
+
+
+if __name__ == "__main__":
+    main()

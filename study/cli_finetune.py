@@ -64,7 +64,7 @@ def check(
         typer.echo(line)
 
 
-def finetune(
+def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     model: Annotated[str, typer.Argument(help="What to train on: base, or base:adapter:adapter.")],
     data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter; run again after a kill, it goes on.")],
@@ -74,6 +74,7 @@ def finetune(
     seed: Annotated[int, typer.Option(help="Of initialisation, order and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     save_every: Annotated[int | None, typer.Option(help="Steps between resume points.")] = None,
+    track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,
 ) -> None:
     """Finetune a checkpoint on a file of messages: one stage."""
     from finetune.settings import make_settings
@@ -98,6 +99,7 @@ def finetune(
         condition=SystemPrompt.parse(system_prompt),
         names=names,
         save_every=save_every,
+        trackers=track or [],
         device=device_named(device),
     )
     if team.leads:
