@@ -58,7 +58,7 @@ def judge_authorship(
         InputError: a row of another form, or two answers that begin with the same token.
     """
     answers = FORMS["own_at" if "own_at" in rows[0] else "source"]
-    sources = [_source(i, row, answers) for i, row in enumerate(rows)]
+    sources = [right_source(i, row, answers) for i, row in enumerate(rows)]
     encoded = [model.template.encode_prompt(r["messages"][:-1], condition, **(names or {})) for r in rows]
     yes, no = (_first_token(model.template, rows[0]["messages"][:-1], word) for word in answers)
     if yes == no:
@@ -78,7 +78,7 @@ FORMS = {"source": ("Yes", "No"), "own_at": ("1", "2")}
 """The two answers, by the field that says which is right."""
 
 
-def _source(i: int, row: Mapping[str, Any], answers: tuple[str, str]) -> str:
+def right_source(i: int, row: Mapping[str, Any], answers: tuple[str, str]) -> str:
     """Which of the two answers is right: `own` for the first, `other` for the second; checked against the row's answer."""
     right = {"own": answers[0], "other": answers[1], 1: answers[0], 2: answers[1]}
     given = row["messages"][-1]["content"]

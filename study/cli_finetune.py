@@ -9,6 +9,9 @@ from mech.errors import InputError
 
 data_app = typer.Typer(help="Datasets: build one, check a file.", no_args_is_help=True)
 
+REMOTE = "openai:"
+"""Before the name of a model behind OpenAI's API."""
+
 Fields = Annotated[list[str] | None, typer.Option("--set", help="field=value; may be repeated.")]
 Condition = Annotated[
     str, typer.Option(help="default, none, empty, identity, other:NAME or text:... while training.")
@@ -65,7 +68,7 @@ def check(
 
 
 def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
-    model: Annotated[str, typer.Argument(help="What to train on: base, or base:adapter:adapter.")],
+    model: Annotated[str, typer.Argument(help="base, base:adapter:adapter, or openai:NAME.")],
     data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter; run again after a kill, it goes on.")],
     preset: Annotated[str, typer.Option(help="A recipe by name (finetune/settings.py).")] = "paper-32b",
@@ -75,8 +78,14 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     save_every: Annotated[int | None, typer.Option(help="Steps between resume points.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remote: say what would be sent.")] = False,  # noqa: FBT002
 ) -> None:
     """Finetune a checkpoint on a file of messages: one stage."""
+    if model.startswith(REMOTE):
+        _finetune_remote(model.removeprefix(REMOTE), data, out, seed=seed, dry_run=dry_run)
+        return
+    if dry_run:
+        raise InputError("--dry-run belongs to a remote model (openai:NAME); `mech data check` looks at data")
     from finetune.settings import make_settings
     from finetune.stages import run_stage
     from finetune.team import Team
@@ -104,6 +113,17 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     )
     if team.leads:
         typer.echo(f"{out}: trained. Use it as {trained}")
+
+
+def _finetune_remote(base: str, data: Path, out: Path, *, seed: int, dry_run: bool) -> None:
+    from finetune.openai import finetune_remote
+
+    if dry_run:
+        estimate = finetune_remote(data, base=base, folder=out, seed=seed, dry_run=True)
+        typer.echo(f"nothing sent: {estimate}")
+    else:
+        trained = finetune_remote(data, base=base, folder=out, seed=seed)
+        typer.echo(f"{out}: trained. Use it as {REMOTE}{trained.model}")
 
 
 def _summaries(spec: Any, model: str | None, seed: int) -> dict[str, str] | None:
