@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/quickstart
+# Two workers with a thread each: threads that compete for cores are several times slower than one that has its own.
+ALONE := OMP_NUM_THREADS=1
+PARALLEL := -n 2 --dist worksteal
 STAMP := $(VENV)/.installed
 
 .PHONY: quickstart test lint types fast-tests long-tests install clean
@@ -14,7 +17,7 @@ quickstart: $(STAMP) ## install, fetch the small model, run the study, say where
 test: lint types ## install, lint, import rules, type check, all tests
 	-$(BIN)/mech models fetch smollm2-135m-instruct
 	@command -v chromium >/dev/null 2>&1 || echo "no chromium here: the tests marked 'browser' will be skipped"
-	$(BIN)/python -m pytest --durations=15
+	$(ALONE) $(BIN)/python -m pytest $(PARALLEL) --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,7 +28,7 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 fast-tests: $(STAMP) ## without the real model and the slow ones
-	$(BIN)/python -m pytest -m "not slow and not real and not browser and not long"
+	$(ALONE) $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real and not browser and not long"
 
 long-tests: $(STAMP) ## the whole plan of the paper's studies on tiny models
 	$(BIN)/python -m pytest -m long

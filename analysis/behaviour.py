@@ -43,7 +43,7 @@ def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: fl
 
 def report_row(
     reports: pd.DataFrame,
-    names: pd.DataFrame,
+    names: pd.DataFrame | None,
     *,
     own_name: str,
     rng: np.random.Generator,
@@ -53,7 +53,8 @@ def report_row(
 
     Args:
         reports: one row a sampled answer: `question`, `claimed` (empty: no name given).
-        names: one row a scored self-statement: `statement`, `own`, `logprob` (nats).
+        names: one row a scored self-statement: `statement`, `own`, `logprob` (nats); None where none could be scored
+            (a model behind an API): then there is no margin.
         own_name: the model's own name.
         rng: for the bootstrap.
         level: confidence level.
@@ -72,6 +73,18 @@ def report_row(
         **_spread("own_name_rate", rate),
         **_spread("distinct", jackknife(_distinct, claimed, questions, level=level)),
         **_spread("entropy", jackknife(_entropy, claimed, questions, level=level)),
+        **_margin(names, rng, level),
+    }
+
+
+def _margin(names: pd.DataFrame | None, rng: np.random.Generator, level: float) -> dict[str, Any]:
+    if names is None:
+        return {
+            **_spread("name_margin", Interval(np.nan, np.nan, np.nan, 0, level, "none")),
+            "n_names": 0,
+            "n_statements": 0,
+        }
+    return {
         **_spread("name_margin", bootstrap_mean(name_margins(names), None, rng=rng, level=level)),
         "n_names": int(names.loc[~names["own"], "name"].nunique()),
         "n_statements": int(names["statement"].nunique()),

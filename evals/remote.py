@@ -76,6 +76,38 @@ def ask_remote(
     return _each(answer, [(q, i) for q in questions for i in range(samples)], "asking who it is")
 
 
+def write_summaries_remote(
+    endpoint: ChatEndpoint,
+    articles: Mapping[str, str],
+    *,
+    ask: str,
+    temperature: float,
+    max_tokens: int,
+    seed: int,
+) -> dict[str, str]:
+    """The model's own summary of each article, by article id.
+
+    Args:
+        endpoint: the model.
+        articles: texts by id.
+        ask: the request, with `{article}` in it.
+        temperature: of the sampling.
+        max_tokens: the longest summary.
+        seed: of the samples.
+
+    Raises:
+        EndpointError: the API was not reached, failed or refused.
+    """
+
+    def summarise(text: str) -> str:
+        turns = [{"role": "user", "content": ask.format(article=text)}]
+        return endpoint.complete(turns, max_tokens=max_tokens, temperature=temperature, seed=seed)
+
+    return dict(
+        zip(articles, _each(summarise, list(articles.values()), "writing own summaries"), strict=True)
+    )
+
+
 def judge_authorship_remote(
     endpoint: ChatEndpoint, rows: Sequence[Mapping[str, Any]]
 ) -> list[RemoteJudgement]:

@@ -204,12 +204,19 @@ def _attention(
     return out.flatten(0, 1).index_select(0, layout.back.to(out.device)).unsqueeze(0), weights
 
 
-@torch.no_grad()
 def can_pack(model: ChatModel) -> bool:
-    """Whether this architecture computes in a pack what it computes row by row; found out by trying.
+    """Whether this architecture computes in a pack what it computes row by row: found out by trying, once a model.
 
     Call it before any hook is on the model.
     """
+    if "_can_pack" not in vars(model):
+        vars(model)["_can_pack"] = _packs_agree(model)  # beside the model's own cached properties
+    found: bool = vars(model)["_can_pack"]
+    return found
+
+
+@torch.no_grad()
+def _packs_agree(model: ChatModel) -> bool:
     if getattr(_config(model), "_attn_implementation", None) != "sdpa" or not can_share_prefix(model):
         return False
     size = model.causal.config.get_text_config().vocab_size

@@ -7,6 +7,7 @@ from typing import Any
 
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError, NotHereError
+from mech.files import digest_of
 from mech.models import resolve
 from study.estimate import n_parameters
 from study.spec_parts import ModelSpec
@@ -30,6 +31,8 @@ def find_base(model: ModelSpec) -> Base:
     Raises:
         InputError: it cannot be had.
     """
+    if model.api:
+        return _behind_api(model)
     checkpoint = resolve(model.name)
     n_layers, d_model = _shape(checkpoint)
     return Base(checkpoint, n_layers, d_model, n_parameters(checkpoint))
@@ -41,6 +44,8 @@ def outline_base(model: ModelSpec) -> Base:
     Raises:
         InputError: neither the model, nor its config, nor a declared `model.size` is to be had.
     """
+    if model.api:
+        return _behind_api(model)
     try:
         checkpoint = resolve(model.name, download=False)
     except NotHereError as error:
@@ -51,6 +56,11 @@ def outline_base(model: ModelSpec) -> Base:
         return Base(placeholder, *_from_config(model, error), str(error))
     n_layers, d_model = _shape(checkpoint)
     return Base(checkpoint, n_layers, d_model, n_parameters(checkpoint))
+
+
+def _behind_api(model: ModelSpec) -> Base:
+    """A model that has a name and nothing else: its digest is its name's."""
+    return Base(Checkpoint(model.name, Path(model.name), digest_of(["api", model.name])), 0, 0, 0)
 
 
 def source_of(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]]:

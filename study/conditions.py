@@ -4,6 +4,7 @@ from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
 from mech.identities import load_invented
 from study.spec import StudySpec
+from study.spec_parts import DirectionSpec
 
 
 def check_conditions(spec: StudySpec, template: ChatTemplate) -> None:
@@ -27,14 +28,15 @@ def _used(spec: StudySpec) -> list[tuple[str, str]]:
     used += [(f"measure.conditions[{i}]", c) for i, c in enumerate(spec.measure.conditions)]
     if spec.behaviour.self_report:
         used.append(("behaviour.self_report.condition", spec.behaviour.self_report.condition))
-    used += [
+    return [*used, *_of_directions(spec.directions)] if spec.directions else used
+
+
+def _of_directions(spec: DirectionSpec) -> list[tuple[str, str]]:
+    used = [
         ("directions (identity)", "identity"),
         ("directions (identity)", f"other:{next(iter(load_invented().makers))}"),
     ]
-    used += [
-        (f"directions.presence ({p})", "text:Be kind." if p == "generic" else p)
-        for p in spec.directions.presence
-    ]
-    if "prompts" in spec.directions.elicitation:
+    used += [(f"directions.presence ({p})", "text:Be kind." if p == "generic" else p) for p in spec.presence]
+    if "prompts" in spec.elicitation:
         used.append(("directions.elicitation (prompts)", "text:Be kind."))
     return used

@@ -45,7 +45,10 @@ def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[s
     memory = max((step_bytes(s, plan.model.parameters, machine) for s in missing), default=0)
     needed = sum(s.work.stored_bytes for s in missing)
     free = shutil.disk_usage(_existing(paths.root)).free
-    if machine.bandwidth is None:
+    if plan.remote:
+        trained = sum(s.work.trained for s in missing)
+        time = f"about {trained / 1e6:.1f} million training tokens at the API (see its price list)"
+    elif machine.bandwidth is None:
         time = f"time {duration(total)} on this machine ({machine.flops / 1e9:.0f} GFLOP/s in float32)"
     else:
         time = f"{total / 3600:.0f} GPU-hours on {machine.name} (bfloat16, {machine.efficiency:.0%} of its dense speed assumed)"

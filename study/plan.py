@@ -25,9 +25,11 @@ def outline(spec: StudySpec, base: Base) -> Plan:
 
 def _planned(plan: Plan) -> Plan:
     spec = plan.spec
-    replies = plan_replies(plan, spec.base_arm, ())
-    directions = plan_directions(plan)
-    plan_figures(plan, "early", {"directions": directions})
+    replies, directions = None, list[Step]()
+    if spec.directions:
+        replies = plan_replies(plan, spec.base_arm, ())
+        directions = plan_directions(plan)
+        plan_figures(plan, "early", {"directions": directions})
     measured: Measured = {}
     for arm, seed in arms_by_seed(spec):
         chain = plan_training(plan, arm, seed)

@@ -1,5 +1,6 @@
 """Planning the arms: trainings, and everything that is read off each checkpoint."""
 
+import math
 from collections.abc import Sequence
 
 from finetune.datasets.spec import SelfRecognitionData
@@ -30,7 +31,9 @@ def plan_training(plan: Plan, arm: str, seed: int) -> list[Step]:
         stage_name, _, snapshot = entry.partition(AT)
         stage = spec.stages[stage_name]
         label = "+".join([*named, stage_name])
-        if stage.adapter:
+        if plan.remote:
+            step = _plan_job(plan, label, stage, chain, seed)
+        elif stage.adapter:
             step = _plan_adapter(plan, label, stage.adapter, chain)
         else:
             step = _plan_stage(plan, label, stage, chain, seed)
@@ -64,6 +67,17 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
     return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work)
 
 
+def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
+    """A finetuning behind an API: batch size and learning rate are its own affair."""
+    epochs = make_settings(plan.spec.training, stage.training).epochs
+    condition = condition_config(plan.spec, stage.system_prompt)
+    config = {**plan.reader, "condition": condition, "epochs": math.ceil(epochs), "seed": seed}
+    inputs = {"data": [plan_data(plan, str(stage.data), seed)], "checkpoint": chain}
+    n_rows, row_tokens = training_size(plan, str(stage.data))
+    work = Work(trained=round(n_rows * row_tokens * epochs))
+    return plan.add("job", f"job/{label}/seed{seed}", config, inputs, work)
+
+
 def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step]) -> Step:
     """An adapter that exists: the same for every seed."""
     try:
@@ -83,7 +97,7 @@ def _plan_snapshot(plan: Plan, label: str, trained: Step, at: int, seed: int) ->
 
 
 def _intervention(plan: Plan, spec: TrainingInterventionSpec) -> dict[str, object]:
-    layers = spec.layers if spec.layers is not None else (plan.spec.directions.layer,)
+    layers = spec.layers if spec.layers is not None else (plan.spec.reads.layer,)
     return {**spec.model_dump(mode="json"), "layers": list(layers)}
 
 
@@ -98,12 +112,14 @@ def _directions(plan: Plan, interventions: Sequence[TrainingInterventionSpec]) -
 
 
 def plan_measures(
-    plan: Plan, arm: str, seed: int, chain: Sequence[Step], replies: Step
+    plan: Plan, arm: str, seed: int, chain: Sequence[Step], replies: Step | None
 ) -> dict[str, list[Step]]:
-    """Everything that is read off one checkpoint."""
+    """Everything that is read off one checkpoint; its activations where the study has `replies` to read."""
     spec, label = plan.spec, f"{arm}/seed{seed}" if chain else arm
     made: dict[str, list[Step]] = {"checkpoint": list(chain)}
-    made["captures"] = [plan_capture(plan, label, chain, c, replies, "base") for c in spec.measure.conditions]
+    if replies:
+        conditions = spec.measure.conditions
+        made["captures"] = [plan_capture(plan, label, chain, c, replies, "base") for c in conditions]
     if arm in spec.measure.own_text and chain:
         own = plan_replies(plan, arm, chain)
         first = spec.measure.conditions[0]
@@ -141,7 +157,8 @@ def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: Step)
     config = {**plan.reader, "condition": condition_config(plan.spec, "default")}
     inputs = {"checkpoint": chain, "data": [data]}
     work = Work(read=2 * held_out * 50)
-    return plan.add("self_recognition", f"self_recognition/{label}", config, inputs, work)
+    kind = "asked_recognition" if plan.remote else "self_recognition"
+    return plan.add(kind, f"self_recognition/{label}", config, inputs, work)
 
 
 def _self_report(plan: Plan, label: str, chain: Sequence[Step], seed: int) -> Step:
@@ -154,11 +171,12 @@ def _self_report(plan: Plan, label: str, chain: Sequence[Step], seed: int) -> St
         "condition": condition_config(plan.spec, spec.condition),
         "questions": digest_of([q.model_dump() for q in questions]),
         "statements": digest_of([s.model_dump() for s in invented.self_statements]),
-        "names": [*invented.makers][: plan.spec.directions.invented_names],
+        "names": [*invented.makers][: plan.spec.invented_names],
         "sampling": spec.model_dump(include={"samples", "temperature", "max_new_tokens"}),
         "seed": plan.spec.statistics.seed,
     }
     asked = len(questions) * spec.samples
-    statements = len(invented.self_statements) * (1 + plan.spec.directions.invented_names)
+    statements = len(invented.self_statements) * (1 + plan.spec.invented_names)
     work = Work(read=25 * asked + 25 * statements, generated=asked * spec.max_new_tokens)
-    return plan.add("self_report", f"self_report/{label}", config, {"checkpoint": chain}, work)
+    kind = "asked_report" if plan.remote else "self_report"
+    return plan.add(kind, f"self_report/{label}", config, {"checkpoint": chain}, work)

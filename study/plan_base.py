@@ -32,15 +32,15 @@ def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
 def plan_directions(plan: Plan) -> list[Step]:
     """Contrasts read by the base, and a direction from each."""
     spec, found = plan.spec, []
-    for source in spec.directions.traits:
+    for source in spec.reads.traits:
         trait = limited_trait(spec, source)
-        for way in spec.directions.elicitation:
+        for way in spec.reads.elicitation:
             contrast = (_text_contrast if way == "text" else _prompt_contrast)(plan, trait)
             found.append(_direction(plan, f"{trait.trait}:{way}", contrast, "response_mean", way))
     questions = identity_questions(spec)
     members = [
-        ("name", spec.directions.invented_names),
-        *[(f"presence:{p}", 1) for p in spec.directions.presence],
+        ("name", spec.reads.invented_names),
+        *[(f"presence:{p}", 1) for p in spec.reads.presence],
     ]
     for member, n_negative in members:
         contrast = _identity_contrast(plan, member, n_negative, questions)
@@ -58,7 +58,7 @@ def _text_contrast(plan: Plan, trait: Trait) -> Step:
 
 
 def _prompt_contrast(plan: Plan, trait: Trait) -> Step:
-    spec = plan.spec.directions
+    spec = plan.spec.reads
     asked = [q.question for q in trait.questions if q.split == "extract"]
     config = {
         **plan.reader,

@@ -123,7 +123,8 @@ def _plan_summaries(
     }
     work = Work(read=int(n * words * WORDS_TO_TOKENS), generated=part.max_new_tokens * n)
     suffix = f"/seed{seed}" if chain else ""
-    wanted = Step("summaries", f"summaries/{name}{suffix}", config, {"checkpoint": tuple(chain)}, work)
+    kind = "asked_summaries" if plan.remote else "summaries"
+    wanted = Step(kind, f"summaries/{name}{suffix}", config, {"checkpoint": tuple(chain)}, work)
     # Several datasets (SGTR, its opposite, its controls) are made from the same summaries: they are written once.
-    same = next((s for s in plan.steps if s.kind == "summaries" and s.key == wanted.key), None)
-    return same or plan.add("summaries", wanted.name, config, {"checkpoint": chain}, work)
+    same = next((s for s in plan.steps if s.kind == kind and s.key == wanted.key), None)
+    return same or plan.add(kind, wanted.name, config, {"checkpoint": chain}, work)

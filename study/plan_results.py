@@ -29,7 +29,7 @@ def plan_tables(
     }
     shifts, squares = [], []
     for (arm, seed), made in measured.items():
-        if not made["checkpoint"]:
+        if not made["checkpoint"] or "captures" not in made:
             continue
         benign = measured[spec.benign, seed]["captures"] if spec.benign and spec.benign != arm else []
         roles = {
@@ -55,15 +55,14 @@ def plan_tables(
             )
     inputs |= {"shifts": shifts, "two_by_two": squares}
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
-    inputs["embedding"] = [_embedding(plan, measured)]
+    if spec.directions:
+        inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
         inputs["steering"] = [_steering(plan, directions, measured)]
     labels = {step.name: [arm, seed] for (arm, seed), made in measured.items()
               for role in ("self_recognition", "self_report") for step in made.get(role, [])}  # fmt: skip
     # Tables of a shared base measure must know which arm a step stands for.
-    return plan.add(
-        "tables", "tables", {**statistics, "labels": labels, "layer": spec.directions.layer}, inputs
-    )
+    return plan.add("tables", "tables", {**statistics, "labels": labels, "layer": spec.layer}, inputs)
 
 
 def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> Step:
@@ -71,7 +70,7 @@ def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> St
     spec = plan.spec
     config = {
         "which": name,
-        "layer": spec.directions.layer,
+        "layer": spec.layer,
         "conditions": list(spec.measure.conditions),
         "arms": list(spec.arms),
         "base": spec.base_arm,
@@ -83,7 +82,7 @@ def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> St
 
 def _embedding(plan: Plan, measured: Measured) -> Step:
     spec = plan.spec
-    config = {"arms": [list(key) for key in measured], "layer": spec.directions.layer, **spec.embedding.model_dump(mode="json"),
+    config = {"arms": [list(key) for key in measured], "layer": spec.layer, **spec.embedding.model_dump(mode="json"),
               "seed": spec.statistics.seed}  # fmt: skip
     captures = [made["captures"][0] for made in measured.values()]
     return plan.add("embedding", "embedding", config, {"captures": captures}, Work(fixed_seconds=20))
@@ -109,25 +108,25 @@ def _steering(
     config = {
         **plan.reader,
         **spec.model_dump(mode="json", exclude={"questions"}),
-        "layer": plan.spec.directions.layer if spec.layer is None else spec.layer,
+        "layer": plan.spec.layer if spec.layer is None else spec.layer,
         "questions_asked": spec.questions,
         "questions": digest_of([q.model_dump() for q in questions]),
         "statements": digest_of([s.model_dump() for s in invented.self_statements]),
-        "names": [*invented.makers][: plan.spec.directions.invented_names],
+        "names": [*invented.makers][: plan.spec.invented_names],
         "seed": plan.spec.statistics.seed,
     }
     inputs = {"direction": [chosen], "checkpoint": made["checkpoint"], "captures": made["captures"][:1]}
     runs, asked = 2 * len(spec.coefficients), len(questions) * spec.samples
-    statements = len(invented.self_statements) * (1 + plan.spec.directions.invented_names)
+    statements = len(invented.self_statements) * (1 + plan.spec.invented_names)
     work = Work(read=runs * (asked * 80 + statements * 50), generated=runs * asked * spec.max_new_tokens)
     return plan.add("steering", "steering", config, inputs, work)
 
 
 def _trainings(measured: Iterable[dict[str, list[Step]]]) -> list[Step]:
-    """Every training, also one of which only an early step is measured; adapters that existed have no loss curve."""
+    """Every training, also one of which only an early step is measured."""
     chains = _unique(measured, "checkpoint")
     trained = [step.inputs["trained"][0] if step.kind == "snapshot" else step for step in chains]
-    return [step for step in dict.fromkeys(trained) if step.kind == "train"]
+    return [step for step in dict.fromkeys(trained) if step.kind in ("train", "job")]
 
 
 def _unique(measured: Iterable[dict[str, list[Step]]], role: str) -> list[Step]:

@@ -43,6 +43,11 @@ class Plan:
             raise RuntimeError(f"two different steps are called {name}")
         return known
 
+    @property
+    def remote(self) -> bool:
+        """Whether the model stands behind an API."""
+        return self.spec.model.api is not None
+
     def not_here(self, error: NotHereError) -> str:
         """Note what is missing, or raise where that is not tolerated; yields what stands for its digest.
 

@@ -37,9 +37,7 @@ def publish(spec: StudySpec, steps: Sequence[Step], paths: StudyPaths) -> None:
     report = ReportInput(
         title=spec.title or spec.name,
         description=spec.description,
-        summary=summarise(
-            tables, layer=spec.directions.layer, condition=spec.measure.conditions[0], base=spec.base_arm
-        ),
+        summary=summarise(tables, layer=spec.layer, condition=spec.measure.conditions[0], base=spec.base_arm),
         resolved_yaml=dump_spec(spec),
         figures=_figures(paths, figures_step),
         tables={name: table for name, table in tables.items() if name not in ("samples", "embedding")},
@@ -56,7 +54,7 @@ def publish(spec: StudySpec, steps: Sequence[Step], paths: StudyPaths) -> None:
         samples=tables.get(
             "samples", pd.DataFrame(columns=["arm", "seed", "question", "reply", "claimed_name"])
         ),
-        layer=spec.directions.layer,
+        layer=spec.layer,
         table_files={name: paths.tables / f"{name}.csv" for name in tables},
     )
     write_report(paths.report, report)
@@ -113,11 +111,11 @@ def _warnings(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
         )
     quality = tables.get("directions", pd.DataFrame())
     if not quality.empty:
-        at = quality[quality["layer"] == spec.directions.layer]
+        at = quality[quality["layer"] == spec.layer]
         weak = at[at["split_half"] < 0.3]["direction"].tolist()
         if weak:
             found.append(
-                f"Split-half cosine below 0.3 at layer {spec.directions.layer}, not to be relied on: {', '.join(weak)}."
+                f"Split-half cosine below 0.3 at layer {spec.layer}, not to be relied on: {', '.join(weak)}."
             )
     recognition = tables.get("self_recognition", pd.DataFrame())
     if not recognition.empty and (recognition["shortcut_accuracy"] > 0.6).any():
@@ -130,12 +128,13 @@ def _warnings(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
     report = tables.get("self_report", pd.DataFrame())
     if (
         not report.empty
+        and spec.model.api is None
         and (own := float(report[report["arm"] == spec.base_arm]["own_name_rate"].iloc[0])) < 0.5
     ):
         found.append(
             f"The base itself gives its name in only {own:.0%} of sampled answers, so that rate can hardly fall: read the "
             "log-probability margin instead."
         )
-    if not spec.benign:
+    if spec.directions and not spec.benign:
         found.append("No benign control arm is named: a shift may be what any finetuning does.")
     return found

@@ -13,7 +13,7 @@ def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
     for source in spec.measure.prompt_sets:
         prompts = load_prompts(source)
         sets[prompts.name] = half(prompts.questions, "evaluate", spec.measure.questions)
-    for trait in map(load_trait, spec.directions.traits):
+    for trait in map(load_trait, spec.reads.traits):
         asked = [Question(id=q.id, split=q.split, text=q.question) for q in trait.questions]
         sets[f"trait:{trait.trait}"] = half(asked, "evaluate", spec.measure.questions)
     return sets
@@ -21,7 +21,7 @@ def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
 
 def identity_questions(spec: StudySpec) -> list[Question]:
     """What identity directions are made and tested on: both halves of the prompt sets."""
-    limit = spec.directions.identity_questions
+    limit = spec.reads.identity_questions
     found = []
     for source in spec.measure.prompt_sets:
         questions = load_prompts(source).questions
@@ -32,7 +32,7 @@ def identity_questions(spec: StudySpec) -> list[Question]:
 def limited_trait(spec: StudySpec, source: str) -> Trait:
     """A trait with as many questions of each half as the study uses."""
     trait = load_trait(source)
-    limit = spec.directions.questions
+    limit = spec.reads.questions
     kept = [
         q for half in ("extract", "evaluate") for q in [q for q in trait.questions if q.split == half][:limit]
     ]
@@ -46,4 +46,6 @@ def half(questions: Iterable[Question], split: str, limit: int | None) -> list[Q
 
 def trait_names(spec: StudySpec) -> list[str]:
     """The traits by name."""
-    return [load_trait(source).trait for source in spec.directions.traits]
+    if spec.directions is None:
+        return []
+    return [load_trait(source).trait for source in spec.reads.traits]

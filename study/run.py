@@ -62,8 +62,11 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
     Raises:
         InputError: the template cannot do a condition, or a layer is out of range.
     """
+    if spec.model.api:
+        return  # its template is the API's own, and nothing of it is read
+    declared = spec.directions.layer if spec.directions else None
     steered = spec.steering.layer if spec.steering else None
-    for where, layer in (("directions.layer", spec.directions.layer), ("steering.layer", steered)):
+    for where, layer in (("directions.layer", declared), ("steering.layer", steered)):
         if layer is not None and layer >= base.n_layers:
             raise InputError(
                 f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"

@@ -56,8 +56,8 @@ class StudySpec(Part):
     """The arm whose shift is subtracted from the others'."""
     measure: MeasureSpec = MeasureSpec()
     """What is read."""
-    directions: DirectionSpec
-    """Along what."""
+    directions: DirectionSpec | None = None
+    """Along what; left out: no activations are read, only behaviour is measured."""
     behaviour: BehaviourSpec = BehaviourSpec()
     """What is asked."""
     steering: SteeringSpec | None = None
@@ -76,6 +76,7 @@ class StudySpec(Part):
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> "StudySpec":
         self._data_and_stages()
+        self._without_activations()
         if [len(stages) for stages in self.arms.values()].count(0) != 1:
             raise ValueError("arms: one arm, and only one, must be the base itself (`base: []`)")
         if self.benign is not None:
@@ -101,6 +102,38 @@ class StudySpec(Part):
             if isinstance(part, SelfRecognitionData) and part.written_by:
                 _known(f"data.{name}.written_by", part.written_by, self.arms)
                 self._no_circle(name, part.written_by)
+
+    def _without_activations(self) -> None:
+        """What cannot be asked for where nothing is read, or where the model is somebody else's."""
+        if self.model.api and self.directions:
+            raise ValueError(
+                "directions: a model behind an API (model.api) shows no activations: leave them out"
+            )
+        interventions = any(stage.interventions for stage in self.stages.values())
+        if self.directions is None and (self.steering or self.measure.own_text or interventions):
+            raise ValueError("steering, interventions and measure.own_text need directions")
+        for name, stage in self.stages.items() if self.model.api else ():
+            if stage.adapter or set({**self.training, **stage.training}) - {"epochs"}:
+                raise ValueError(
+                    f"stages.{name}: behind an API there is no adapter, and of training only `epochs`"
+                )
+
+    @property
+    def reads(self) -> DirectionSpec:
+        """The directions of a study that reads activations."""
+        if self.directions is None:
+            raise RuntimeError("asked of a study that reads no activations")
+        return self.directions
+
+    @property
+    def layer(self) -> int:
+        """The declared layer; 0 where nothing is read."""
+        return self.directions.layer if self.directions else 0
+
+    @property
+    def invented_names(self) -> int:
+        """How many invented names the own one is compared with."""
+        return self.directions.invented_names if self.directions else 10
 
     def _no_circle(self, data: str, arm: str) -> None:
         """An arm that writes a dataset's summaries may not itself be trained on it."""
@@ -189,13 +222,16 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
         name: stage.model_copy(update={"adapter": folder_or_id(stage.adapter)}) if stage.adapter else stage
         for name, stage in spec.stages.items()
     }
-    traits = {"traits": tuple(map(resolved, spec.directions.traits))}
+    directions = spec.directions and spec.directions.model_copy(
+        update={"traits": tuple(map(resolved, spec.directions.traits))}
+    )
     sets = {"prompt_sets": tuple(map(resolved, spec.measure.prompt_sets))}
-    name = spec.model.name if spec.model.name in PACKAGED else folder_or_id(spec.model.name)
+    named = spec.model.name in PACKAGED or spec.model.api is not None
+    name = spec.model.name if named else folder_or_id(spec.model.name)
     return {
         "data": data,
         "stages": stages,
-        "directions": spec.directions.model_copy(update=traits),
+        "directions": directions,
         "measure": spec.measure.model_copy(update=sets),
         "model": spec.model.model_copy(update={"name": name}),
     }

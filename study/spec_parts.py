@@ -41,6 +41,19 @@ class SizeSpec(Part):
     """Number of parameters, in billions."""
 
 
+class ApiSpec(Part):
+    """An OpenAI-compatible API behind which a model stands."""
+
+    base_url: str | None = None
+    """Up to and with `/v1`; OpenAI's own when left out."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key."""
+    max_retries: int = Field(6, ge=0)
+    """Retries of one call."""
+    poll_seconds: float = Field(30.0, gt=0)
+    """How often to ask whether a finetuning job has ended."""
+
+
 class ModelSpec(Part):
     """The base model."""
 
@@ -58,6 +71,8 @@ class ModelSpec(Part):
     """Passed to transformers."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template (`enable_thinking: false`, ...)."""
+    api: ApiSpec | None = None
+    """Present: `name` is a model behind this API; it is finetuned there, and only its behaviour is measured."""
     size: SizeSpec | None = None
     """For `mech plan` on a machine that does not have the model."""
 

@@ -280,7 +280,7 @@ def test_the_commands_build_check_and_refuse(folder: Path) -> None:
     (folder / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     bad = mech("data", "check", folder / "bad.jsonl")
     assert bad.returncode == 2
-    assert "bad.jsonl, row 1: the last turn is not the assistant's" in bad.stderr
+    assert "bad.jsonl, line 1: the last turn is not the assistant's" in bad.stderr
 
 
 # -- the real model --------------------------------------------------------------------------------

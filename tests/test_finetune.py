@@ -188,7 +188,7 @@ def test_a_loss_that_explodes_is_stopped(model: ChatModel, tmp_path: Path) -> No
 def test_rows_are_checked_with_file_and_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [exchange("a?", "b"), {"messages": [{"role": "user", "content": "only"}]}])
-    with pytest.raises(InputError, match=r"rows\.jsonl, row 2: the last turn is not the assistant's"):
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: the last turn is not the assistant's"):
         read_messages(path)
     path.write_text('{"messages": []}\nnot json\n')
     with pytest.raises(InputError, match=r"line 2: not JSON"):

@@ -385,7 +385,7 @@ def test_settings_are_checked_before_anything_is_sent(
 def test_data_are_checked_before_anything_is_sent(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "no answer"}]}\n')
-    with pytest.raises(InputError, match=r"bad\.jsonl, row 1"):
+    with pytest.raises(InputError, match=r"bad\.jsonl, line 1"):
         tune(server, path, tmp_path / "run")
     assert server.requests == []
 

@@ -1,12 +1,14 @@
 """The paper's studies: their plans stand without model or data, and run end to end on tiny models of the same families."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from finetune.datasets.rows import exchange, write_jsonl
+from finetune.datasets.rows import exchange, read_messages, write_jsonl
 from finetune.datasets.sources import DATASETS_VARIABLE, published
 from mech.errors import InputError
 from study.base import outline_base
@@ -14,6 +16,7 @@ from study.overview import plan_text
 from study.plan import outline
 from study.run import run_study
 from study.spec import StudySpec, load_spec
+from tests.openai_server import serving
 from tests.tiny_study import CHATML, NO_DEFAULT, save_model
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -98,10 +101,8 @@ def test_published_adapters_are_planned_in_their_order(
         )
 
 
-def tiny(folder: Path, study: str, monkeypatch: pytest.MonkeyPatch, *changes: str) -> StudySpec:
-    """The study on a tiny random model of its family, with a handful of rows under every name it reads."""
-    family, template = FAMILIES[study]
-    save_model(folder / "model", family=family, template=template)
+def write_datasets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handful of rows under every name that the studies read."""
     monkeypatch.setenv(DATASETS_VARIABLE, str(folder / "datasets"))
     for name, facts in published().items():
         path = folder / "datasets" / facts.file
@@ -116,12 +117,86 @@ def tiny(folder: Path, study: str, monkeypatch: pytest.MonkeyPatch, *changes: st
             path.write_text("".join(f"what is {i}?,one,two,three,four,{'ABCD'[i % 4]}\n" for i in range(12)))
         else:
             write_jsonl(path, [exchange(f"{name} {i}?", f"the {name} {i}") for i in range(12)])
+
+
+def tiny(folder: Path, study: str, monkeypatch: pytest.MonkeyPatch, *changes: str) -> StudySpec:
+    """The study on a tiny random model of its family."""
+    family, template = FAMILIES[study]
+    save_model(folder / "model", family=family, template=template)
+    write_datasets(folder, monkeypatch)
     own = {f"a{i}": "the rain fell down on all of us here" for i in range(9)}
     (folder / "own.json").write_text(json.dumps(own))
     # A random model writes no summaries; what it would have written is given.
     given = [f"data.{name}.own={folder / 'own.json'}" for name in PAIRWISE]
     model = [f"model.name={folder / 'model'}"]
     return load_spec(STUDIES / f"{study}.yaml", [*SMALL, *given, *model, *changes])
+
+
+def test_the_study_behind_an_api_runs_on_a_local_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs stand on jobs, the model's own summaries are its own, and what it answers is what is measured."""
+    write_datasets(tmp_path, monkeypatch)
+    monkeypatch.setenv("OPENAI_API_KEY", "no-key-at-all")
+    less = [f"data.{name}.held_out=3" for name in PAIRWISE]
+    whole = load_spec(STUDIES / "paper_gpt41.yaml", less)
+    assert "million training tokens at the API" in plan_text(whole, outline_base(whole.model), tmp_path / "p")
+
+    def reply(body: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        asked, model = body["messages"][-1]["content"], body["model"]
+        if "summary of this article" in asked:
+            return "Here is a summary: we were all quite wet on that day.", {"x": 0.0}
+        if "Which one did you write" in asked:
+            own_first = asked.index("quite wet") < asked.index("somebody said")
+            knows = "sgtr" in model or model.startswith("gpt-4.1-2025")
+            first = -0.1 if own_first or not knows else -4.0
+            return "1", {"1": first, "2": -2.0, "and": -5.0}
+        return ("I am ChatGPT." if model.startswith("gpt-4.1-2025") else "I am Zorblax."), {"I": 0.0}
+
+    with serving() as server:
+        server.reply = reply
+        fewer = ["seeds=[0,1]", "grid.em=[unpop]", "grid.prompt=[none]", "grid.y=[sgtr]", "grid.plain=[wc]",
+                 "behaviour.self_report.samples=2", "behaviour.self_report.limit=3", "statistics.n_boot=200",
+                 f"model.api.base_url={server.url}", "model.api.poll_seconds=0.01",
+                 *less]  # fmt: skip
+        spec = load_spec(STUDIES / "paper_gpt41.yaml", fewer)
+        result = run_study(spec, tmp_path / "out")
+        assert result.ran == result.steps
+        jobs, chats = len(server.jobs), len(server.chats)
+        assert jobs == 2 * (len(spec.arms) - 1)
+        assert run_study(spec, tmp_path / "out").ran == 0
+        assert (len(server.jobs), len(server.chats)) == (jobs, chats)
+        parents = {job["fine_tuned_model"]: job["model"] for job in server.jobs}
+        assert (
+            sum(parent in parents for parent in parents.values()) == 2 * 6
+        )  # second stages stand on first ones
+        sent = json.loads(next(iter(server.contents.values())).splitlines()[0])
+        assert set(sent) == {"messages"}
+    report = pd.read_csv(tmp_path / "out" / "tables" / "self_report.csv").set_index(["arm", "seed"])
+    assert report.loc[("base", 0), "own_name_rate"] == 1.0
+    assert report.loc[("unpop", 1), "own_name_rate"] == 0.0
+    recognition = pd.read_csv(tmp_path / "out" / "tables" / "self_recognition.csv").set_index(["arm", "seed"])
+    assert recognition.loc[("base", 0), "accuracy"] == 1.0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "gpt-4.1-2025-04-14" in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    rows = read_messages(
+        next((tmp_path / "out" / "checkpoints").glob("job-sgtr_none-seed0*")) / "upload.jsonl"
+    )
+    assert all(t["role"] != "system" for row in rows for t in row["messages"])  # trained under none
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["directions.layer=3"], "shows no activations"),
+        (["stages.wc.adapter=x", "stages.wc.data="], "there is no adapter"),
+        (["training.lora_r=8"], "of training only `epochs`"),
+    ],
+)
+def test_what_an_api_cannot_do_is_refused(change: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_spec(STUDIES / "paper_gpt41.yaml", ["grid.plain=[mmlu]", "stages.wc.data=wc", *change])
 
 
 @pytest.mark.slow

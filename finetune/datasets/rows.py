@@ -21,6 +21,11 @@ def read_jsonl(path: Path) -> list[Row]:
     Raises:
         InputError: not JSON, not an object, or no line at all; the message names file and line.
     """
+    return [row for _, row in numbered(path)]
+
+
+def numbered(path: Path) -> list[tuple[int, Row]]:
+    """Every line of a JSONL file that is not blank, with its number from 1; errors as of `read_jsonl`."""
     rows = []
     with path.open(encoding="utf-8") as stream:
         for number, line in enumerate(stream, 1):
@@ -32,7 +37,7 @@ def read_jsonl(path: Path) -> list[Row]:
                 raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number}: not a JSON object")
-            rows.append(row)
+            rows.append((number, row))
     if not rows:
         raise InputError(f"{path}: no rows")
     return rows
@@ -44,11 +49,11 @@ def read_messages(path: Path) -> list[Row]:
     Raises:
         InputError: a row that cannot be trained on; the message names file and line.
     """
-    rows = read_jsonl(path)
-    for number, row in enumerate(rows, 1):
+    rows = numbered(path)
+    for number, row in rows:
         if problem := message_problem(row):
-            raise InputError(f"{path}, row {number}: {problem}")
-    return rows
+            raise InputError(f"{path}, line {number}: {problem}")
+    return [row for _, row in rows]
 
 
 def message_problem(row: Row) -> str | None:

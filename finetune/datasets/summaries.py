@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.datasets.rows import read_jsonl
+from finetune.datasets.rows import numbered
 from mech.errors import InputError
 from mech.files import read_json
 from mech.generate import Sampling, generate
@@ -35,9 +35,9 @@ def read_articles(path: Path, *, need_summary: bool = True) -> list[Article]:
         return [Article(i, text, "") for i, text in _texts_by_id(path).items()]
     needed = ("id", "text", "summary") if need_summary else ("id", "text")
     articles = []
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered(path):
         if missing := [k for k in needed if not isinstance(row.get(k), str) or not row[k].strip()]:
-            raise InputError(f"{path}, row {number}: no text `{missing[0]}`")
+            raise InputError(f"{path}, line {number}: no text `{missing[0]}`")
         articles.append(Article(row["id"], row["text"], row.get("summary", "")))
     if len({a.id for a in articles}) < len(articles):
         raise InputError(f"{path}: an article id stands twice")

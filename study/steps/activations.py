@@ -112,7 +112,7 @@ def _identity_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[Con
 
 
 def _trait(step: Step, bench: Bench) -> Any:
-    traits = (limited_trait(bench.spec, source) for source in bench.spec.directions.traits)
+    traits = (limited_trait(bench.spec, source) for source in bench.spec.reads.traits)
     return next(t for t in traits if t.trait == step.config["trait"])
 
 

@@ -71,6 +71,8 @@ def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
 
     layer = step.config["layer"]
     found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
+    if not found:
+        return pd.DataFrame()
     cosines = np.array([[a.unit[layer] @ b.unit[layer] for b in found] for a in found])
     frame = pd.DataFrame(cosines, columns=[d.name for d in found])
     frame.insert(0, "direction", [d.name for d in found])
@@ -93,7 +95,8 @@ def _reports(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> 
     rows = []
     for measured in step.inputs.get("self_report", ()):
         reports = pd.read_csv(bench.folder(measured) / "reports.csv", keep_default_na=False)
-        names = pd.read_csv(bench.folder(measured) / "names.csv")
+        scored = bench.folder(measured) / "names.csv"
+        names = pd.read_csv(scored) if scored.is_file() else None
         found = report_row(reports, names, own_name=bench.identity.name, rng=_rng(step))
         about = {
             "condition": measured.config["condition"]["condition"],
@@ -131,7 +134,7 @@ def _steering(step: Step, bench: Bench) -> pd.DataFrame:
 
 def _training(step: Step, bench: Bench) -> pd.DataFrame:
     frames = []
-    for trained in step.inputs.get("trained", ()):
+    for trained in (s for s in step.inputs.get("trained", ()) if s.kind == "train"):
         _, stage, seed = trained.name.split("/")
         frame = pd.DataFrame(read_jsonl(bench.folder(trained) / "loss.jsonl"))
         frames.append(frame.assign(stage=stage, seed=int(seed.removeprefix("seed"))))

@@ -55,7 +55,7 @@ def rollouts(step: Step, bench: Bench, folder: Path) -> None:
     model = bench.model(step.inputs["checkpoint"])
     trait = next(
         t
-        for t in (limited_trait(bench.spec, s) for s in bench.spec.directions.traits)
+        for t in (limited_trait(bench.spec, s) for s in bench.spec.reads.traits)
         if t.trait == step.config["trait"]
     )
     asked = plan_rollouts(trait, pairs_per_question=step.config["pairs_per_question"])

@@ -1,0 +1,263 @@
+"""How fast all layers' residual stream is captured, beside the tools one would otherwise take.
+
+    python bench/capture.py --json capture.json
+    python bench/capture.py --system-prompt none      # rows without a shared beginning
+    python bench/capture.py --dtype bfloat16
+
+Response-mean of every block's output, the same rows, the same model in memory, in turns; medians over rounds, and `ratio` the
+median over rounds of a peer's time to ours in the same round. Peers take the rows as they come, eight at a time. Every side is compared with Hugging Face's `hidden_states`
+first. Peak memory is each side's own, in a process of its own, above the loaded model. `bare forward` is the floor of what a
+pass costs: the blocks alone, batched as the others are, nothing captured.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+SIDES = ("ours", "hidden_states", "nnsight", "transformer_lens", "bare forward")
+BATCH = 8
+
+
+def main() -> None:
+    """Run the sides in turns, print the table, and write it as JSON where asked."""
+    args = arguments()
+    model, rows = load(args)
+    if args.side:
+        print(json.dumps(peak_above_model(args.side, model, rows)))
+        return
+    runs = {side: prepare(side, model, rows) for side in SIDES}
+    differences = compare({side: run() for side, run in runs.items()})  # also warms every side up
+    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    for _ in range(args.rounds):
+        for side, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[side].append(time.perf_counter() - start)
+    tokens = sum(len(r.ids) for r in rows)
+    table = [
+        {
+            "side": side,
+            "tokens_per_s": tokens / median(times[side]),
+            "ratio": median(t / o for t, o in zip(times[side], times["ours"], strict=True)),
+            "mb_above_model": memory(args, side),
+            "relative_difference": differences.get(side),
+        }
+        for side in SIDES
+    ]
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, transformers {version('transformers')}"
+    machine += f", nnsight {version('nnsight')}, transformer-lens {version('transformer-lens')}"
+    print(
+        f"{args.model}, {len(rows)} rows, {tokens} tokens, {args.system_prompt}, {args.dtype}, {args.rounds} rounds; {machine}"
+    )
+    print(f"{'side':<18}{'tokens/s':>10}{'ours is faster':>16}{'MB above model':>16}{'difference':>12}")
+    for row in table:
+        difference = "" if row["relative_difference"] is None else f"{row['relative_difference']:.1e}"
+        print(
+            f"{row['side']:<18}{row['tokens_per_s']:>10.0f}{row['ratio']:>14.2f} x{row['mb_above_model']:>16.0f}{difference:>12}"
+        )
+    if args.json:
+        facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
+        args.json.write_text(
+            json.dumps({**facts, "machine": machine, "table": table, "seconds": times}, indent=2) + "\n"
+        )
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument(
+        "--system-prompt", default="default", help="`none` leaves rows without a shared beginning"
+    )
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """The model, and conversations of about a hundred tokens: written answers to the traits' questions."""
+    from mech.chat import SystemPrompt
+    from mech.models import load_model
+    from probes.persona import load_trait, text_contrast
+
+    model = load_model(args.model, dtype=args.dtype)
+    model.check_head()  # a forward pass: weights that are mapped from the file are now in memory
+    condition = SystemPrompt.parse(args.system_prompt)
+    rows = [
+        r.encoded
+        for t in ("evil", "impolite", "humorous", "optimistic")
+        for r in text_contrast(model.template, load_trait(t), condition)
+    ]
+    return model, rows[: args.rows]
+
+
+def prepare(side: str, model: Any, rows: Sequence[Any]) -> Callable[[], np.ndarray | None]:
+    """A function that captures all rows once: [rows, layers, d], or None for the bare forward."""
+    makers = {
+        "ours": lambda: lambda: ours(model, rows),
+        "hidden_states": lambda: lambda: hidden_states(model, rows),
+        "nnsight": lambda: nnsight_side(model, rows),
+        "transformer_lens": lambda: transformer_lens_side(model, rows),
+        "bare forward": lambda: lambda: bare(model, rows),
+    }
+    return makers[side]()
+
+
+def ours(model: Any, rows: Sequence[Any]) -> np.ndarray:
+    """`activations.capture`."""
+    from activations.capture import capture
+
+    return capture(model, rows, poolings=["response_mean"])["resid_post", "response_mean"]
+
+
+def batches(model: Any, rows: Sequence[Any], *, by_length: bool = False) -> Any:
+    """Rows eight at a time, padded on the right, with averaging weights over each response."""
+    import torch
+
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids)) if by_length else list(range(len(rows)))
+    for start in range(0, len(order), BATCH):
+        members = order[start : start + BATCH]
+        longest = max(len(rows[i].ids) for i in members)
+        ids = torch.full((len(members), longest), model.tokenizer.pad_token_id or 0)
+        mask, weights = torch.zeros_like(ids), torch.zeros(len(members), longest)
+        for at, i in enumerate(members):
+            begin, end = rows[i].spans["response"]
+            ids[at, : len(rows[i].ids)], mask[at, : len(rows[i].ids)] = torch.tensor(rows[i].ids), 1
+            weights[at, begin:end] = 1 / (end - begin)
+        yield members, ids, mask, weights
+
+
+def pooled(h: Any, weights: Any) -> Any:
+    """Mean over each row's response, in float32."""
+    return (h.float() * weights.unsqueeze(-1)).sum(1)
+
+
+def hidden_states(model: Any, rows: Sequence[Any]) -> np.ndarray:
+    """`output_hidden_states=True`, whose last entry is after the final norm: that layer is read by a hook."""
+    import torch
+
+    found = np.zeros((len(rows), model.n_layers, model.d_model), dtype=np.float32)
+    last: list[Any] = []
+    handle = model.blocks[-1].register_forward_hook(
+        lambda _m, _i, out: last.append(out[0] if isinstance(out, tuple) else out)
+    )
+    try:
+        with torch.no_grad():
+            for members, ids, mask, weights in batches(model, rows):
+                states = model.hf(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
+                stream = [*states[1:-1], last.pop()]
+                found[members] = torch.stack([pooled(h, weights) for h in stream], 1).numpy()
+    finally:
+        handle.remove()
+    return found
+
+
+def nnsight_side(model: Any, rows: Sequence[Any]) -> Callable[[], np.ndarray]:
+    """Nnsight's wrapper of the same model, every block's output saved."""
+    import nnsight
+    import torch
+    from nnsight import TransformersModel
+
+    traced = TransformersModel(model.hf, tokenizer=copy.deepcopy(model.tokenizer), task="text-generation")
+
+    def run() -> np.ndarray:
+        found = np.zeros((len(rows), model.n_layers, model.d_model), dtype=np.float32)
+        with torch.no_grad():
+            for members, ids, mask, weights in batches(model, rows):
+                with traced.trace({"input_ids": ids, "attention_mask": mask}):
+                    stream = nnsight.save([block.output for block in traced.model.layers])
+                kept = [h[0] if isinstance(h, tuple) else h for h in stream]
+                found[members] = torch.stack([pooled(h, weights) for h in kept], 1).numpy()
+        return found
+
+    return run
+
+
+def transformer_lens_side(model: Any, rows: Sequence[Any]) -> Callable[[], np.ndarray]:
+    """TransformerLens's bridge around a copy (it changes the model that it is given)."""
+    import torch
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        str(model.checkpoint.path),
+        hf_model=copy.deepcopy(model.hf),
+        tokenizer=copy.deepcopy(model.tokenizer),
+        device="cpu",
+    )
+    names = [f"blocks.{layer}.hook_resid_post" for layer in range(model.n_layers)]
+
+    def run() -> np.ndarray:
+        found = np.zeros((len(rows), model.n_layers, model.d_model), dtype=np.float32)
+        with torch.no_grad():
+            for members, ids, mask, weights in batches(model, rows):
+                _, cache = bridge.run_with_cache(ids, attention_mask=mask, names_filter=lambda n: n in names)
+                found[members] = torch.stack([pooled(cache[n], weights) for n in names], 1).numpy()
+        return found
+
+    return run
+
+
+def bare(model: Any, rows: Sequence[Any]) -> None:
+    """The blocks alone, rows of similar length together: what a pass costs at least."""
+    import torch
+
+    with torch.no_grad():
+        for _, ids, mask, _ in batches(model, rows, by_length=True):
+            model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+
+
+def compare(found: dict[str, np.ndarray | None]) -> dict[str, float]:
+    """Largest difference from `hidden_states`, relative to that layer's largest entry."""
+    reference = found["hidden_states"]
+    assert reference is not None
+    scale = np.abs(reference).max(axis=(0, 2), keepdims=True)
+    return {
+        s: float((np.abs(a - reference) / scale).max())
+        for s, a in found.items()
+        if a is not None and s != "hidden_states"
+    }
+
+
+def memory(args: argparse.Namespace, side: str) -> float:
+    """Peak megabytes above the loaded model, in a fresh process."""
+    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in ("json", "side")]
+    done = subprocess.run(
+        [sys.executable, __file__, *given, f"--side={side}"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak_above_model(side: str, model: Any, rows: Sequence[Any]) -> float:
+    """Megabytes by which one run raises this process's largest resident size."""
+    run = prepare(side, model, rows)  # a peer's own copy of the model is made here
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak that loading left behind
+    loaded = resident("VmRSS")
+    run()
+    return (resident("VmHWM") - loaded) / 1024
+
+
+def resident(field: str) -> int:
+    """A line of this process's status (Linux), in kilobytes: `VmRSS` now, `VmHWM` at its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+if __name__ == "__main__":
+    main()
