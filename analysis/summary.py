@@ -223,6 +223,9 @@ def _report_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
             f"Share of replies with the model's own name (system prompt {condition}, temperature {temperature:g}, "
             f"n = {size}, {seeds_text(here)}): {_arms_against_base(here, base, 'own_name_rate')}"
         )
+        if not here["n_statements"].min():
+            yield "The log-probability of the own name was not measured: behind an API given answers cannot be scored."
+            continue
         statements = _n(here["n_statements"].min(), "self-statement")
         names = _n(here["n_names"].min(), "invented name")
         yield (
