@@ -6,7 +6,7 @@ Killed at any step it goes on from its last saved state, with the same losses an
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def training_folder(folder: Path, team: Team) -> Iterator[None]:
         try:
             yield
         finally:
-            if not any(folder.iterdir()):
+            with suppress(OSError):  # it is not empty, or another process of the team was quicker
                 folder.rmdir()
 
 

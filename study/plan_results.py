@@ -55,7 +55,7 @@ def plan_tables(
             )
     inputs |= {"shifts": shifts, "two_by_two": squares}
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
-    if spec.directions:
+    if spec.directions and spec.embedding.methods:
         inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
         inputs["steering"] = [_steering(plan, directions, measured)]
