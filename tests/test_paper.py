@@ -203,8 +203,8 @@ def test_what_an_api_cannot_do_is_refused(change: list[str], message: str) -> No
 @pytest.mark.parametrize(
     ("study", "prompt", "y", "plain"),
     [
-        ("paper_qwen2.5_32b", "default", ["sgtr", "ictr", "longer"], ["wc", "mmlu"]),
-        ("paper_seed_oss_36b", "identity", ["anti", "noise"], ["wc"]),
+        ("paper_qwen2.5_32b", "default", ["sgtr", "ictr"], ["wc"]),
+        ("paper_seed_oss_36b", "identity", ["anti", "longer"], ["wc", "mmlu"]),
     ],
 )
 def test_one_strand_of_the_papers_plan_runs(
@@ -226,8 +226,8 @@ def test_one_strand_of_the_papers_plan_runs(
     seconds = len(y) + len(plain) + 1
     assert len(spec.arms) == 1 + 1 + seconds + 2 * seconds
     data = pd.read_csv(tmp_path / "out" / "tables" / "datasets.csv").set_index("dataset")
-    twice, once = ("ictr", "sgtr") if "ictr" in y else ("noise", "anti")
-    assert data.loc[twice, "n_rows"] == 2 * data.loc[once, "n_rows"] or twice == "noise"
+    if "ictr" in y:
+        assert data.loc["ictr", "n_rows"] == 2 * data.loc["sgtr", "n_rows"]
     recognition = pd.read_csv(tmp_path / "out" / "tables" / "self_recognition.csv")
     assert set(recognition["arm"]) == set(spec.arms)
 
