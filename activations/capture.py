@@ -1,67 +1,35 @@
 """Capture: run rows through a model and keep the pooled residual stream.
 
-Hooks pool each site as it passes, in float32, so that no full activation is ever kept; the output head is
-not run, nor any block behind the last wanted layer; a prefix shared by many rows is run once.
+Hooks pool each site as it passes, in float32, so that no full activation is ever kept; the output head is not run, nor any
+block behind the last wanted layer; what rows begin with in common is run once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Protocol, runtime_checkable
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from activations.pooling import pooled_span
-from mech.batching import Batch, plan_batches
+from activations.pooling import TOKENS, pooled_span
+from activations.sinks import ArraySink, Sink
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
-from mech.forward import iterate, pad_id, pad_right, run_rests
+from mech.forward import Pass, run_rows
 from mech.hooks import Edit, hooked
-from mech.interventions import intervening
 from mech.models import ChatModel
-from mech.packing import Pack, can_pack, packed_attention, run_packed
-from mech.positions import declared
 from mech.progress import track
-from mech.score import batch_masks
+from mech.score import response_scores
 from mech.sites import Site
 
+Note = Literal["surprisal", "norms"]
+"""What else is read off a row: `surprisal`, the mean of its response's tokens (nats a token; costs the output head on them);
+`norms`, for each site and pooling the mean norm of the pooled tokens by layer."""
 
-@runtime_checkable
-class Sink(Protocol):
-    """Where pooled vectors go: the HDF5 writer, or arrays in memory."""
-
-    def write(
-        self,
-        site: str,
-        pooling: str,
-        layer: int,
-        row_indices: Int[np.ndarray, " batch"],
-        values: Float[np.ndarray, "batch d"],
-    ) -> None:
-        """Take the vectors of some rows at one site, pooling and layer."""
-
-
-class ArraySink:
-    """Keeps everything in memory: `arrays[site, pooling]` is [n, layers, d], layers in the order asked for."""
-
-    def __init__(self, n_rows: int, layers: Sequence[int], d_model: int) -> None:
-        self._layers = {layer: i for i, layer in enumerate(layers)}
-        self._shape = (n_rows, len(layers), d_model)
-        self.arrays: dict[tuple[str, str], Float[np.ndarray, "n layers d"]] = {}
-
-    def write(
-        self,
-        site: str,
-        pooling: str,
-        layer: int,
-        row_indices: Int[np.ndarray, " batch"],
-        values: Float[np.ndarray, "batch d"],
-    ) -> None:
-        """Take the vectors of some rows at one site, pooling and layer."""
-        array = self.arrays.setdefault((site, pooling), np.full(self._shape, np.nan, dtype=np.float32))
-        array[row_indices, self._layers[layer]] = values
+Place = tuple[Site, int]
+Arrays = dict[tuple[str, str], Float[np.ndarray, "n layers d"] | list[Float[np.ndarray, "_ layers d"]]]
 
 
 def capture(
@@ -71,16 +39,18 @@ def capture(
     poolings: Sequence[str] = ("prompt_last",),
     sites: Sequence[Site] = ("resid_post",),
     layers: Sequence[int] | None = None,
-    token_budget: int = 2048,
-) -> dict[tuple[str, str], Float[np.ndarray, "n layers d"]]:
-    """Pooled activations in memory: an array [n, layers, d] (float32) for each (site, pooling).
+    token_budget: int = 1024,
+) -> Arrays:
+    """Activations in memory: for each (site, pooling) an array [n, layers, d] (float32).
+
+    For the pooling `tokens` it is a list of one array [tokens, layers, d] a row.
 
     Raises:
         InputError: unknown site, layer or pooling; a row without tokens for a pooling.
         GuardError: a hook never fired, or an activation is not finite.
     """
     chosen = list(range(model.n_layers)) if layers is None else list(layers)
-    sink = ArraySink(len(rows), chosen, model.d_model)
+    sink = ArraySink([len(r.ids) for r in rows], chosen)
     capture_into(sink, model, rows, poolings=poolings, sites=sites, layers=chosen, token_budget=token_budget)
     return sink.arrays
 
@@ -94,129 +64,131 @@ def capture_into(
     poolings: Sequence[str],
     sites: Sequence[Site],
     layers: Sequence[int],
-    token_budget: int = 2048,
-    label: str = "capturing",
+    notes: Collection[Note] = (),
+    nonfinite: Literal["raise", "pass"] = "raise",
+    token_budget: int = 1024,
 ) -> None:
-    """Run rows and hand each pooled vector to `sink`; the arguments and errors are those of `capture`."""
+    """Run rows and hand each vector to `sink`; errors are those of `capture`.
+
+    Args:
+        sink: where vectors go.
+        model: what reads.
+        rows: what is read.
+        poolings: which tokens become one vector (`activations.pooling`).
+        sites: where in each block.
+        layers: of which blocks.
+        notes: what else to read off each row; handed to the sink's `note` as `surprisal` [n] and as
+            `norms.SITE.POOLING` [n, layers].
+        nonfinite: `pass` hands NaN and infinity on, for a sink that marks them.
+        token_budget: tokens a pass.
+    """
     if not rows or not poolings or not sites or not layers:
         raise InputError("nothing to capture: rows, poolings, sites and layers must each name something")
-    spans: Spans = [[pooled_span(p, row) for p in poolings] for row in rows]
-    # Tokens before the first one that is pooled are never looked at: they may be shared between rows.
-    unseen = [min(row.n_prompt - 1, *(a for a, _ in of_row)) for row, of_row in zip(rows, spans, strict=True)]
-    # Interventions are told whose each token is, row by row; without them rows are packed, which is faster.
-    ways = _padded if intervening() or not can_pack(model) else _packed
-    for batch, pooled in track(ways(model, rows, spans, unseen, sites, layers, token_budget), label):
-        for (site, layer), values in pooled.items():
-            for p, pooling in enumerate(poolings):
-                sink.write(
-                    site, pooling, layer, np.array(batch.rows), _finite(values[:, p], site, layer, batch)
+    spans = [[pooled_span(p, row) for p in poolings] for row in rows]
+    if "surprisal" in notes:
+        model.check_head()  # now: later it would run a pass through the hooks
+    reader = _Reader(model, rows, spans, tuple(poolings), tuple(sites), tuple(layers), frozenset(notes))
+    for one, read in track(run_rows(model, rows, reader.read, token_budget=token_budget), "capturing"):
+        if nonfinite == "raise":
+            read.check_finite(one)
+        read.hand_over(sink, one, reader)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What one pass gave."""
+
+    pooled: dict[Place, Float[Tensor, "rows poolings d"]]
+    norms: dict[Place, Float[Tensor, "rows poolings"]]
+    tokens: dict[Place, Float[Tensor, "tokens d"]]
+    surprisal: Float[Tensor, " rows"] | None
+
+    def check_finite(self, one: Pass) -> None:
+        for (site, layer), values in self.pooled.items():
+            bad = ~torch.isfinite(values).flatten(1).all(-1)
+            if bad.any():
+                row = one.members[int(bad.nonzero()[0])]
+                raise GuardError(
+                    f"row {row}: {site} at layer {layer} is not finite (NaN or infinity in the model's output)"
                 )
 
-
-Spans = list[list[tuple[int, int]]]
-"""Half-open token span of each row and pooling."""
-
-Pooled = dict[tuple[Site, int], Float[Tensor, "batch poolings d"]]
-
-
-def _packed(
-    model: ChatModel,
-    rows: Sequence[Encoded],
-    spans: Spans,
-    unseen: Sequence[int],
-    sites: Sequence[Site],
-    layers: Sequence[int],
-    token_budget: int,
-) -> Iterator[tuple[Batch, Pooled]]:
-    """Each batch as one sequence, its prefix once."""
-    sequences = [r.ids for r in rows]
-    with packed_attention(model):
-        for batch in plan_batches(sequences, unseen, token_budget=token_budget):
-            pack = Pack(tuple(sequences[i] for i in batch.rows), len(batch.prefix))
-            weights = _packed_weights(pack, [spans[i] for i in batch.rows])
-            pooled = _run_pooled(model, partial(run_packed, model, pack), weights, sites, layers)
-            yield batch, {place: v[0].unflatten(0, (len(batch.rows), -1)) for place, v in pooled.items()}
-
-
-def _padded(
-    model: ChatModel,
-    rows: Sequence[Encoded],
-    spans: Spans,
-    unseen: Sequence[int],
-    sites: Sequence[Site],
-    layers: Sequence[int],
-    token_budget: int,
-) -> Iterator[tuple[Batch, Pooled]]:
-    """Each batch as rows below each other, continuing its prefix where the architecture allows."""
-    for batch, prefix in iterate(model, [r.ids for r in rows], unseen, token_budget=token_budget):
-        ids = pad_right(batch.rests, pad_id(model), model.device)
-        weights = _weights(spans, batch, ids)
-        with declared(batch_masks(rows, batch, ids)):
-            yield batch, _run_pooled(model, partial(run_rests, model, ids, prefix), weights, sites, layers)
+    def hand_over(self, sink: Sink, one: Pass, reader: "_Reader") -> None:
+        rows = np.array(one.members)
+        for (site, layer), values in self.pooled.items():
+            for p, pooling in enumerate(reader.poolings):
+                if pooling == TOKENS:
+                    sink.write(site, pooling, layer, rows, self.tokens[site, layer].cpu().numpy())
+                else:
+                    sink.write(site, pooling, layer, rows, values[:, p].cpu().numpy())
+        if self.surprisal is not None:
+            sink.note("surprisal", rows, self.surprisal.numpy())
+        for site in reader.sites if self.norms else ():
+            by_layer = torch.stack([self.norms[site, layer] for layer in reader.layers], -1).cpu().numpy()
+            for p, pooling in enumerate(reader.poolings):
+                sink.note(f"norms.{site}.{pooling}", rows, by_layer[:, p])
 
 
 class _ReachedLastLayerError(Exception):
     """Ends a forward pass behind the last wanted layer."""
 
 
-def _run_pooled(
-    model: ChatModel,
-    run: Callable[[], Tensor],
-    weights: Float[Tensor, "batch poolings seq"],
-    sites: Sequence[Site],
-    layers: Sequence[int],
-) -> dict[tuple[Site, int], Float[Tensor, "batch poolings d"]]:
-    """One forward pass, pooled at every wanted place as it goes by."""
-    wanted = {(site, layer) for site in sites for layer in layers}
-    found: dict[tuple[Site, int], Tensor] = {}
+@dataclass(frozen=True)
+class _Reader:
+    """Reads passes of some rows: which tokens to pool, where, and what else to note."""
 
-    def reader(site: Site, layer: int) -> Edit:
-        def read(h: Float[Tensor, "batch seq d"]) -> None:
-            found[site, layer] = torch.bmm(weights.to(h.device), h.float())
-            if len(found) == len(wanted):
-                raise _ReachedLastLayerError
+    model: ChatModel
+    rows: Sequence[Encoded]
+    spans: Sequence[Sequence[tuple[int, int]]]
+    """Half-open token span of each row and pooling."""
+    poolings: tuple[str, ...]
+    sites: tuple[Site, ...]
+    layers: tuple[int, ...]
+    notes: frozenset[Note]
 
-        return read
+    def read(self, one: Pass) -> _Read:
+        """One forward pass, pooled at every wanted place as it goes by."""
+        read = _Read({}, {}, {}, None)
+        wanted = {(site, layer) for site in self.sites for layer in self.layers}
+        weights = self._weights(one).to(self.model.device)
+        every = torch.tensor([t for places in one.places for t in places], device=self.model.device)
 
-    with hooked(model, {place: reader(*place) for place in wanted}):
-        try:
-            run()
-        except _ReachedLastLayerError:
-            return found
-    raise GuardError(f"hooks never fired at {sorted(wanted - set(found))}: does this model run those blocks?")
+        def reader(place: Place) -> Edit:
+            def look(h: Float[Tensor, "batch seq d"]) -> None:
+                flat = h.flatten(0, 1).float()
+                here = weights.to(h.device)
+                read.pooled[place] = (here @ flat).unflatten(0, (len(one.members), -1))
+                if "norms" in self.notes:
+                    norms = here @ torch.linalg.vector_norm(flat, dim=-1)
+                    read.norms[place] = norms.unflatten(0, (len(one.members), -1))
+                if TOKENS in self.poolings:
+                    read.tokens[place] = flat[every.to(h.device)]
+                if len(read.pooled) == len(wanted) and "surprisal" not in self.notes:
+                    raise _ReachedLastLayerError
 
+            return look
 
-def _packed_weights(pack: Pack, spans: Spans) -> Float[Tensor, "1 rows_poolings seq"]:
-    """Averaging weights over a packed sequence: 1/n inside each span, row by row and pooling by pooling."""
-    weights = torch.zeros(1, sum(map(len, spans)), len(pack))
-    at = 0
-    for row, of_row in enumerate(spans):
-        for start, stop in of_row:  # behind the shared tokens, where a row's own lie next to each other
-            weights[0, at, pack.place(row, start) : pack.place(row, stop - 1) + 1] = 1.0 / (stop - start)
-            at += 1
-    return weights
+        with hooked(self.model, {place: reader(place) for place in wanted}):
+            try:
+                hidden = one.run()
+            except _ReachedLastLayerError:
+                return read
+        if len(read.pooled) < len(wanted):
+            missed = sorted(wanted - set(read.pooled))
+            raise GuardError(f"hooks never fired at {missed}: does this model run those blocks?")
+        return _Read(read.pooled, read.norms, read.tokens, self._surprisal(one, hidden))
 
+    def _surprisal(self, one: Pass, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, " rows"]:
+        """Nats a token; NaN for a row without a response."""
+        scores = response_scores(one, hidden, self.rows)
+        return torch.stack([-s.mean() for s in scores])  # the mean of nothing is NaN
 
-def _weights(
-    spans: Spans, batch: Batch, ids: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch poolings seq"]:
-    """Averaging weights over a batch's remainder: 1/n inside each row's span, 0 outside."""
-    shift = len(batch.prefix)
-    weights = torch.zeros(len(batch.rows), len(spans[0]), ids.shape[1])
-    for at, row in enumerate(batch.rows):
-        for p, (start, stop) in enumerate(spans[row]):
-            weights[at, p, start - shift : stop - shift] = 1.0 / (stop - start)
-    return weights
-
-
-def _finite(
-    values: Float[Tensor, "batch d"], site: str, layer: int, batch: Batch
-) -> Float[np.ndarray, "batch d"]:
-    bad = ~torch.isfinite(values).all(-1)
-    if bad.any():
-        row = batch.rows[int(bad.nonzero()[0])]
-        raise GuardError(
-            f"row {row}: {site} at layer {layer} is not finite (NaN or infinity in the model's output)"
-        )
-    array: np.ndarray = values.cpu().numpy()
-    return array
+    def _weights(self, one: Pass) -> Float[Tensor, "rows_poolings tokens"]:
+        """Averaging weights over a pass's tokens: 1/n inside each span, row by row and pooling by pooling."""
+        size = one.layout.shape[0] * one.layout.shape[1]
+        weights = torch.zeros(len(one.members) * len(self.poolings), size)
+        at = 0
+        for i, places in zip(one.members, one.places, strict=True):
+            for start, stop in self.spans[i]:
+                weights[at, list(places[start:stop])] = 1.0 / (stop - start)
+                at += 1
+        return weights

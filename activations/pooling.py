@@ -1,17 +1,21 @@
 """Poolings: which tokens of a row become one vector.
 
-Every pooling is a mean over one span of tokens, known from the row's own token ids:
+Every pooling but `tokens` is a mean over one span of tokens, known from the row's own token ids:
 
 - `prompt_last`: the last token before the assistant's answer
 - `response_mean`: all tokens of the answer (not the token that ends the turn)
 - `response_first_K`: the first K tokens of the answer (all, where it is shorter)
-- `span:NAME`: a named span of the row (`prompt`, `response`, `closing`)
+- `span:NAME`: a named span of the row (`prompt`, `response`, `closing`, and those that the row was encoded with)
+- `tokens`: every token of the row, each its own vector
 """
 
 import re
 
 from mech.chat import Encoded
 from mech.errors import InputError
+
+TOKENS = "tokens"
+"""Every token its own vector."""
 
 FIRST_K = re.compile(r"response_first_(\d+)")
 
@@ -43,7 +47,9 @@ def _span(pooling: str, row: Encoded) -> tuple[int, int]:
         return start, min(stop, start + int(match[1]))
     if pooling.startswith("span:") and pooling[5:] in row.spans:
         return row.spans[pooling[5:]]
+    if pooling == TOKENS:
+        return 0, len(row.ids)
     raise InputError(
         f"unknown pooling {pooling!r}; there are prompt_last, response_mean, response_first_K, "
-        f"span:NAME with NAME one of {', '.join(row.spans)}"
+        f"tokens, span:NAME with NAME one of {', '.join(row.spans)}"
     )

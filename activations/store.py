@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from activations.store_format import TOKENS, Place, Rows, dataset_path
+from activations.pooling import TOKENS
+from activations.store_format import Place, Rows, dataset_path
 from activations.store_join import agreeing_metadata, check_belong_together, join_rows, row_indices, row_mask
 from activations.store_shard import RUN_BYTES, Shard, split_by
 from activations.store_writer import ShardWriter, WriterOptions
@@ -116,7 +117,7 @@ class ActivationStore:
 
     @property
     def d_model(self) -> int:
-        """Width."""
+        """Width of the residual stream."""
         return self._header.d_model
 
     @property
@@ -285,11 +286,12 @@ class ActivationStore:
         """Read in ascending order, file by file, and hand out in the caller's order."""
         ascending, order = np.unique(wanted, return_inverse=True)
         as_is = np.array_equal(ascending, wanted)
-        out = np.empty((len(wanted), len(layers), self.d_model), dtype=np.float32)
+        width = self._header.width(site)
+        out = np.empty((len(wanted), len(layers), width), dtype=np.float32)
         lengths = [shard.n_vectors(pooling) for shard in self._shards]
         # One layer in ascending order goes straight to its place, without a copy.
         direct = as_is and len(layers) == 1
-        buffer = out[:, 0] if direct else np.empty((len(ascending), self.d_model), dtype=np.float32)
+        buffer = out[:, 0] if direct else np.empty((len(ascending), width), dtype=np.float32)
         for i, layer in enumerate(layers):
             for file, part, first in split_by(lengths, ascending):
                 place: Place = (site, pooling, layer)
@@ -355,7 +357,7 @@ def _shard_problems(shard: Shard) -> list[Problem]:
 
 def _finite_problem(shard: Shard, place: Place) -> str | None:
     """What is wrong with the finiteness of one dataset, read in runs."""
-    n, d = shard.n_vectors(place[1]), shard.header.d_model
+    n, d = shard.n_vectors(place[1]), shard.header.width(place[0])
     step = max(1, RUN_BYTES // (4 * d))
     bad = []
     for start in range(0, n, step):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from activations.store_format import ENCODING_TYPE, ENCODING_VERSION, TOKENS
+from activations.pooling import TOKENS
+from activations.store_format import ENCODING_TYPE, ENCODING_VERSION
 from mech.errors import InputError
 from mech.files import atomic_path
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from jaxtyping import Float, Float32
 from mech.errors import FileFormatError, InputError
 
 ENCODING_TYPE = "sgtr-mech-activations"
-ENCODING_VERSION = "1.0"
+ENCODING_VERSION = "1.1"
+READABLE_VERSIONS = ("1.0", "1.1")
 LIBVER = ("v110", "v110")
 LAYER_CONVENTION = "layer l is the output of block l, from 0"
-TOKENS = "tokens"
-"""The ragged pooling: one vector a token instead of one a row."""
+OTHER_WIDTHS = ("attn_head_out",)
+"""Sites that need not be as wide as the residual stream."""
 STORED_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
 
 Place = tuple[str, str, int]
@@ -34,7 +35,7 @@ class Rows:
     questions: Sequence[str]
     """Which question each row belongs to: the unit of every interval."""
     columns: Mapping[str, np.ndarray]
-    """Further facts, one number a row (`n_prompt`, `n_response`, `sign`, `surprisal`, ...)."""
+    """Further facts: a number a row, or several (`n_prompt`, `sign`, `surprisal` [n]; `norms.SITE.POOLING` [n, layers])."""
     tokens: Sequence[np.ndarray]
     """Token ids that the model read, one array a row."""
 
@@ -49,8 +50,10 @@ class Rows:
         if bad := next((t for t in (*self.ids, *self.questions) if "\0" in t), None):
             raise InputError(f"rows: {bad!r} holds a NUL character")
         for name, column in self.columns.items():
-            if np.ndim(column) != 1 or np.asarray(column).dtype.kind not in "iufb":
-                raise InputError(f"rows: column {name} must hold one number a row")
+            if "/" in name or np.ndim(column) not in (1, 2) or np.asarray(column).dtype.kind not in "iufb":
+                raise InputError(
+                    f"rows: column {name} must hold one number a row, or several, under a name without '/'"
+                )
         for name, row in zip(self.ids, self.tokens, strict=True):
             if np.ndim(row) != 1 or (len(row) and np.asarray(row).dtype.kind not in "iu"):
                 raise InputError(f"rows: tokens of {name} must be a list of integers")
@@ -67,6 +70,7 @@ class Header:
 
     n_rows: int
     d_model: int
+    """Width of the residual stream."""
     sites: tuple[str, ...]
     poolings: tuple[str, ...]
     layers: tuple[int, ...]
@@ -76,8 +80,14 @@ class Header:
     """Index and count of a numbered shard."""
     metadata: Mapping[str, Any]
     """What made the file."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Width of sites that are not as wide as the residual stream."""
 
     def __post_init__(self) -> None:
+        if extra := sorted(set(self.widths) - (set(self.sites) & set(OTHER_WIDTHS))):
+            raise InputError(
+                f"widths are for {', '.join(OTHER_WIDTHS)}, where the file has it; not for {extra}"
+            )
         if not self.sites or not self.poolings or not self.layers or self.d_model < 1:
             raise InputError("an activation file needs a width and at least one site, pooling and layer")
         for what, names in (("site", self.sites), ("pooling", self.poolings)):
@@ -94,6 +104,10 @@ class Header:
     def places(self) -> list[Place]:
         """Every dataset that the file must hold."""
         return [(s, p, layer) for s in self.sites for p in self.poolings for layer in self.layers]
+
+    def width(self, site: str) -> int:
+        """Numbers a vector has at a site."""
+        return self.widths.get(site, self.d_model)
 
     @property
     def own_metadata_keys(self) -> set[str]:
@@ -148,6 +162,7 @@ def write_header(file: h5py.File, header: Header) -> None:
     file.attrs["n_rows"] = np.int64(header.n_rows)
     file.attrs["d_model"] = np.int64(header.d_model)
     file.attrs["sites"] = _texts(header.sites)
+    file.attrs["widths"] = np.array([header.width(site) for site in header.sites], dtype=np.int64)
     file.attrs["poolings"] = _texts(header.poolings)
     file.attrs["layers"] = np.array(header.layers, dtype=np.int64)
     file.attrs["shard"] = np.array(header.shard or (0, 0), dtype=np.int64)
@@ -166,24 +181,33 @@ def read_header(file: h5py.File, path: Path) -> Header:
         raise FileFormatError(
             f"{path}: /: not an activation file (encoding-type is {kind!r}, not {ENCODING_TYPE!r})"
         )
-    if found != ENCODING_VERSION:
+    if found not in READABLE_VERSIONS:
         raise FileFormatError(
-            f"{path}: /: format version {found!r}; this program reads {ENCODING_VERSION}: capture again, or update it"
+            f"{path}: /: format version {found!r}; this program reads {', '.join(READABLE_VERSIONS)}: capture again, or "
+            "update it"
         )
-    needed = ("n_rows", "d_model", "sites", "poolings", "layers", "logical_dtype", "shard")
+    needed: tuple[str, ...] = ("n_rows", "d_model", "sites", "poolings", "layers", "logical_dtype", "shard")
+    needed += ("widths",) if found != "1.0" else ()
     if missing := [name for name in needed if name not in file.attrs]:
         raise FileFormatError(
             f"{path}: /: no attribute {', '.join(missing)} (a draft of the format?): capture again"
         )
+    d_model, sites = int(file.attrs["d_model"]), tuple(b.decode() for b in file.attrs["sites"])
+    widths = dict(zip(sites, map(int, file.attrs.get("widths", [d_model] * len(sites))), strict=True))
+    if wrong := [s for s, width in widths.items() if width != d_model and s not in OTHER_WIDTHS]:
+        raise FileFormatError(
+            f"{path}: /: {wrong[0]} is said to be {widths[wrong[0]]} wide, the residual stream {d_model}: capture again"
+        )
     return Header(
         n_rows=int(file.attrs["n_rows"]),
-        d_model=int(file.attrs["d_model"]),
-        sites=tuple(b.decode() for b in file.attrs["sites"]),
+        d_model=d_model,
+        sites=sites,
         poolings=tuple(b.decode() for b in file.attrs["poolings"]),
         layers=tuple(int(layer) for layer in file.attrs["layers"]),
         logical_dtype=str(_text(file.attrs["logical_dtype"])),
         shard=(int(file.attrs["shard"][0]), int(file.attrs["shard"][1])) if file.attrs["shard"][1] else None,
         metadata=json.loads(file["metadata"][()].tobytes()),
+        widths={site: width for site, width in widths.items() if width != d_model},
     )
 
 
@@ -192,12 +216,17 @@ def write_rows(file: h5py.File, rows: Rows) -> None:
     group = file.create_group("rows")
     _checksummed(group, "id", _texts(rows.ids))
     _checksummed(group, "question", _texts(rows.questions))
-    columns = group.create_group("columns")
+    group.create_group("columns")
     for name, values in rows.columns.items():
-        _checksummed(columns, name, np.asarray(values))
+        write_column(file, name, np.asarray(values))
     flat = np.concatenate([np.asarray(t, dtype=np.int64) for t in rows.tokens])
     _checksummed(group, "tokens", flat)
     _checksummed(group, "offsets", np.cumsum([0, *rows.n_tokens], dtype=np.int64))
+
+
+def write_column(file: h5py.File, name: str, values: np.ndarray) -> None:
+    """One column of the rows' table: [n] or [n, k]."""
+    _checksummed(file["rows/columns"], name, values)
 
 
 def read_rows(file: h5py.File, n_rows: int) -> Rows:
@@ -227,12 +256,13 @@ def read_rows(file: h5py.File, n_rows: int) -> Rows:
 
 
 def _checksummed(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    """A one-dimensional dataset in checksummed chunks of at most 1 MiB."""
+    """A dataset in checksummed chunks of rows, of at most 1 MiB."""
     if not values.size:  # nothing to check, and HDF5 has no chunk of nothing
         group.create_dataset(name, data=values, dtype=values.dtype)
         return
-    chunk = min(len(values), max(1, (1 << 20) // values.dtype.itemsize))
-    group.create_dataset(name, data=values, dtype=values.dtype, chunks=(chunk,), fletcher32=True)
+    a_row = values.dtype.itemsize * int(np.prod(values.shape[1:]))
+    chunk = (min(len(values), max(1, (1 << 20) // a_row)), *values.shape[1:])
+    group.create_dataset(name, data=values, dtype=values.dtype, chunks=chunk, fletcher32=True)
 
 
 def _texts(texts: Sequence[str]) -> np.ndarray:

@@ -54,7 +54,7 @@ def check_belong_together(shards: Sequence[Shard], *, whole: bool) -> None:
 
 def _differences(a: Header, b: Header) -> tuple[list[str], list[str]]:
     """In what two files differ: what they hold, and what made them."""
-    fields = ("d_model", "sites", "poolings", "layers", "logical_dtype")
+    fields = ("d_model", "sites", "poolings", "layers", "logical_dtype", "widths")
     own = a.own_metadata_keys | b.own_metadata_keys
     keys = sorted((a.metadata.keys() | b.metadata.keys()) - own)
     return (
@@ -77,10 +77,10 @@ def join_rows(shards: Sequence[Shard]) -> Rows:
         FileFormatError: the files have other columns, or two rows of one id.
     """
     parts = [shard.rows for shard in shards]
-    kinds = {name: values.dtype for name, values in parts[0].columns.items()}
+    kinds = {name: (values.dtype, values.shape[1:]) for name, values in parts[0].columns.items()}
     seen: dict[str, Shard] = {}
     for shard, part in zip(shards, parts, strict=True):
-        if {name: values.dtype for name, values in part.columns.items()} != kinds:
+        if {name: (values.dtype, values.shape[1:]) for name, values in part.columns.items()} != kinds:
             raise FileFormatError(
                 f"{shard.path}: /rows/columns: {sorted(part.columns)}, while {shards[0].path} has {sorted(kinds)} "
                 "(or of other types): not one store"

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 from jaxtyping import Float32, Int
 
+from activations.pooling import TOKENS
 from activations.store_format import (
     STORED_DTYPES,
-    TOKENS,
     Header,
     Place,
     Rows,
@@ -122,7 +122,7 @@ class Shard:
         """
         header, path = self.header, dataset_path(*place)
         expected = (
-            (self.n_vectors(place[1]), header.d_model),
+            (self.n_vectors(place[1]), header.width(place[0])),
             header.logical_dtype,
             STORED_DTYPES[header.logical_dtype],
         )

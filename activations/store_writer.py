@@ -11,7 +11,7 @@ import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -20,11 +20,11 @@ import h5py
 import numpy as np
 from jaxtyping import Float, Int
 
+from activations.pooling import TOKENS
 from activations.store_format import (
     LAYER_CONVENTION,
     LIBVER,
     STORED_DTYPES,
-    TOKENS,
     Header,
     Place,
     Rows,
@@ -35,6 +35,7 @@ from activations.store_format import (
     read_header,
     read_rows,
     to_bits,
+    write_column,
     write_header,
     write_rows,
 )
@@ -55,6 +56,10 @@ class WriterOptions:
     """Index and count, where this file is one of several: opening their folder then misses none unnoticed."""
     buffer_bytes: int = 256 << 20
     """Memory for vectors that wait. Where a file holds more, its chunks are written several times."""
+    widths: Mapping[str, int] = field(default_factory=dict)
+    """Widths of sites that are not as wide as the residual stream."""
+    notes: Sequence[str] = ()
+    """Columns that are learnt while the rows are read, and come by `note`."""
     locking: bool = True
     """HDF5's file lock; a network file system without locks needs False. HDF5_USE_FILE_LOCKING overrides it."""
 
@@ -72,7 +77,7 @@ class ShardWriter:
         sites: sites to be written.
         poolings: poolings to be written; `tokens` takes one vector a token of each row instead of one a row.
         layers: layers to be written.
-        d_model: width.
+        d_model: width of the residual stream.
         dtype: `float32`, or `bfloat16` (stored as its 16 bits).
         options: see `WriterOptions`.
 
@@ -110,7 +115,10 @@ class ShardWriter:
             logical_dtype=dtype,
             shard=options.shard,
             metadata=metadata,
+            widths={s: w for s, w in options.widths.items() if w != d_model},
         )
+        self._notes: dict[str, np.ndarray] = {}
+        self._noted = {name: np.zeros(len(rows.ids), dtype=bool) for name in options.notes}
         own = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._temporary = path.with_name(f".{path.name}.{own}.tmp")
         self._declared = set(self.header.places)
@@ -147,8 +155,10 @@ class ShardWriter:
         if row_indices.size and not 0 <= row_indices.min() <= row_indices.max() < self.header.n_rows:
             raise InputError(f"{self.path}: {name}: rows outside 0 to {self.header.n_rows - 1}")
         at = self._vector_indices(pooling, row_indices)
-        if values.shape != (len(at), self.header.d_model):
-            raise InputError(f"{name}: values {values.shape}, expected ({len(at)}, {self.header.d_model})")
+        if values.shape != (len(at), self.header.width(site)):
+            raise InputError(
+                f"{name}: values {values.shape}, expected ({len(at)}, {self.header.width(site)})"
+            )
         # Rounding to bfloat16 can overflow, so it is the stored numbers that must be finite.
         bits = to_bits(values, self.header.logical_dtype)
         self._check_finite(place, at, bits)
@@ -157,6 +167,25 @@ class ShardWriter:
         with self._disk():
             self._slabs[place].take(at, bits)
             self._bound_memory()
+
+    def note(
+        self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
+    ) -> None:
+        """Take a declared column's entries for some rows.
+
+        Raises:
+            InputError: it was not declared, or has another number of entries than before.
+        """
+        if name not in self._noted:
+            raise InputError(f"{self.path}: the column {name} was not declared among its notes")
+        empty = np.zeros((self.header.n_rows, *values.shape[1:]), dtype=values.dtype)
+        column = self._notes.setdefault(name, empty)
+        if column.shape[1:] != values.shape[1:]:
+            raise InputError(
+                f"{self.path}: {name}: {values.shape[1:]} numbers a row, before {column.shape[1:]}"
+            )
+        column[row_indices] = values
+        self._noted[name][row_indices] = True
 
     def __enter__(self) -> "ShardWriter":
         with self._disk():
@@ -190,14 +219,15 @@ class ShardWriter:
         )
         write_header(self._file, self.header)
         write_rows(self._file, self.rows)
-        stored, d_model = STORED_DTYPES[self.header.logical_dtype], self.header.d_model
+        stored = STORED_DTYPES[self.header.logical_dtype]
         for place in self.header.places:
+            width = self.header.width(place[0])
             n = int(self.rows.n_tokens.sum()) if place[1] == TOKENS else self.header.n_rows
             if not n:
                 raise InputError(f"{self.path}: {dataset_path(*place)}: the rows have no tokens")
-            chunks = (min(n, chunk_rows(d_model, stored)), d_model)
+            chunks = (min(n, chunk_rows(width, stored)), width)
             dataset = self._file.create_dataset(
-                dataset_path(*place), shape=(n, d_model), dtype=stored, chunks=chunks, fletcher32=True
+                dataset_path(*place), shape=(n, width), dtype=stored, chunks=chunks, fletcher32=True
             )
             dataset.attrs["logical_dtype"] = np.bytes_(self.header.logical_dtype.encode())
             self._slabs[place] = Slab(dataset, f"{self.path}: {dataset_path(*place)}")
@@ -213,6 +243,10 @@ class ShardWriter:
         file, self._file = self._file, None
         if file is None:
             raise GuardError(f"{self.path}: the writer was left twice")
+        for name, there in self._noted.items():
+            if not there.all():
+                raise GuardError(f"{self.path}: column {name}: row {int(np.argmin(there))} was never noted")
+            write_column(file, name, self._notes[name])
         file.create_group("nonfinite")
         for place, parts in self._marked.items():
             marks = np.sort(np.concatenate(parts))
@@ -232,7 +266,7 @@ class ShardWriter:
             same &= all(map(np.array_equal, rows.tokens, self.rows.tokens))
             same &= all(
                 np.array_equal(rows.columns[k], v, equal_nan=np.asarray(v).dtype.kind == "f")
-                for k, v in self.rows.columns.items()
+                for k, v in {**self.rows.columns, **self._notes}.items()
             )
             if not same or read_header(file, self.path) != self.header:
                 raise GuardError(
@@ -291,9 +325,11 @@ class ShardWriter:
                 return
 
     def _check_space(self) -> None:
-        stored = STORED_DTYPES[self.header.logical_dtype].itemsize * self.header.d_model
-        tokens = int(self.rows.n_tokens.sum())
-        need = sum(stored * (tokens if p == TOKENS else self.header.n_rows) for _, p, _ in self.header.places)
+        stored, tokens = STORED_DTYPES[self.header.logical_dtype].itemsize, int(self.rows.n_tokens.sum())
+        need = sum(
+            stored * self.header.width(site) * (tokens if pooling == TOKENS else self.header.n_rows)
+            for site, pooling, _ in self.header.places
+        )
         free = shutil.disk_usage(self.path.parent).free
         if need > free:
             raise OSError(

@@ -19,7 +19,7 @@ from mech.checkpoint import write_parent
 from mech.errors import InputError
 from mech.interventions import Intervention, Patch, intervene
 from mech.models import ChatModel
-from mech.packing import can_pack, packed_attention
+from mech.packed_attention import can_pack, packed_attention
 
 
 def train_full(

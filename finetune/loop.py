@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from finetune.labels import TrainingRow
-from finetune.loss import backward
+from finetune.loss import backward, shareable
 from finetune.settings import TrainSettings
 from finetune.state import Progress, Saver, StepRecord, load_state
 from finetune.team import Team
@@ -120,42 +120,36 @@ def _accumulate(job: Job, batch: list[TrainingRow]) -> float:
     """Backward passes over parts of a batch; the mean loss over all its labelled tokens."""
     n_targets = float(sum(len(r.targets) for r in batch))
     total = 0.0
-    for rows, shared, weight in _passes(job, batch):
+    packed, share = job.packs and not job.settings.shard, job.settings.lora_dropout == 0
+    for rows, weight in _passes(job, batch):
         divisor = n_targets if weight else float("inf")
-        total += weight * backward(job.model, rows, shared=shared, divisor=divisor)
+        total += weight * backward(job.model, rows, packed=packed, share=share, divisor=divisor)
     return job.team.sum(total, job.model.device) / n_targets
 
 
-def _passes(job: Job, batch: list[TrainingRow]) -> list[tuple[list[TrainingRow], int | None, float]]:
-    """What goes through the model together: rows, how many tokens they share (None: padded), and their weight."""
+def _passes(job: Job, batch: list[TrainingRow]) -> list[tuple[list[TrainingRow], float]]:
+    """What goes through the model together: rows, and their weight."""
     mine, size = job.team.share(batch), job.settings.micro_batch or len(batch)
     if job.settings.shard:
         return _equal_passes(job, batch, mine, size)
-    mine = sorted(mine, key=lambda r: len(r.ids))
     if not job.packs:
-        return [(mine[i : i + size], None, 1.0) for i in range(0, len(mine), size)]
-    packs = plan_packs(
-        [r.ids for r in mine],
-        [
-            r.targets[0] - 1 for r in mine
-        ],  # the token before the first label predicts it, so each row has its own
-        limit=PACK,
-        max_rows=size,
-        share=job.settings.lora_dropout == 0,
-    )
-    return [([mine[i] for i in members], shared, 1.0) for members, shared in packs]
+        mine = sorted(mine, key=lambda r: len(r.ids))
+        return [(mine[i : i + size], 1.0) for i in range(0, len(mine), size)]
+    limits = [0 if job.settings.lora_dropout else shareable(r) for r in mine]
+    packs = plan_packs([r.ids for r in mine], limits, token_budget=PACK, max_rows=size)
+    return [([mine[i] for i in members], 1.0) for members in packs]
 
 
 def _equal_passes(
     job: Job, batch: list[TrainingRow], mine: list[TrainingRow], size: int
-) -> list[tuple[list[TrainingRow], int | None, float]]:
+) -> list[tuple[list[TrainingRow], float]]:
     """As many passes on every process, for sharded weights are gathered by all at once.
 
     A process that has no rows left runs the batch's first row at no weight.
     """
     most = len(Team(0, job.team.size).share(batch))
     parts = [mine[i : i + size] for i in range(0, most, size)]
-    return [(part or batch[:1], None, float(bool(part))) for part in parts]
+    return [(part or batch[:1], float(bool(part))) for part in parts]
 
 
 def _say_what_is_off(job: Job) -> None:

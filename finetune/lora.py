@@ -19,13 +19,12 @@ from finetune.outcome import done_before, stamp_of, write_outcome
 from finetune.settings import TrainSettings
 from finetune.state import Saver, StepRecord
 from finetune.team import Team
-from mech import packing, positions
+from mech import packed_attention, positions
 from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
 from mech.files import folder_lock
 from mech.interventions import Intervention, Patch, intervene
 from mech.models import ChatModel
-from mech.packing import can_pack, packed_attention
 from mech.quiet import quiet_peft
 
 SNAPSHOTS = "snapshots"
@@ -73,14 +72,14 @@ def train_lora(
         raise InputError("quantise: 4-bit weights carry no gradient on a CPU: train on a GPU, or unquantised")
     # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
     model.check_head()
-    packs = can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
+    packs = packed_attention.can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
     stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
     with training_folder(folder, team):
         if known := done_before(folder, stamp):
             return known
         with ExitStack() as stack:
             if packs:
-                stack.enter_context(packed_attention(model))
+                stack.enter_context(packed_attention.packed_attention(model))
             stack.enter_context(torch.random.fork_rng())
             torch.manual_seed(seed)
             adapted = stack.enter_context(_adapted(model, settings))
@@ -167,7 +166,7 @@ def _carry_over() -> tuple[AbstractContextManager[None], AbstractContextManager[
 
     On a GPU the way back runs in a thread of its own, which does not see this one's context.
     """
-    return nullcontext(), _both(positions.carried_over(), packing.carried_over())
+    return nullcontext(), _both(positions.carried_over(), packed_attention.carried_over())
 
 
 @contextmanager

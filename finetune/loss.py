@@ -1,6 +1,6 @@
 """The loss: negative log-likelihood of the labelled tokens, at less than the usual cost.
 
-Rows are packed (no padding, a common system turn run once), logits are computed at labelled positions only, and a
+Rows are packed (no padding, what they begin with in common run once), logits are computed at labelled positions only, and a
 frozen output head's gradient is taken while its logits are at hand. None of this changes a loss.
 """
 
@@ -8,20 +8,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from finetune.labels import TrainingRow
-from mech.forward import pad_id, pad_right, run_rests
+from mech.forward import Padded, masks_of, pad_id, pad_right
+from mech.interventions import intervening
 from mech.models import ChatModel
-from mech.packing import Pack, run_packed
-from mech.positions import POSITIONS, Position, declared
+from mech.packed_attention import run_packed
+from mech.packing import Pack
+from mech.positions import Position, declared
 
 CHUNK = 128
 """Labelled tokens whose logits are held at once."""
 
 
-def summed_loss(model: ChatModel, batch: Sequence[TrainingRow], *, shared: int | None) -> Float[Tensor, ""]:
+def summed_loss(
+    model: ChatModel, batch: Sequence[TrainingRow], *, packed: bool, share: bool = True
+) -> Float[Tensor, ""]:
     """Negative log-likelihood (nats), summed over the labelled tokens of a batch, with gradient.
 
     Active interventions act: the pass declares for each token whose it is.
@@ -29,61 +33,35 @@ def summed_loss(model: ChatModel, batch: Sequence[TrainingRow], *, shared: int |
     Args:
         model: what to run; a live adapter acts.
         batch: rows that go through the model together.
-        shared: pack the rows (inside `mech.packing.packed_attention`), so many leading tokens laid down once; None pads them
-            instead.
+        packed: lay rows end to end (inside `mech.packed_attention.packed_attention`) instead of padding them.
+        share: run what packed rows begin with in common once.
     """
-    layout = _Packed(batch, shared) if shared is not None else _Padded(batch)
-    with declared(layout.masks(model.device)):
+    ids = tuple(r.ids for r in batch)
+    layout = Pack(ids, tuple(shareable(r) if share else 0 for r in batch)) if packed else Padded(ids)
+    with declared(masks_of(layout, [_positions(r) for r in batch], model.device)):
         return _labelled_loss(model, batch, layout)
 
 
-def backward(model: ChatModel, batch: Sequence[TrainingRow], *, shared: int | None, divisor: float) -> float:
+def backward(
+    model: ChatModel, batch: Sequence[TrainingRow], *, packed: bool, share: bool, divisor: float
+) -> float:
     """Add the gradient of `summed_loss / divisor` to the parameters'; return the summed loss."""
-    loss = summed_loss(model, batch, shared=shared)
+    loss = summed_loss(model, batch, packed=packed, share=share)
     (loss / divisor).backward()
     return float(loss.detach())
 
 
-class _Packed:
-    """Rows end to end in one sequence."""
-
-    def __init__(self, batch: Sequence[TrainingRow], shared: int) -> None:
-        self.batch, self.pack = batch, Pack(tuple(r.ids for r in batch), shared)
-
-    def masks(self, device: torch.device) -> dict[Position, Bool[Tensor, "1 seq"]]:
-        masks: dict[Position, Tensor] = {
-            name: torch.zeros(1, len(self.pack), dtype=torch.bool) for name in POSITIONS
-        }
-        for i, row in enumerate(self.batch):
-            for name, tokens in _positions(row).items():
-                masks[name][0, [self.pack.place(i, t) for t in tokens]] = True
-        return {name: mask.to(device) for name, mask in masks.items()}
-
-    def hidden(self, model: ChatModel, at: Sequence[tuple[int, int]]) -> Float[Tensor, "n d"]:
-        places = torch.tensor([self.pack.place(i, t) for i, t in at], device=model.device)
-        return run_packed(model, self.pack)[places]
+def shareable(row: TrainingRow) -> int:
+    """How many leading tokens may be run once for several rows: all, but an intervention must find the same roles in each."""
+    return row.answers[0][0] - 1 if intervening() else len(row.ids)
 
 
-class _Padded:
-    """Rows below each other, padded on the right."""
-
-    def __init__(self, batch: Sequence[TrainingRow]) -> None:
-        self.batch = batch
-
-    def masks(self, device: torch.device) -> dict[Position, Bool[Tensor, "batch seq"]]:
-        width = max(len(r.ids) for r in self.batch)
-        masks: dict[Position, Tensor] = {
-            name: torch.zeros(len(self.batch), width, dtype=torch.bool) for name in POSITIONS
-        }
-        for i, row in enumerate(self.batch):
-            for name, tokens in _positions(row).items():
-                masks[name][i, tokens] = True
-        return {name: mask.to(device) for name, mask in masks.items()}
-
-    def hidden(self, model: ChatModel, at: Sequence[tuple[int, int]]) -> Float[Tensor, "n d"]:
-        ids = pad_right([r.ids for r in self.batch], pad_id(model), model.device)
-        rows, columns = torch.tensor(at, device=model.device).unbind(1)
-        return run_rests(model, ids, None)[rows, columns]
+def _hidden(model: ChatModel, layout: Pack | Padded) -> Float[Tensor, "tokens d"]:
+    if isinstance(layout, Pack):
+        return run_packed(model, layout)
+    ids = pad_right(layout.rows, pad_id(model), model.device)
+    hidden: Tensor = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)
 
 
 def _positions(row: TrainingRow) -> dict[Position, list[int]]:
@@ -102,9 +80,10 @@ def _positions(row: TrainingRow) -> dict[Position, list[int]]:
 
 
 def _labelled_loss(
-    model: ChatModel, batch: Sequence[TrainingRow], layout: _Packed | _Padded
+    model: ChatModel, batch: Sequence[TrainingRow], layout: Pack | Padded
 ) -> Float[Tensor, ""]:
-    hidden = layout.hidden(model, [(i, t - 1) for i, r in enumerate(batch) for t in r.targets])
+    before_targets = [p[t - 1] for r, p in zip(batch, layout.places, strict=True) for t in r.targets]
+    hidden = _hidden(model, layout)[torch.tensor(before_targets, device=model.device)]
     targets = torch.tensor([r.ids[t] for r in batch for t in r.targets], device=hidden.device)
     model.check_head()
     head = model.causal.get_output_embeddings()

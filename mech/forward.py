@@ -1,99 +1,176 @@
-"""Running rows through the decoder, the shared prefix once.
+"""Running rows through the decoder: packed where the architecture takes it, else padded; memory halved where it runs out.
 
-Rows are padded on the right: under causal attention padding behind a row cannot reach it, so no mask is
-needed and left padding's position bookkeeping does not exist. The prefix's keys and values are computed for
-one row and repeated for the batch. Where nothing acts on rows one by one, `mech.packing` is faster.
+Either way a pass knows where each token of each row lies (`places`) and declares whose it is, so that interventions act
+on it by name.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mech.batching import Batch, plan_batches
-from mech.interventions import differ_by_row
+from mech.batching import plan_batches
+from mech.chat import Encoded
+from mech.errors import InputError
+from mech.interventions import differ_by_row, intervening
 from mech.models import ChatModel
-from mech.positions import declared
+from mech.packed_attention import can_pack, packed_attention, run_packed
+from mech.packing import Pack, plan_packs
+from mech.positions import POSITIONS, Position, declared
 
-Prefix = list[tuple[Tensor, Tensor]]
-"""Keys and values of each layer for one row: [1, heads, prefix, d_head]."""
+log = logging.getLogger(__name__)
 
-
-def can_share_prefix(model: ChatModel) -> bool:
-    """Whether every layer attends to the whole past by plain keys and values.
-
-    Sliding windows, recurrent states and shared caches are left alone: there the prefix is run per row.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    layers = DynamicCache(config=model.causal.config).layers
-    return len(layers) == model.n_layers and all(type(layer) is DynamicLayer for layer in layers)
+T = TypeVar("T")
 
 
-def iterate(
+@dataclass(frozen=True)
+class Padded:
+    """Rows below each other, padded on the right: under causal attention padding behind a row cannot reach it."""
+
+    rows: tuple[tuple[int, ...], ...]
+    """Token ids of each row."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Batch and sequence of the tensors that blocks see."""
+        return len(self.rows), max(map(len, self.rows))
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """Where each token of each row lies, counted through all rows with their padding."""
+        width = self.shape[1]
+        return tuple(tuple(range(i * width, i * width + len(row))) for i, row in enumerate(self.rows))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Some rows, laid out for one forward pass."""
+
+    model: ChatModel
+    members: tuple[int, ...]
+    """Positions of its rows in the caller's list."""
+    layout: Pack | Padded
+    roles: tuple[Mapping[Position, Sequence[int]], ...]
+    """Whose each token of each row is."""
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """Where each token of each row lies among the pass's tokens."""
+        return self.layout.places
+
+    def run(self) -> Float[Tensor, "tokens d"]:
+        """Final-norm states of all tokens, padding included; hooks see them as [batch, sequence, d]."""
+        with declared(masks_of(self.layout, self.roles, self.model.device)):
+            if isinstance(self.layout, Pack):
+                return run_packed(self.model, self.layout)
+            ids = pad_right(self.layout.rows, pad_id(self.model), self.model.device)
+            hidden: Tensor = self.model.decoder(input_ids=ids, use_cache=False).last_hidden_state
+            return hidden.flatten(0, 1)
+
+
+def run_rows(
     model: ChatModel,
-    sequences: Sequence[Sequence[int]],
-    shareable: Sequence[int],
+    rows: Sequence[Encoded],
+    use: Callable[[Pass], T],
     *,
     token_budget: int = 2048,
-) -> Iterator[tuple[Batch, Prefix | None]]:
-    """Plan batches and yield each with its prefix's keys and values, computed once a group.
+    pack: bool = True,
+) -> Iterator[tuple[Pass, T]]:
+    """Run rows through the model, pass by pass, and yield what `use` makes of each pass.
 
-    Interventions act on a prefix as they would on each row's own copy of it: its tokens are declared as prompt.
-    Those that hold other values for each row forbid sharing.
+    Where memory runs out, the budget is halved and the pass's rows are planned anew. Beneath interventions that hold other
+    values for each row, rows share nothing.
 
     Args:
-        model: whose prefixes to compute.
-        sequences: token ids of each row.
-        shareable: how many leading tokens of each row the caller does not need to see; of the prompt, and not
-            its last.
-        token_budget: padded tokens a batch.
+        model: what to run.
+        rows: what to read.
+        use: is given each pass, to run it.
+        token_budget: tokens a pass.
+        pack: lay rows end to end where the architecture takes it.
+
+    Raises:
+        InputError: a row without tokens.
     """
-    if differ_by_row() or not can_share_prefix(model):
-        shareable = [0] * len(sequences)
-    held: tuple[int, ...] = ()
-    prefix: Prefix | None = None
-    for batch in plan_batches(sequences, shareable, token_budget=token_budget):
-        if batch.prefix != held:
-            held = batch.prefix
-            with declared(prefix_masks(len(held), model.device)):
-                prefix = run_prefix(model, held) if held else None
-        yield batch, prefix
+    if empty := [i for i, row in enumerate(rows) if not row.ids]:
+        raise InputError(f"row {empty[0]} has no tokens")
+    packs = pack and not differ_by_row() and can_pack(model)
+    with packed_attention(model) if packs else _as_it_is():
+        waiting = list(range(len(rows)))
+        while waiting:
+            planned = _plan(model, rows, waiting, token_budget, packs=packs)
+            waiting = []
+            for k, one in enumerate(planned):
+                try:
+                    made = use(one)
+                except RuntimeError as error:
+                    if not _out_of_memory(error) or len(one.members) == 1:
+                        raise
+                    token_budget = max(1, min(token_budget, one.layout.shape[0] * one.layout.shape[1]) // 2)
+                else:
+                    yield one, made
+                    continue
+                log.warning("out of memory: going on with %d tokens a pass", token_budget)
+                torch.cuda.empty_cache()  # does nothing where there is none
+                waiting = sorted(i for rest in planned[k:] for i in rest.members)
+                break
 
 
-def prefix_masks(length: int, device: torch.device) -> dict[str, Bool[Tensor, "1 prefix"]]:
-    """A shared prefix is prompt, but not its last token, and no response."""
-    yes = torch.ones(1, length, dtype=torch.bool, device=device)
-    return {"all": yes, "prompt": yes, "prompt_last": ~yes, "response": ~yes}
+def _as_it_is() -> AbstractContextManager[None]:
+    return nullcontext()
 
 
-def run_prefix(model: ChatModel, ids: Sequence[int]) -> Prefix:
-    """Keys and values of a prefix, for one row."""
-    from transformers import DynamicCache
+def _plan(
+    model: ChatModel, rows: Sequence[Encoded], chosen: Sequence[int], token_budget: int, *, packs: bool
+) -> list[Pass]:
+    sequences = [rows[i].ids for i in chosen]
+    if not packs:
+        groups = plan_batches([len(s) for s in sequences], token_budget=token_budget)
+    else:
+        # An intervention may act on some tokens and not on others: then only those are shared that are prompt in every row.
+        limits = [rows[i].n_prompt - 1 if intervening() else len(rows[i].ids) for i in chosen]
+        groups = plan_packs(sequences, limits, token_budget=token_budget)
+    passes = []
+    for group in groups:
+        ids = tuple(tuple(sequences[k]) for k in group)
+        layout = Pack(ids, tuple(limits[k] for k in group)) if packs else Padded(ids)
+        members = tuple(chosen[k] for k in group)
+        passes.append(Pass(model, members, layout, tuple(roles_of(rows[i]) for i in members)))
+    return passes
 
-    cache = DynamicCache(config=model.causal.config)
-    model.decoder(
-        input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache, use_cache=True
-    )
-    return [(layer.keys, layer.values) for layer in cache.layers]
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's allocator has an exception for it; the CPU's only says so."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def run_rests(
-    model: ChatModel, ids: Int[Tensor, "batch seq"], prefix: Prefix | None
-) -> Float[Tensor, "batch seq d"]:
-    """Final-norm states of right-padded rows that continue a prefix (or start the sequence)."""
-    from transformers import DynamicCache
+def roles_of(row: Encoded) -> dict[Position, range]:
+    """A conversation's tokens by whose they are."""
+    end = row.n_prompt + row.n_response
+    return {
+        "all": range(len(row.ids)),
+        "prompt": range(row.n_prompt),
+        "prompt_last": range(row.n_prompt - 1, row.n_prompt),
+        "response": range(row.n_prompt, end),
+    }
 
-    if prefix is None:
-        hidden: Tensor = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
-    size = ids.shape[0]
-    repeated = [(k.expand(size, -1, -1, -1), v.expand(size, -1, -1, -1)) for k, v in prefix]
-    cache = DynamicCache(repeated)
-    continued: Tensor = model.decoder(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
-    return continued
+
+def masks_of(
+    layout: Pack | Padded, roles: Sequence[Mapping[Position, Sequence[int]]], device: torch.device
+) -> dict[Position, Bool[Tensor, "batch seq"]]:
+    """Masks over a layout's tokens from each row's own."""
+    masks: dict[Position, Tensor] = {}
+    for name in POSITIONS:
+        mask = torch.zeros(layout.shape[0] * layout.shape[1], dtype=torch.bool)
+        for of_row, places in zip(roles, layout.places, strict=True):
+            mask[[places[t] for t in of_row[name]]] = True
+        masks[name] = mask.view(layout.shape).to(device)
+    return masks
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Int[Tensor, "batch seq"]:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mech.models import ChatModel
-from mech.sites import Site, site_module
+from mech.sites import BEFORE, Site, site_module
 
 Edit = Callable[[Float[Tensor, "batch seq d"]], Float[Tensor, "batch seq d"] | None]
 """Sees a site's tensor; returns a replacement, or None to leave it."""
@@ -20,7 +20,7 @@ def hooked(model: ChatModel, edits: Mapping[tuple[Site, int], Edit]) -> Iterator
     with ExitStack() as stack:
         for (site, layer), edit in edits.items():
             module = site_module(model, site, layer)
-            if site == "resid_pre":
+            if site in BEFORE:
                 handle = module.register_forward_pre_hook(_before(edit), with_kwargs=True)
             else:
                 handle = module.register_forward_hook(_after(edit))

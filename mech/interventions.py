@@ -23,6 +23,7 @@ from torch import Tensor
 from mech.errors import GuardError, InputError
 from mech.hooks import Edit, hooked
 from mech.models import ChatModel
+from mech.packed_attention import can_pack
 from mech.positions import Position, mask_for
 from mech.sites import Site
 
@@ -114,7 +115,8 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         InputError: a vector of another width, or a layer the model does not have.
         GuardError: the context ended without a single forward pass having met one of them.
     """
-    model.check_head()  # now: later it would run a pass through the hooks
+    model.check_head()  # now: later these would run a pass through the hooks
+    can_pack(model)
     counts = [dict.fromkeys(i.layers, 0) for i in interventions]
     token = _active.set((*_active.get(), *interventions))
     try:

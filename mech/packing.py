@@ -1,240 +1,148 @@
-"""Packing: rows laid end to end in one sequence, what they begin with in common laid down once.
+"""Packing: rows laid end to end in one sequence, what any of them begin with in common laid down once.
 
-Each token keeps the position it has in its own row, and attention lets it see the shared beginning and its own row alone.
-So a packed pass computes what separate passes would, without padding and without repeating a system turn. It is
-differentiable, and needs no cache.
+Rows under one system turn, two answers to one question, the same row twice: token by token they form a tree, and only its
+branches are run. Each token keeps the position that it has in its own row. How attention sees such a sequence stands in
+`mech.packed_attention`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from mech.batching import MIN_SHARED, common_prefix
-from mech.errors import GuardError
-from mech.forward import can_share_prefix
-from mech.models import ChatModel
+from mech.errors import InputError
 
-NAME = "sgtr_mech_packed"
-"""What Hugging Face's registry of attention functions knows ours by."""
+MIN_SHARED = 4
+"""Tokens that a new branching must save: attention has a little more to do for each."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A branch of the tree: tokens that lie next to each other and see the same earlier ones."""
+
+    start: int
+    """Where it begins in the packed sequence."""
+    length: int
+    """Tokens."""
+    before: tuple[int, ...]
+    """Where the tokens lie that come before it in its row."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Some rows, and how many leading tokens they share."""
+    """Some rows, laid out as one sequence."""
 
     rows: tuple[tuple[int, ...], ...]
-    """Token ids of each row, the shared ones included."""
-    shared: int
-    """Leading tokens that lie there once; fewer than any row has."""
+    """Token ids of each row."""
+    limits: tuple[int, ...]
+    """How many leading tokens of each row may lie where another row's lie; its length for all."""
+
+    def __post_init__(self) -> None:
+        if any(not row for row in self.rows):
+            raise InputError(f"row {[bool(r) for r in self.rows].index(False)} of a pack has no tokens")
 
     @cached_property
-    def offsets(self) -> list[int]:
-        """Where each row's own part begins in the packed sequence."""
-        found, at = [], self.shared
-        for row in self.rows:
-            found.append(at)
-            at += len(row) - self.shared
-        return found
+    def _order(self) -> list[int]:
+        return sorted(range(len(self.rows)), key=lambda i: self.rows[i])
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """For each row in order: how many of its tokens lie where the row before it has them."""
+        return _starts([self.rows[i] for i in self._order], [self.limits[i] for i in self._order])
+
+    @cached_property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """Where each token of each row lies in the packed sequence."""
+        found: list[tuple[int, ...]] = [()] * len(self.rows)
+        before: tuple[int, ...] = ()
+        at = 0
+        for i, start in zip(self._order, self._starts, strict=True):
+            end = at + len(self.rows[i]) - start
+            found[i] = before = (*before[:start], *range(at, end))
+            at = end
+        return tuple(found)
 
     def __len__(self) -> int:
-        return self.shared + sum(len(row) - self.shared for row in self.rows)
+        return sum(len(self.rows[i]) - start for i, start in zip(self._order, self._starts, strict=True))
 
-    def place(self, row: int, token: int) -> int:
-        """Where a row's token lies in the packed sequence."""
-        return token if token < self.shared else self.offsets[row] + token - self.shared
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Batch and sequence of the tensors that blocks see."""
+        return 1, len(self)
+
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """The branches, in the order in which they lie."""
+        found = []
+        for k, i in enumerate(self._order):
+            places, row_start = self.places[i], self._starts[k]
+            cuts, lowest = {row_start, len(places)}, len(places)
+            for later in self._starts[k + 1 :]:  # where others leave this row's own tokens
+                lowest = min(lowest, later)
+                if lowest <= row_start:
+                    break
+                cuts.add(lowest)
+            for a, b in zip(sorted(cuts), sorted(cuts)[1:], strict=False):
+                found.append(Segment(places[a], b - a, places[:a]))
+        return found
 
     def tensors(self, device: torch.device) -> tuple[Int[Tensor, "1 seq"], Int[Tensor, "1 seq"]]:
         """Token ids, and each token's position in its own row."""
-        ids, positions = list(self.rows[0][: self.shared]), list(range(self.shared))
-        for row in self.rows:
-            ids += row[self.shared :]
-            positions += range(self.shared, len(row))
-        packed = torch.tensor([ids, positions], device=device)
+        packed = torch.zeros(2, len(self), dtype=torch.long)
+        for row, places in zip(self.rows, self.places, strict=True):
+            at = torch.tensor(places)
+            packed[0, at], packed[1, at] = torch.tensor(row), torch.arange(len(row))
+        packed = packed.to(device)
         return packed[0:1], packed[1:2]
 
 
 def plan_packs(
     rows: Sequence[Sequence[int]],
-    shareable: Sequence[int],
+    limits: Sequence[int],
     *,
-    limit: int,
-    max_rows: int,
-    share: bool = True,
-) -> list[tuple[list[int], int]]:
-    """Group rows into packs of similar length: for each pack, its rows' numbers and how many tokens they share.
+    token_budget: int,
+    max_rows: int | None = None,
+) -> list[list[int]]:
+    """Group rows into packs, those that begin alike next to each other: for each pack, its rows' numbers.
 
     Args:
         rows: token ids.
-        shareable: how many leading tokens of each row the caller can do without of its own.
-        limit: tokens a pack, at most; a longer row is a pack alone.
+        limits: how many leading tokens of each row may be shared; 0 for none.
+        token_budget: tokens a pack, shared ones counted once; a longer row is a pack alone.
         max_rows: rows a pack, at most.
-        share: lay a common beginning down once.
     """
-    packs: list[tuple[list[int], int]] = []
-    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
-        members = [*packs[-1][0], i] if packs else []
-        if members and len(members) <= max_rows:
-            shared = _shared(rows, shareable, members) if share else 0
-            if shared + sum(len(rows[j]) - shared for j in members) <= limit:
-                packs[-1] = (members, shared)
-                continue
-        packs.append(([i], 0))
+    order = sorted(range(len(rows)), key=lambda i: tuple(rows[i]))
+    starts = _starts([tuple(rows[i]) for i in order], [limits[i] for i in order])
+    packs: list[list[int]] = []
+    room = 0
+    for i, start in zip(order, starts, strict=True):
+        own = len(rows[i]) - start
+        if packs and own <= room and (max_rows is None or len(packs[-1]) < max_rows):
+            packs[-1].append(i)
+            room -= own
+        else:
+            packs.append([i])
+            room = token_budget - len(rows[i])
     return packs
 
 
-def _shared(rows: Sequence[Sequence[int]], shareable: Sequence[int], members: Sequence[int]) -> int:
-    length = min(common_prefix([tuple(rows[i]) for i in members]), *(shareable[i] for i in members))
-    return length if length >= MIN_SHARED else 0
+def _starts(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> list[int]:
+    """For rows in lexicographic order: how many leading tokens each shares with the one before it.
 
-
-def run_packed(model: ChatModel, pack: Pack) -> Float[Tensor, "seq d"]:
-    """Final-norm states of a pack's tokens; inside `packed_attention` only."""
-    if _config(model)._attn_implementation != NAME:
-        raise GuardError("a pack was run outside `packed_attention`")
-    ids, positions = pack.tensors(model.device)
-    # A mask of four dimensions is handed through as it is; what may be seen follows from the layout.
-    through = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
-    token = _layout.set(_Layout(pack, model.device, model.dtype))
-    try:
-        hidden: Tensor = model.decoder(
-            input_ids=ids, position_ids=positions, attention_mask=through, use_cache=False
-        ).last_hidden_state
-    finally:
-        _layout.reset(token)
-    return hidden[0]
-
-
-@contextmanager
-def packed_attention(model: ChatModel) -> Iterator[None]:
-    """Let the model's attention understand packs while inside; passes without one are as they were."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    config = _config(model)
-    before, config._attn_implementation = config._attn_implementation, NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
-def _config(model: ChatModel) -> Any:
-    """The config that the decoder's layers look at."""
-    return model.decoder.config
-
-
-def carried_over() -> AbstractContextManager[None]:
-    """A context in which the present pack's layout holds again, in whatever thread."""
-    return _again(_layout.get())
-
-
-@contextmanager
-def _again(layout: "_Layout | None") -> Iterator[None]:
-    token = _layout.set(layout)
-    try:
-        yield
-    finally:
-        _layout.reset(token)
-
-
-class _Layout:
-    """Where attention finds its queries and keys in a packed sequence: for it alone, rows are laid below each other.
-
-    The shared beginning is a row of its own; every other row's keys are the shared ones followed by its own. What is padded
-    here is attention's small part of the work.
+    A branching is made where the row before branched already, or where it saves at least `MIN_SHARED` tokens more.
     """
-
-    def __init__(self, pack: Pack, device: torch.device, dtype: torch.dtype) -> None:
-        own = [len(row) - pack.shared for row in pack.rows]
-        spans = [(0, pack.shared)] * bool(pack.shared) + list(zip(pack.offsets, own, strict=True))
-        self.size, self.width = len(spans), max(n for _, n in spans)
-        queries = torch.zeros(self.size, self.width, dtype=torch.long)
-        keys = torch.zeros(self.size, pack.shared + self.width, dtype=torch.long)
-        seen = torch.zeros(self.size, self.width, pack.shared + self.width, dtype=torch.bool)
-        back = torch.zeros(len(pack), dtype=torch.long)
-        for i, (start, n) in enumerate(spans):
-            queries[i, :n] = torch.arange(start, start + n)
-            keys[i, : pack.shared] = torch.arange(pack.shared)
-            keys[i, pack.shared : pack.shared + n] = torch.arange(start, start + n)
-            back[start : start + n] = i * self.width + torch.arange(n)
-            seen[i, :n, pack.shared : pack.shared + n] = torch.ones(n, n, dtype=torch.bool).tril()
-            seen[i, :, : pack.shared] = not (
-                pack.shared and i == 0
-            )  # its own keys come after; they are the shared ones
-        seen[:, :, 0] |= ~seen.any(-1)  # a padded query must see something
-        mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-        self.queries, self.keys = queries.flatten().to(device), keys.flatten().to(device)
-        self.back, self.mask = back.to(device), mask.unsqueeze(1).to(device)
-
-    def below_each_other(
-        self, packed: Float[Tensor, "1 heads seq d_head"], index: Int[Tensor, " rows_width"]
-    ) -> Float[Tensor, "rows heads width d_head"]:
-        """Take tokens by index and lay them out row by row."""
-        taken: Tensor = packed[0].index_select(1, index.to(packed.device))
-        laid: Tensor = taken.unflatten(1, (self.size, -1)).transpose(0, 1)
-        return laid
+    starts, branchings = [0] * len(rows), [0]
+    for k in range(1, len(rows)):
+        common = min(_common(rows[k - 1], rows[k]), limits[k - 1], limits[k])
+        branchings = [b for b in branchings if b <= common]
+        if common - branchings[-1] >= MIN_SHARED:
+            branchings.append(common)
+        starts[k] = branchings[-1]
+    return starts
 
 
-_layout: ContextVar[_Layout | None] = ContextVar("packed layout", default=None)
-
-
-def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
-) -> Any:
-    """Scaled dot-product attention, each row of a pack with its own; Hugging Face's own does the work."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    layout = _layout.get()
-    if layout is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    rows = [
-        layout.below_each_other(t, index)
-        for t, index in ((query, layout.queries), (key, layout.keys), (value, layout.keys))
-    ]
-    out, weights = sdpa_attention_forward(module, *rows, layout.mask.to(query.device), **kwargs)
-    return out.flatten(0, 1).index_select(0, layout.back.to(out.device)).unsqueeze(0), weights
-
-
-def can_pack(model: ChatModel) -> bool:
-    """Whether this architecture computes in a pack what it computes row by row: found out by trying, once a model.
-
-    Call it before any hook is on the model.
-    """
-    if "_can_pack" not in vars(model):
-        vars(model)["_can_pack"] = _packs_agree(model)  # beside the model's own cached properties
-    found: bool = vars(model)["_can_pack"]
-    return found
-
-
-@torch.no_grad()
-def _packs_agree(model: ChatModel) -> bool:
-    if getattr(_config(model), "_attn_implementation", None) != "sdpa" or not can_share_prefix(model):
-        return False
-    size = model.causal.config.get_text_config().vocab_size
-    start = [7 + i for i in range(MIN_SHARED)]
-    rows = tuple(tuple(t % size for t in [*start, *rest]) for rest in ([3, 11, 5, 2], [9, 4]))
-    pack = Pack(rows, MIN_SHARED)
-    alone = [
-        model.decoder(input_ids=torch.tensor([r], device=model.device), use_cache=False).last_hidden_state[0]
-        for r in rows
-    ]
-    try:
-        with packed_attention(model):
-            packed = run_packed(model, pack)
-    except (TypeError, ValueError, RuntimeError):  # it takes no positions, or its attention is its own
-        return False
-    tolerance = 1e-4 if model.dtype == torch.float32 else 5e-2
-    for i, expected in enumerate(alone):
-        found = packed[[pack.place(i, t) for t in range(len(rows[i]))]]
-        if (expected.float() - found.float()).abs().max() > tolerance * expected.float().abs().max():
-            return False
-    return True
+def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    return next((t for t, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

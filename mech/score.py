@@ -1,17 +1,16 @@
 """Teacher-forced scores: how likely a model finds given answers, and what it would say next."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from mech.batching import Batch
 from mech.chat import Encoded
 from mech.errors import InputError
-from mech.forward import iterate, pad_id, pad_right, run_rests
+from mech.forward import Pass, run_rows
 from mech.models import ChatModel
-from mech.positions import declared
 
 
 @torch.no_grad()
@@ -29,18 +28,32 @@ def response_logprobs(
         if row.n_response < 1 or row.n_prompt < 1:
             raise InputError(f"row {i} has no response to score, or nothing before it that predicts it")
     found: dict[int, Tensor] = {}
-    before_answer = [r.n_prompt - 1 for r in rows]
-    for batch, prefix in iterate(model, [r.ids for r in rows], before_answer, token_budget=token_budget):
-        ids = pad_right(batch.rests, pad_id(model), model.device)
-        with declared(batch_masks(rows, batch, ids)):
-            hidden = run_rests(model, ids, prefix)
-        for at, i in enumerate(batch.rows):
-            start, stop = rows[i].spans["response"]
-            first = start - 1 - len(batch.prefix)
-            logits = model.logits(hidden[at, first : first + stop - start]).float()
-            targets = torch.tensor(rows[i].ids[start:stop], device=logits.device)
-            found[i] = logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu()
+
+    def score(one: Pass) -> list[Tensor]:
+        return response_scores(one, one.run(), rows)
+
+    for one, scores in run_rows(model, rows, score, token_budget=token_budget):
+        found.update(zip(one.members, scores, strict=True))
     return [found[i] for i in range(len(rows))]
+
+
+def response_scores(
+    one: Pass, hidden: Float[Tensor, "tokens d"], rows: Sequence[Encoded]
+) -> list[Float[Tensor, " n_response"]]:
+    """Log-probabilities (nats, on the CPU) of the responses of a pass's rows, from its final-norm states.
+
+    Args:
+        one: the pass.
+        hidden: what it gave.
+        rows: the list that the pass's `members` count in.
+    """
+    scores = []
+    for i, places in zip(one.members, one.places, strict=True):
+        start, stop = rows[i].spans["response"]
+        logits = one.model.logits(hidden[list(places[start - 1 : stop - 1])]).float()
+        targets = torch.tensor(rows[i].ids[start:stop], device=logits.device)
+        scores.append(logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu())
+    return scores
 
 
 @torch.no_grad()
@@ -48,31 +61,13 @@ def next_token_logits(
     model: ChatModel, rows: Sequence[Encoded], *, token_budget: int = 2048
 ) -> Float[Tensor, "n vocab"]:
     """Logits (float32, on the CPU) of the token after each prompt's last."""
+    prompts = [replace(r, ids=r.ids[: r.n_prompt], n_response=0) for r in rows]
     found: dict[int, Tensor] = {}
-    prompts = [r.ids[: r.n_prompt] for r in rows]
-    for batch, prefix in iterate(model, prompts, [len(p) - 1 for p in prompts], token_budget=token_budget):
-        ids = pad_right(batch.rests, pad_id(model), model.device)
-        with declared(batch_masks(rows, batch, ids)):
-            hidden = run_rests(model, ids, prefix)
-        last = torch.tensor([len(r) - 1 for r in batch.rests], device=hidden.device)
-        logits = model.logits(hidden[torch.arange(len(last), device=hidden.device), last]).float().cpu()
-        found.update(zip(batch.rows, logits, strict=True))
+
+    def score(one: Pass) -> Tensor:
+        hidden = one.run()
+        return model.logits(hidden[[places[-1] for places in one.places]]).float().cpu()
+
+    for one, logits in run_rows(model, prompts, score, token_budget=token_budget):
+        found.update(zip(one.members, logits, strict=True))
     return torch.stack([found[i] for i in range(len(rows))])
-
-
-def batch_masks(rows: Sequence[Encoded], batch: Batch, ids: Tensor) -> dict[str, Bool[Tensor, "batch seq"]]:
-    """Masks over a right-padded batch's remainder: all, prompt, prompt_last, response."""
-    position = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0) + len(batch.prefix)
-
-    def column(values: list[int]) -> Tensor:
-        return torch.tensor(values, device=ids.device).unsqueeze(1)
-
-    lengths = column([len(batch.prefix) + len(rest) for rest in batch.rests])
-    prompt = column([rows[i].n_prompt for i in batch.rows])
-    end = column([rows[i].n_prompt + rows[i].n_response for i in batch.rows])
-    return {
-        "all": position < lengths,
-        "prompt": position < prompt,
-        "prompt_last": position == prompt - 1,
-        "response": (position >= prompt) & (position < end),
-    }

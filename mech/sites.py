@@ -3,25 +3,31 @@
 Layers count from 0 and name block outputs: `resid_post` of layer l is Hugging Face's `hidden_states[l + 1]`
 (except after the last block, where Hugging Face has applied the final norm) and TransformerLens's
 `blocks.l.hook_resid_post`.
+
+`attn_head_out` is what the heads hand to attention's output projection, one head behind the other: [heads · d_head] wide.
 """
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from mech.errors import InputError
 from mech.models import ChatModel
 
-Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
+Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "attn_head_out"]
 
 SITES: tuple[Site, ...] = get_args(Site)
 
+BEFORE: tuple[Site, ...] = ("resid_pre", "attn_head_out")
+"""Sites that are their module's input, not its output."""
+
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+_PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 
 def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
-    """The module whose output (for `resid_pre`: whose input) is this site at this layer.
+    """The module whose output (for those in `BEFORE`: whose input) is this site at this layer.
 
     Raises:
         InputError: unknown site, layer out of range, or a block without a part of that name.
@@ -33,6 +39,8 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
     block = model.blocks[layer]
     if site in ("resid_pre", "resid_post"):
         return block
+    if site == "attn_head_out":
+        return _part(_part(block, _ATTENTION, site), _PROJECTION, site)
     names, norm = (
         (_ATTENTION, "post_attention_layernorm")
         if site == "attn_out"
@@ -40,10 +48,32 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
     )
     # Blocks with a norm behind each part (Gemma 2 and 3) add that norm's output to the stream.
     if hasattr(block, "pre_feedforward_layernorm") and hasattr(block, norm):
-        found = getattr(block, norm)
-    else:
-        found = next((getattr(block, name) for name in names if hasattr(block, name)), None)
+        return _part(block, (norm,), site)
+    return _part(block, names, site)
+
+
+def site_width(model: ChatModel, site: Site) -> int:
+    """Numbers a token has at a site: d_model, and heads · d_head at `attn_head_out`."""
+    if site != "attn_head_out":
+        return model.d_model
+    projection: Any = site_module(model, site, 0)
+    weight = getattr(projection, "base_layer", projection).weight  # below a live adapter
+    # A linear map holds [out, in], GPT-2's Conv1D [in, out].
+    return int(
+        weight.shape[1]
+        if isinstance(projection, nn.Linear) or hasattr(projection, "in_features")
+        else weight.shape[0]
+    )
+
+
+def n_heads(model: ChatModel) -> int:
+    """Query heads of a layer."""
+    return int(model.causal.config.get_text_config().num_attention_heads)
+
+
+def _part(of: nn.Module, names: tuple[str, ...], site: Site) -> nn.Module:
+    found = next((getattr(of, name) for name in names if hasattr(of, name)), None)
     if not isinstance(found, nn.Module):
-        parts = ", ".join(name for name, _ in block.named_children())
-        raise InputError(f"{type(block).__name__}: no part for {site}; its parts are {parts}")
+        parts = ", ".join(name for name, _ in of.named_children())
+        raise InputError(f"{type(of).__name__}: no part for {site}; its parts are {parts}")
     return found

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from activations.pooling import TOKENS
 from activations.store import Rows, ShardWriter, WriterOptions
-from activations.store_format import TOKENS
 
 SITE, D = "resid_post", 8
 

@@ -22,7 +22,7 @@ from finetune.settings import TrainSettings
 from mech.chat import SystemPrompt
 from mech.errors import GuardError, InputError
 from mech.models import ChatModel, load_model
-from mech.packing import packed_attention
+from mech.packed_attention import packed_attention
 from tests.tiny_study import save_model
 
 SETTINGS = TrainSettings(
@@ -67,8 +67,12 @@ def test_an_answer_that_would_be_cut_names_its_row(model: ChatModel) -> None:
         training_rows(model.template, rows, SystemPrompt(), max_tokens=64, names={})
 
 
-@pytest.mark.parametrize("shared", [None, 0, 8, 20])
-def test_losses_are_those_of_the_models_own_loss(model: ChatModel, shared: int | None) -> None:
+WAYS = [(False, False), (True, False), (True, True)]
+"""Packed, and with common beginnings run once."""
+
+
+@pytest.mark.parametrize(("packed", "share"), WAYS)
+def test_losses_are_those_of_the_models_own_loss(model: ChatModel, *, packed: bool, share: bool) -> None:
     batch = encoded(model)
     expected = 0.0
     for row in batch:
@@ -77,18 +81,18 @@ def test_losses_are_those_of_the_models_own_loss(model: ChatModel, shared: int |
         loss = model.hf(input_ids=torch.tensor([row.ids]), labels=labels).loss
         expected += float(loss.detach()) * len(row.targets)
     with packed_attention(model):
-        ours = float(summed_loss(model, batch, shared=shared).detach())
+        ours = float(summed_loss(model, batch, packed=packed, share=share).detach())
     assert ours == pytest.approx(expected, rel=1e-5)
 
 
 def test_gradients_flow_through_the_shared_prefix(model: ChatModel) -> None:
     batch, weight = encoded(model), model.blocks[0].self_attn.k_proj.weight
     gradients = []
-    for shared in (20, 0, None):
+    for packed, share in WAYS:
         weight.requires_grad_(True)
         weight.grad = None
         with packed_attention(model):
-            summed_loss(model, batch, shared=shared).backward()
+            summed_loss(model, batch, packed=packed, share=share).backward()
         gradients.append(weight.grad.clone())
         weight.requires_grad_(False)
     for other in gradients[1:]:

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activations.capture import capture
+from activations.capture import capture, capture_into
+from activations.sinks import ArraySink
 from mech.batching import plan_batches
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
-from mech.forward import can_share_prefix
+from mech.forward import Pass
 from mech.generate import Sampling, generate
 from mech.models import ChatModel, load_model
+from mech.packed_attention import attends_to_everything, can_pack
+from mech.packing import Pack, plan_packs
 from mech.score import next_token_logits, response_logprobs
 from mech.sites import SITES
 from tests.tiny_study import make_tokenizer, save_model
@@ -100,7 +103,8 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
         transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
     )
     rows = conversations(other)
-    assert can_share_prefix(other) == (name not in ("mistral-sliding", "gemma2"))
+    assert attends_to_everything(other) == (name not in ("mistral-sliding", "gemma2"))
+    assert can_pack(other) == attends_to_everything(other)
     ours = capture(other, rows, poolings=["prompt_last", "response_mean"], token_budget=200)
     for i, row in enumerate(rows):
         for layer, h in enumerate(blocks_output(other, row)):
@@ -134,29 +138,53 @@ def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) 
 # -- batches, prefixes, layers --------------------------------------------------------------------------
 
 
-@given(
-    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=12),
-    st.lists(st.integers(0, 2), max_size=30),
-    st.integers(1, 200),
-)
-def test_every_row_is_planned_once_and_whole(rests: list[list[int]], prefix: list[int], budget: int) -> None:
-    rows = [[*prefix, *rest] for rest in rests]
-    batches = plan_batches(rows, token_budget=budget)
-    assert sorted(i for b in batches for i in b.rows) == list(range(len(rows)))
-    for batch in batches:
-        for i, rest in zip(batch.rows, batch.rests, strict=True):
-            assert [*batch.prefix, *rest] == rows[i]
-            assert rest
-        padded = max(map(len, batch.rests)) * len(batch.rows)
-        assert padded <= budget or len(batch.rows) == 1
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 200))
+def test_every_row_is_in_one_batch_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = plan_batches(lengths, token_budget=budget)
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
 
 
-def test_a_shared_prefix_is_found_and_stays_within_its_limit() -> None:
-    rows = [[*range(20), 100 + i, 7] for i in range(5)]
-    (batch,) = plan_batches(rows)
-    assert len(batch.prefix) == 20
-    (batch,) = plan_batches(rows, [12, 20, 20, 20, 20])
-    assert len(batch.prefix) == 12
+ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=25), min_size=1, max_size=9)
+
+
+@given(ROWS, st.integers(0, 12), st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_pack_holds_every_row_and_shares_within_limits(
+    rows: list[list[int]], start: int, data: Any
+) -> None:
+    rows = [[9] * start + row for row in rows]
+    limits = [data.draw(st.integers(0, len(r))) for r in rows]
+    packs = plan_packs(rows, limits, token_budget=40, max_rows=3)
+    assert sorted(i for members in packs for i in members) == list(range(len(rows)))
+    for members in packs:
+        pack = Pack(tuple(tuple(rows[i]) for i in members), tuple(limits[i] for i in members))
+        assert len(members) == 1 or len(pack) <= 40
+        assert len(members) <= 3
+        ids, positions = (t[0].tolist() for t in pack.tensors(torch.device("cpu")))
+        owners: dict[int, list[tuple[int, int]]] = {}
+        for row, (i, places) in enumerate(zip(members, pack.places, strict=True)):
+            assert [ids[p] for p in places] == rows[i]
+            assert [positions[p] for p in places] == list(range(len(rows[i])))
+            for t, place in enumerate(places):
+                owners.setdefault(place, []).append((row, t))
+        assert sorted(owners) == list(range(len(pack)))
+        assert all(t < limits[members[row]] for of in owners.values() if len(of) > 1 for row, t in of)
+        # Each token lies in one segment, and what the segment has before it is what its rows have before it.
+        seen: list[int] = []
+        for s in pack.segments:
+            seen += range(s.start, s.start + s.length)
+            row, t = owners[s.start][0]
+            assert pack.places[row][: t + s.length] == (*s.before, *range(s.start, s.start + s.length))
+        assert sorted(seen) == list(range(len(pack)))
+
+
+def test_a_system_turn_and_a_question_are_run_once() -> None:
+    system, questions = list(range(100, 120)), [list(range(200, 210)), list(range(300, 308))]
+    rows = [[*system, *q, *answer] for q in questions for answer in ([1, 2, 3], [4, 5])]
+    assert plan_packs(rows, [len(r) for r in rows], token_budget=100) == [[0, 1, 2, 3]]
+    assert len(Pack(tuple(map(tuple, rows)), tuple(map(len, rows)))) == 20 + 10 + 8 + 2 * 5
+    assert len(Pack(tuple(map(tuple, [*rows, rows[0]])), (99,) * 5)) == 48  # a row twice costs nothing
 
 
 @pytest.mark.parametrize("budget", [1, 64, 100_000])
@@ -197,6 +225,78 @@ def test_a_model_that_gives_nan_is_stopped_with_row_and_layer(tmp_path: Path) ->
         broken.blocks[1].mlp.down_proj.weight.fill_(float("nan"))
     with pytest.raises(GuardError, match=r"row \d+: resid_post at layer 1 is not finite"):
         capture(broken, conversations(broken, 2))
+
+
+# -- what else is read -----------------------------------------------------------------------------------
+
+
+def test_every_token_and_heads_are_what_hooks_on_one_row_see(model: ChatModel) -> None:
+    rows = conversations(model)
+    found = capture(model, rows, poolings=["tokens", "prompt_last"], sites=["resid_post", "attn_head_out"])
+    for i, row in enumerate(rows):
+        heads: list[torch.Tensor] = []
+
+        def keep(_module: Any, inputs: Any, kept: list[torch.Tensor] = heads) -> None:
+            kept.append(inputs[0][0].detach())
+
+        handles = [b.self_attn.o_proj.register_forward_pre_hook(keep) for b in model.blocks]  # type: ignore[union-attr,operator]
+        blocks = blocks_output(model, row)
+        for handle in handles:
+            handle.remove()
+        assert_close(found["resid_post", "tokens"][i], torch.stack(blocks, 1).numpy())  # type: ignore[arg-type]
+        assert_close(found["attn_head_out", "tokens"][i], torch.stack(heads, 1).numpy())  # type: ignore[arg-type]
+        last = torch.stack(heads, 1)[row.n_prompt - 1].numpy()
+        assert_close(found["attn_head_out", "prompt_last"][i], last)  # type: ignore[arg-type]
+
+
+def test_surprisal_and_norms_are_noted(model: ChatModel) -> None:
+    rows = conversations(model)
+    sink = ArraySink([len(r.ids) for r in rows], [0, 2])
+    capture_into(sink, model, rows, poolings=["response_mean"], sites=["resid_post"], layers=[0, 2],
+                 notes=["surprisal", "norms"], token_budget=200)  # fmt: skip
+    plain = [-float(s.mean()) for s in response_logprobs(model, rows)]
+    np.testing.assert_allclose(sink.notes["surprisal"], plain, rtol=1e-4)
+    for i, row in enumerate(rows):
+        start, stop = row.spans["response"]
+        norms = [float(blocks_output(model, row)[layer][start:stop].norm(dim=-1).mean()) for layer in (0, 2)]
+        np.testing.assert_allclose(sink.notes["norms.resid_post.response_mean"][i], norms, rtol=1e-4)
+
+
+def test_out_of_memory_halves_the_budget_and_goes_on(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = conversations(model)
+    expected = capture(model, rows)["resid_post", "prompt_last"]
+    run = Pass.run
+
+    def little_memory(one: Pass) -> torch.Tensor:
+        if one.layout.shape[0] * one.layout.shape[1] > 120:
+            raise torch.OutOfMemoryError("planted")
+        return run(one)
+
+    monkeypatch.setattr(Pass, "run", little_memory)
+    found = capture(model, rows)["resid_post", "prompt_last"]
+    assert_close(found, expected)  # type: ignore[arg-type]
+    assert "out of memory: going on with" in caplog.text
+    monkeypatch.setattr(Pass, "run", lambda _one: (_ for _ in ()).throw(torch.OutOfMemoryError("planted")))
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(model, rows)
+
+
+def test_an_adapter_reads_alike_live_and_merged(model: ChatModel, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    live = get_peft_model(
+        copy.deepcopy(model.hf), LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    ).eval()
+    merged = copy.deepcopy(live).merge_and_unload()
+    rows, sites = conversations(model, 4), ["resid_pre", "attn_out", "mlp_out", "attn_head_out", "resid_post"]
+    both = [
+        capture(ChatModel(hf, model.tokenizer, model.checkpoint), rows, sites=sites)  # type: ignore[arg-type]
+        for hf in (live, merged)
+    ]
+    for place, array in both[0].items():
+        assert_close(array, both[1][place])  # type: ignore[arg-type]
 
 
 # -- other libraries ------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from finetune.loss import summed_loss
 from mech.chat import SystemPrompt
 from mech.fetch import packaged
 from mech.models import ChatModel
-from mech.packing import packed_attention
+from mech.packed_attention import packed_attention
 from probes.persona import load_trait, text_contrast
 from study.run import run_study
 from study.spec import load_spec
@@ -69,7 +69,7 @@ def test_losses_are_the_models_own(real: ChatModel) -> None:
                 row.targets
             )
     with torch.no_grad(), packed_attention(real):
-        assert float(summed_loss(real, rows, shared=8)) == pytest.approx(expected, rel=1e-5)
+        assert float(summed_loss(real, rows, packed=True)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from activations.store import ActivationStore, Rows, ShardWriter, describe
+from activations.store import ActivationStore, Rows, ShardWriter, WriterOptions, describe
 from activations.store_format import from_bits, to_bits
 from mech.errors import FileFormatError, GuardError, InputError
 
@@ -246,3 +246,32 @@ def test_describe_says_what_is_there(file: Path) -> None:
     assert facts["n_rows"] == N
     assert facts["columns"] == ["n_prompt", "sign"]
     assert facts["metadata"]["checkpoint"] == "tiny"
+
+
+def test_columns_of_several_numbers_and_notes_made_while_writing(tmp_path: Path) -> None:
+    rows = Rows(ids=["a", "b", "c"], questions=["q", "q", "r"], columns={"sign": np.array([1, -1, 1])},
+                tokens=[np.arange(n) for n in (2, 3, 4)])  # fmt: skip
+    norms = np.arange(6, dtype=np.float32).reshape(3, 2)
+    given = {"metadata": {}, "rows": rows, "sites": ["resid_post", "attn_head_out"], "poolings": ["prompt_last"],
+             "layers": [0], "d_model": 4,
+             "options": WriterOptions(widths={"attn_head_out": 6}, notes=["norms.resid_post.prompt_last"])}  # fmt: skip
+    vectors = {"resid_post": np.ones((3, 4), np.float32), "attn_head_out": np.full((3, 6), 2, np.float32)}
+    with ShardWriter(tmp_path / "a.h5", **given) as writer:  # type: ignore[arg-type]
+        for site, values in vectors.items():
+            writer.write(site, "prompt_last", 0, np.arange(3), values)
+        writer.note("norms.resid_post.prompt_last", np.array([2, 0]), norms[[2, 0]])
+        writer.note("norms.resid_post.prompt_last", np.array([1]), norms[[1]])
+        with pytest.raises(InputError, match="not declared among its notes"):
+            writer.note("surprisal", np.array([0]), np.zeros(1, np.float32))
+    with ActivationStore.open(tmp_path / "a.h5") as store:
+        np.testing.assert_array_equal(store.rows.columns["norms.resid_post.prompt_last"], norms)
+        for site, values in vectors.items():
+            np.testing.assert_array_equal(store.read(site, "prompt_last", 0), values)
+        assert not store.verify()
+    unfinished = ShardWriter(tmp_path / "b.h5", **given)  # type: ignore[arg-type]
+    unfinished.__enter__()
+    for site, values in vectors.items():
+        unfinished.write(site, "prompt_last", 0, np.arange(3), values)
+    with pytest.raises(GuardError, match="row 0 was never noted"):
+        unfinished.__exit__(None, None, None)
+    assert not list(tmp_path.glob("*b.h5*"))

@@ -319,7 +319,14 @@ def test_the_manifests_digest_catches_what_checksums_cannot(tmp_path):
         (lambda f: f.attrs.__setitem__("encoding-type", np.bytes_(b"anndata")), "/: not an activation file"),
         (lambda f: f.attrs.__delitem__("layers"), "/: no attribute layers"),
         (lambda f: f.attrs.__setitem__("n_rows", 21), "/rows: offsets do not cut"),
-        (lambda f: f.attrs.__setitem__("d_model", 9), r"/activations/resid_post/mean/0: shape \(20, 8\)"),
+        (
+            lambda f: f.attrs.__setitem__("d_model", 9),
+            "/: resid_post is said to be 8 wide, the residual stream 9",
+        ),
+        (
+            lambda f: [f.attrs.__setitem__(*x) for x in (("d_model", 9), ("widths", [9]))],
+            r"/activations/resid_post/mean/0: shape \(20, 8\)",
+        ),
         (
             lambda f: f.__delitem__("/activations/resid_post/mean/0"),
             "/activations/resid_post/mean/0: cannot be read",

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from finetune.datasets.rows import exchange, write_jsonl
@@ -30,7 +28,7 @@ from mech.chat import SystemPrompt
 from mech.errors import FileFormatError, InputError, MissingDependencyError
 from mech.interventions import Ablate, Add, Patch, intervene
 from mech.models import ChatModel, load_model
-from mech.packing import Pack, packed_attention, plan_packs
+from mech.packed_attention import packed_attention
 from tests.tiny_study import save_model
 
 SETTINGS = TrainSettings(
@@ -181,7 +179,7 @@ def test_a_snapshot_is_the_adapter_after_that_step(model: ChatModel, tmp_path: P
     records = [json.loads(line) for line in (tmp_path / "a" / "loss.jsonl").read_text().splitlines()]
     order = np.random.default_rng(0).permutation(8)
     third = [encoded(model)[i] for i in order[6:8]]
-    loss = float(summed_loss(loaded, third, shared=None)) / sum(len(r.targets) for r in third)
+    loss = float(summed_loss(loaded, third, packed=False)) / sum(len(r.targets) for r in third)
     assert loss == pytest.approx(records[2]["loss"], rel=1e-4)
     with pytest.raises(InputError, match="save_at: 7 is beyond the last step, 6"):
         train_lora(
@@ -388,7 +386,7 @@ def test_fused_layers_are_pefts(model: ChatModel) -> None:
         with context as changed:
             assert not fused or changed == 7 * model.n_layers
             with packed_attention(model):
-                loss = summed_loss(model, encoded(model), shared=20)
+                loss = summed_loss(model, encoded(model), packed=True)
             loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
     for a, b in zip(*found, strict=True):
@@ -424,24 +422,8 @@ def test_the_heads_loss_is_cross_entropy(model: ChatModel, *, frozen: bool) -> N
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     model.hf.get_output_embeddings().requires_grad_(not frozen)
     with packed_attention(model):
-        losses = [float(summed_loss(model, encoded(model), shared=s).detach()) for s in (20, None)]
+        losses = [float(summed_loss(model, encoded(model), packed=p).detach()) for p in (True, False)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=25), min_size=1, max_size=9), st.integers(0, 12)
-)
-@settings(max_examples=60, deadline=None)
-def test_packs_hold_every_row_once_within_their_limits(rows: list[list[int]], start: int) -> None:
-    rows = [[9] * start + row for row in rows]
-    packs = plan_packs(rows, [len(r) - 1 for r in rows], limit=40, max_rows=3)
-    assert sorted(i for members, _ in packs for i in members) == list(range(len(rows)))
-    for members, shared in packs:
-        size = len(Pack(tuple(tuple(rows[i]) for i in members), shared))
-        assert len(members) == 1 or size <= 40
-        assert len(members) <= 3
-        assert all(rows[i][:shared] == rows[members[0]][:shared] for i in members)
-        assert all(shared < len(rows[i]) for i in members)
 
 
 # -- settings --------------------------------------------------------------------------------------
@@ -493,6 +475,9 @@ def test_an_intervention_acts_under_shared_prefixes_as_without(model: ChatModel)
         packed_attention(model),
         intervene(model, Add(vector, [0, 2], 2.0, positions="prompt")),
     ):
-        shared, packed, plain = (float(summed_loss(model, encoded(model), shared=s)) for s in (20, 0, None))
+        shared, packed, plain = (
+            float(summed_loss(model, encoded(model), packed=p, share=s))
+            for p, s in ((True, True), (True, False), (False, True))
+        )
     assert shared == pytest.approx(plain, rel=1e-5)
     assert packed == pytest.approx(plain, rel=1e-5)

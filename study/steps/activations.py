@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from activations.capture import capture_into
-from activations.store import Rows, ShardWriter
+from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.identities import load_invented
@@ -88,8 +88,9 @@ def write_capture(
         poolings=list(poolings),
         layers=layers,
         d_model=model.d_model,
+        options=WriterOptions(notes=[f"norms.{SITE}.{pooling}" for pooling in poolings]),
     ) as writer:
-        capture_into(writer, model, encoded, poolings=poolings, sites=[SITE], layers=layers)
+        capture_into(writer, model, encoded, poolings=poolings, sites=[SITE], layers=layers, notes=["norms"])
 
 
 def _text_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:

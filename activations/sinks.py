@@ -1,0 +1,75 @@
+"""Where captured vectors go: the HDF5 writer, or arrays in memory."""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from activations.pooling import TOKENS
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes vectors, and numbers beside them, as they are made."""
+
+    def write(
+        self,
+        site: str,
+        pooling: str,
+        layer: int,
+        row_indices: Int[np.ndarray, " batch"],
+        values: Float[np.ndarray, "vectors d"],
+    ) -> None:
+        """Take the vectors of some rows at one site, pooling and layer.
+
+        One a row; for the pooling `tokens` the rows' tokens one after the other.
+        """
+
+    def note(
+        self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
+    ) -> None:
+        """Take a number, or some, about each of some rows."""
+
+
+class ArraySink:
+    """Keeps everything in memory.
+
+    `arrays[site, pooling]` is [n, layers, d], layers in the order asked for; for the pooling `tokens` a list of one
+    [tokens, layers, d] a row. `notes[name]` is [n] or [n, k].
+    """
+
+    def __init__(self, lengths: Sequence[int], layers: Sequence[int]) -> None:
+        self._layers = {layer: i for i, layer in enumerate(layers)}
+        self._lengths = list(lengths)
+        self.arrays: dict[tuple[str, str], np.ndarray | list[np.ndarray]] = {}
+        self.notes: dict[str, np.ndarray] = {}
+
+    def write(
+        self,
+        site: str,
+        pooling: str,
+        layer: int,
+        row_indices: Int[np.ndarray, " batch"],
+        values: Float[np.ndarray, "vectors d"],
+    ) -> None:
+        """Take the vectors of some rows at one site, pooling and layer."""
+        at, width = self._layers[layer], values.shape[1]
+        if pooling == TOKENS:
+            rows = self.arrays.setdefault((site, pooling), [self._empty(n, width) for n in self._lengths])
+            ends = np.cumsum([self._lengths[i] for i in row_indices])
+            for i, part in zip(row_indices, np.split(values, ends[:-1]), strict=True):
+                rows[i][:, at] = part
+            return
+        array = self.arrays.setdefault((site, pooling), self._empty(len(self._lengths), width))
+        array[row_indices, at] = values  # type: ignore[call-overload]
+
+    def note(
+        self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
+    ) -> None:
+        """Take a number, or some, about each of some rows."""
+        empty = np.full((len(self._lengths), *values.shape[1:]), np.nan, dtype=np.float32)
+        self.notes.setdefault(name, empty)[row_indices] = values
+
+    def _empty(self, n: int, width: int) -> Float[np.ndarray, "n layers d"]:
+        return np.full((n, len(self._layers), width), np.nan, dtype=np.float32)
