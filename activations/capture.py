@@ -4,7 +4,7 @@ Hooks pool each site as it passes, in float32, so that no full activation is eve
 block behind the last wanted layer; what rows begin with in common is run once.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from activations.pooling import TOKENS, pooled_span
 from activations.sinks import ArraySink, Sink
+from mech.backends.reader import Reader as BackendReader
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
-from mech.forward import Pass, run_rows
+from mech.forward import Pass, pad_id, pad_right, run_rows
 from mech.hooks import Edit, hooked
+from mech.interventions import intervening
 from mech.models import ChatModel
 from mech.progress import track
 from mech.score import response_scores
-from mech.sites import Site
+from mech.sites import Site, site_module
 
 Note = Literal["surprisal", "norms"]
 """What else is read off a row: `surprisal`, the mean of its response's tokens (nats a token; costs the output head on them);
@@ -30,6 +32,20 @@ Note = Literal["surprisal", "norms"]
 
 Place = tuple[Site, int]
 Arrays = dict[tuple[str, str], Float[np.ndarray, "n layers d"] | list[Float[np.ndarray, "_ layers d"]]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to read off rows."""
+
+    poolings: tuple[str, ...]
+    """Which tokens become one vector (`activations.pooling`)."""
+    sites: tuple[Site, ...]
+    """Where in each block."""
+    layers: tuple[int, ...]
+    """Of which blocks."""
+    notes: frozenset[Note] = frozenset()
+    """What else; handed to the sink's `note` as `surprisal` [n] and as `norms.SITE.POOLING` [n, layers]."""
 
 
 def capture(
@@ -40,18 +56,29 @@ def capture(
     sites: Sequence[Site] = ("resid_post",),
     layers: Sequence[int] | None = None,
     token_budget: int = 1024,
+    backend: str = "hf",
 ) -> Arrays:
     """Activations in memory: for each (site, pooling) an array [n, layers, d] (float32).
 
     For the pooling `tokens` it is a list of one array [tokens, layers, d] a row.
 
+    Args:
+        model: what reads.
+        rows: what is read.
+        poolings: which tokens become one vector (`activations.pooling`).
+        sites: where in each block.
+        layers: of which blocks, in the order wanted; all when left out.
+        token_budget: tokens a pass.
+        backend: whose forward pass (`mech.backends`).
+
     Raises:
-        InputError: unknown site, layer or pooling; a row without tokens for a pooling.
-        GuardError: a hook never fired, or an activation is not finite.
+        InputError: unknown site, layer, pooling or backend; a row without tokens for a pooling.
+        GuardError: a hook never fired, an activation is not finite, or a backend disagrees with Hugging Face.
     """
-    chosen = list(range(model.n_layers)) if layers is None else list(layers)
+    chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
     sink = ArraySink([len(r.ids) for r in rows], chosen)
-    capture_into(sink, model, rows, poolings=poolings, sites=sites, layers=chosen, token_budget=token_budget)
+    reading = Reading(tuple(poolings), tuple(sites), chosen)
+    capture_into(sink, model, rows, reading, token_budget=token_budget, backend=backend)
     return sink.arrays
 
 
@@ -60,38 +87,46 @@ def capture_into(
     sink: Sink,
     model: ChatModel,
     rows: Sequence[Encoded],
+    reading: Reading,
     *,
-    poolings: Sequence[str],
-    sites: Sequence[Site],
-    layers: Sequence[int],
-    notes: Collection[Note] = (),
     nonfinite: Literal["raise", "pass"] = "raise",
     token_budget: int = 1024,
+    backend: str = "hf",
 ) -> None:
-    """Run rows and hand each vector to `sink`; errors are those of `capture`.
+    """Run rows and hand each vector to `sink`; arguments not named here, and errors, are those of `capture`.
 
     Args:
         sink: where vectors go.
         model: what reads.
         rows: what is read.
-        poolings: which tokens become one vector (`activations.pooling`).
-        sites: where in each block.
-        layers: of which blocks.
-        notes: what else to read off each row; handed to the sink's `note` as `surprisal` [n] and as
-            `norms.SITE.POOLING` [n, layers].
+        reading: what to read off them.
         nonfinite: `pass` hands NaN and infinity on, for a sink that marks them.
         token_budget: tokens a pass.
+        backend: whose forward pass; another than `hf` pads rows instead of packing them, and acts without interventions.
     """
-    if not rows or not poolings or not sites or not layers:
+    if not rows or not reading.poolings or not reading.sites or not reading.layers:
         raise InputError("nothing to capture: rows, poolings, sites and layers must each name something")
-    spans = [[pooled_span(p, row) for p in poolings] for row in rows]
-    if "surprisal" in notes:
+    spans = [[pooled_span(p, row) for p in reading.poolings] for row in rows]
+    if "surprisal" in reading.notes:
         model.check_head()  # now: later it would run a pass through the hooks
-    reader = _Reader(model, rows, spans, tuple(poolings), tuple(sites), tuple(layers), frozenset(notes))
-    for one, read in track(run_rows(model, rows, reader.read, token_budget=token_budget), "capturing"):
+    foreign = None if backend == "hf" else _foreign(backend, model, reading)
+    reader = _Reader(model, rows, spans, reading, foreign)
+    passes = run_rows(model, rows, reader.read, token_budget=token_budget, pack=foreign is None)
+    for one, read in track(passes, "capturing"):
         if nonfinite == "raise":
             read.check_finite(one)
-        read.hand_over(sink, one, reader)
+        read.hand_over(sink, one, reading)
+
+
+def _foreign(backend: str, model: ChatModel, reading: Reading) -> BackendReader:
+    from mech.backends import open_backend
+
+    if intervening() or "surprisal" in reading.notes:
+        raise InputError(f"backend {backend!r}: interventions and surprisal need backend 'hf'")
+    for layer in reading.layers:
+        for site in reading.sites:
+            site_module(model, site, layer)  # says what is wrong with a place in our words
+    return open_backend(backend, model, sites=reading.sites)
 
 
 @dataclass(frozen=True)
@@ -112,19 +147,19 @@ class _Read:
                     f"row {row}: {site} at layer {layer} is not finite (NaN or infinity in the model's output)"
                 )
 
-    def hand_over(self, sink: Sink, one: Pass, reader: "_Reader") -> None:
+    def hand_over(self, sink: Sink, one: Pass, reading: Reading) -> None:
         rows = np.array(one.members)
         for (site, layer), values in self.pooled.items():
-            for p, pooling in enumerate(reader.poolings):
+            for p, pooling in enumerate(reading.poolings):
                 if pooling == TOKENS:
                     sink.write(site, pooling, layer, rows, self.tokens[site, layer].cpu().numpy())
                 else:
                     sink.write(site, pooling, layer, rows, values[:, p].cpu().numpy())
         if self.surprisal is not None:
             sink.note("surprisal", rows, self.surprisal.numpy())
-        for site in reader.sites if self.norms else ():
-            by_layer = torch.stack([self.norms[site, layer] for layer in reader.layers], -1).cpu().numpy()
-            for p, pooling in enumerate(reader.poolings):
+        for site in reading.sites if self.norms else ():
+            by_layer = torch.stack([self.norms[site, layer] for layer in reading.layers], -1).cpu().numpy()
+            for p, pooling in enumerate(reading.poolings):
                 sink.note(f"norms.{site}.{pooling}", rows, by_layer[:, p])
 
 
@@ -140,15 +175,14 @@ class _Reader:
     rows: Sequence[Encoded]
     spans: Sequence[Sequence[tuple[int, int]]]
     """Half-open token span of each row and pooling."""
-    poolings: tuple[str, ...]
-    sites: tuple[Site, ...]
-    layers: tuple[int, ...]
-    notes: frozenset[Note]
+    reading: Reading
+    foreign: BackendReader | None
+    """Another library's forward pass."""
 
     def read(self, one: Pass) -> _Read:
         """One forward pass, pooled at every wanted place as it goes by."""
         read = _Read({}, {}, {}, None)
-        wanted = {(site, layer) for site in self.sites for layer in self.layers}
+        wanted = {(site, layer) for site in self.reading.sites for layer in self.reading.layers}
         weights = self._weights(one).to(self.model.device)
         every = torch.tensor([t for places in one.places for t in places], device=self.model.device)
 
@@ -157,16 +191,29 @@ class _Reader:
                 flat = h.flatten(0, 1).float()
                 here = weights.to(h.device)
                 read.pooled[place] = (here @ flat).unflatten(0, (len(one.members), -1))
-                if "norms" in self.notes:
+                if "norms" in self.reading.notes:
                     norms = here @ torch.linalg.vector_norm(flat, dim=-1)
                     read.norms[place] = norms.unflatten(0, (len(one.members), -1))
-                if TOKENS in self.poolings:
+                if TOKENS in self.reading.poolings:
                     read.tokens[place] = flat[every.to(h.device)]
-                if len(read.pooled) == len(wanted) and "surprisal" not in self.notes:
+                if (
+                    len(read.pooled) == len(wanted)
+                    and "surprisal" not in self.reading.notes
+                    and not self.foreign
+                ):
                     raise _ReachedLastLayerError
 
             return look
 
+        if self.foreign is not None:
+            ids = pad_right(one.layout.rows, pad_id(self.model), self.model.device)
+
+
+            def visit(site: Site, layer: int, h: Float[Tensor, "batch seq d"]) -> None:
+                reader((site, layer))(h)
+
+            self.foreign(ids, wanted, visit)
+            return read
         with hooked(self.model, {place: reader(place) for place in wanted}):
             try:
                 hidden = one.run()
@@ -185,7 +232,7 @@ class _Reader:
     def _weights(self, one: Pass) -> Float[Tensor, "rows_poolings tokens"]:
         """Averaging weights over a pass's tokens: 1/n inside each span, row by row and pooling by pooling."""
         size = one.layout.shape[0] * one.layout.shape[1]
-        weights = torch.zeros(len(one.members) * len(self.poolings), size)
+        weights = torch.zeros(len(one.members) * len(self.reading.poolings), size)
         at = 0
         for i, places in zip(one.members, one.places, strict=True):
             for start, stop in self.spans[i]:

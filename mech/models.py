@@ -100,6 +100,25 @@ class ChatModel:
         dtype: torch.dtype = self.causal.get_input_embeddings().weight.dtype
         return dtype
 
+    def to_transformer_lens(self) -> Any:
+        """A TransformerLens `TransformerBridge` of this checkpoint, adapters merged: a copy, for it changes what it wraps.
+
+        Raises:
+            MissingDependencyError: TransformerLens is not installed (extra `backends`).
+            InputError: it does not know this architecture.
+        """
+        from mech.backends.transformer_lens import bridge_of
+
+        return bridge_of(self)
+
+    def to_nnsight(self) -> Any:
+        """An `nnsight.NNsight` around this very model in memory; without a trace it runs as before.
+
+        Raises:
+            MissingDependencyError: nnsight is not installed (extra `backends`).
+        """
+        return require("nnsight", extra="backends").NNsight(self.causal)
+
     def logits(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
         """The output head on final-norm states, with what the architecture does to logits after it.
 

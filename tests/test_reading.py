@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activations.capture import capture, capture_into
+from activations.capture import Reading, capture, capture_into
 from activations.sinks import ArraySink
 from mech.batching import plan_batches
 from mech.chat import Encoded
@@ -252,8 +252,8 @@ def test_every_token_and_heads_are_what_hooks_on_one_row_see(model: ChatModel) -
 def test_surprisal_and_norms_are_noted(model: ChatModel) -> None:
     rows = conversations(model)
     sink = ArraySink([len(r.ids) for r in rows], [0, 2])
-    capture_into(sink, model, rows, poolings=["response_mean"], sites=["resid_post"], layers=[0, 2],
-                 notes=["surprisal", "norms"], token_budget=200)  # fmt: skip
+    reading = Reading(("response_mean",), ("resid_post",), (0, 2), frozenset(("surprisal", "norms")))
+    capture_into(sink, model, rows, reading, token_budget=200)
     plain = [-float(s.mean()) for s in response_logprobs(model, rows)]
     np.testing.assert_allclose(sink.notes["surprisal"], plain, rtol=1e-4)
     for i, row in enumerate(rows):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from activations.capture import capture_into
+from activations.capture import Reading, capture_into
 from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
@@ -90,7 +90,8 @@ def write_capture(
         d_model=model.d_model,
         options=WriterOptions(notes=[f"norms.{SITE}.{pooling}" for pooling in poolings]),
     ) as writer:
-        capture_into(writer, model, encoded, poolings=poolings, sites=[SITE], layers=layers, notes=["norms"])
+        reading = Reading(tuple(poolings), (SITE,), tuple(layers), frozenset(("norms",)))
+        capture_into(writer, model, encoded, reading)
 
 
 def _text_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:

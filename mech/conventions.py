@@ -1,0 +1,121 @@
+"""Other people's names for the same places, both ways.
+
+Here a place is a site and a layer; layers count from 0 and name block outputs. Converters stand at the border only:
+
+| whose | block l's output |
+|---|---|
+| Hugging Face `hidden_states` | `[l + 1]` (the last entry is after the final norm) |
+| TransformerLens | `blocks.l.hook_resid_post` |
+| nnsight | the output of the block's module, `model.layers.l` |
+| nnterp | `layers_output[l]` |
+| persona_vectors `.pt` | row `l + 1`; row 0 is the embedding |
+| repeng, llama.cpp control vectors | `l`, or counted from the end (-1 is the last block); `direction.l` in GGUF files, which have no layer 0 |
+| steering-vectors | `l` |
+"""
+
+import re
+
+from mech.errors import InputError
+from mech.models import ChatModel
+from mech.sites import SITES, Site, site_module
+
+_TRANSFORMER_LENS: dict[Site, str] = {
+    "resid_pre": "hook_resid_pre",
+    "resid_post": "hook_resid_post",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "attn_head_out": "attn.hook_z",
+}
+_NNTERP: dict[Site, str] = {
+    "resid_pre": "layers_input",
+    "resid_post": "layers_output",
+    "attn_out": "attentions_output",
+    "mlp_out": "mlps_output",
+}
+
+
+def to_transformer_lens_name(site: Site, layer: int) -> str:
+    """`blocks.3.hook_resid_post`; heads are [batch, seq, head, d_head] there."""
+    return f"blocks.{_layer(layer)}.{_of(_TRANSFORMER_LENS, site, 'TransformerLens')}"
+
+
+def from_transformer_lens_name(name: str) -> tuple[Site, int]:
+    """The place of `blocks.3.hook_resid_post`."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    known = {hook: site for site, hook in _TRANSFORMER_LENS.items()}
+    known["hook_out"] = "resid_post"  # the bridge's own name
+    if not match or match[2] not in known:
+        raise InputError(f"{name!r} is not one of blocks.LAYER.({', '.join(known)})")
+    return known[match[2]], int(match[1])
+
+
+def to_nnterp_name(site: Site, layer: int) -> str:
+    """`layers_output[3]`."""
+    return f"{_of(_NNTERP, site, 'nnterp')}[{_layer(layer)}]"
+
+
+def from_nnterp_name(name: str) -> tuple[Site, int]:
+    """The place of `layers_output[3]`."""
+    match = re.fullmatch(r"(\w+)\[(\d+)\]", name)
+    known = {theirs: site for site, theirs in _NNTERP.items()}
+    if not match or match[1] not in known:
+        raise InputError(f"{name!r} is not one of ({', '.join(known)})[LAYER]")
+    return known[match[1]], int(match[2])
+
+
+def module_path(model: ChatModel, site: Site, layer: int) -> str:
+    """Path of a site's module in the causal language model, for nnsight and plain hooks: `model.layers.3.mlp`.
+
+    The site is its output; for those of `mech.sites.BEFORE` its input.
+    """
+    wanted = site_module(model, site, layer)
+    path: str = next(path for path, module in model.causal.named_modules() if module is wanted)
+    return path
+
+
+def from_module_path(model: ChatModel, path: str, *, before: bool = False) -> tuple[Site, int]:
+    """The place whose module stands at a path; `before` for one that is the module's input.
+
+    Raises:
+        InputError: no site stands there.
+    """
+    from mech.sites import BEFORE
+
+    for layer in range(model.n_layers):
+        for site in SITES:
+            if (site in BEFORE) == before and module_path(model, site, layer) == path:
+                return site, layer
+    raise InputError(f"{path!r}: no site's module; block 0's output is {module_path(model, 'resid_post', 0)}")
+
+
+def to_hidden_states_index(layer: int) -> int:
+    """Entry of Hugging Face's `hidden_states`, and row of a persona_vectors file: `layer + 1`."""
+    return _layer(layer) + 1
+
+
+def from_hidden_states_index(index: int) -> int:
+    """The layer of an entry of `hidden_states` or a row of a persona_vectors file; entry 0 is the embedding, no layer."""
+    if index < 1:
+        raise InputError(
+            f"entry {index} is the embedding, which is no block's output: layers begin at entry 1"
+        )
+    return index - 1
+
+
+def from_repeng_layer(layer: int, n_layers: int) -> int:
+    """The layer of one of repeng's, which count from 0 as ours do, or from the end (-1 is the last)."""
+    if not -n_layers <= layer < n_layers:
+        raise InputError(f"layer {layer} is out of range: repeng's are {-n_layers} to {n_layers - 1}")
+    return layer % n_layers
+
+
+def _layer(layer: int) -> int:
+    if layer < 0:
+        raise InputError(f"layer {layer}: layers count from 0")
+    return layer
+
+
+def _of(names: dict[Site, str], site: Site, whose: str) -> str:
+    if site not in names:
+        raise InputError(f"{whose} has no {site}; it has {', '.join(names)}")
+    return names[site]
