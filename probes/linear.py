@@ -114,7 +114,7 @@ def logistic(x: Float[np.ndarray, "n k"], positive: np.ndarray, width: int, *, c
 
     centre = x.mean(0)
     scale = float(np.sqrt(((x - centre) ** 2).sum(1).mean()))
-    fitted = LogisticRegression(C=c, class_weight="balanced", max_iter=1000).fit(
+    fitted = LogisticRegression(C=c, class_weight="balanced", max_iter=2000, tol=1e-6).fit(
         (x - centre) / scale, positive
     )
     weights = fitted.coef_[0] / scale

@@ -67,10 +67,7 @@ def compare(
         raise InputError(f"null {name}: draws of shape {drawn.shape} for a statistic of shape {found.shape}")
     if not np.isfinite(found).all() or not np.isfinite(drawn).all():
         raise InputError(f"null {name}: not finite (a NaN or an infinity)")
-    if tail == "two-sided":
-        p = two_sided_p(found - centre, drawn - centre)
-    else:
-        p = _p(drawn >= found)
+    p = _p(np.abs(drawn - centre) >= np.abs(found - centre)) if tail == "two-sided" else _p(drawn >= found)
     shaped: Any = p if found.shape else float(p)
     return Null(name, observed, drawn, shaped, seed)
 
@@ -115,7 +112,8 @@ def _unit_rows(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
 
 def exact_norm(direction: Vectors) -> Draw:
     """Random directions with the direction's own norm at every layer."""
-    return lambda rng: _normed(isotropic_directions(*direction.shape, rng), direction)
+    n_layers, width = direction.shape
+    return lambda rng: _normed(isotropic_directions(n_layers, width, rng), direction)
 
 
 def covariance_matched(direction: Vectors, samples: Float[np.ndarray, "m layers d"]) -> Draw:
@@ -317,7 +315,9 @@ def max_t(null: Null, *, centre: float = 0.0) -> Float[np.ndarray, " layers"]:
         InputError: the null is not one over layers.
     """
     if null.draws.ndim != 2:
-        raise InputError(f"max-T needs a statistic by layer; null {null.name} has draws of shape {null.draws.shape}")
+        raise InputError(
+            f"max-T needs a statistic by layer; null {null.name} has draws of shape {null.draws.shape}"
+        )
     both = np.abs(np.vstack([np.asarray(null.observed)[None], null.draws]) - centre)
     spread = np.sqrt((both**2).mean(0))
     t = np.divide(both, spread, out=np.zeros_like(both), where=spread > 0)

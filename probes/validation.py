@@ -140,9 +140,7 @@ def calibration(
         tables[layer, :, 2] = mass
         tables[layer, there, :2] = np.stack([said[there] / mass[there], was[there] / mass[there]], axis=1)
     gaps = np.nan_to_num(np.abs(tables[:, :, 0] - tables[:, :, 1]))
-    return Calibration(
-        right, weight @ (p - positive[:, None]) ** 2, (gaps * tables[:, :, 2]).sum(1), tables
-    )
+    return Calibration(right, weight @ (p - positive[:, None]) ** 2, (gaps * tables[:, :, 2]).sum(1), tables)
 
 
 @dataclass(frozen=True)
