@@ -7,14 +7,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis.stats import (
-    Interval,
-    bootstrap_mean,
-    covariance_matched_directions,
-    isotropic_directions,
-    two_sided_p,
-)
+from analysis.stats import Interval, bootstrap_mean
 from mech.errors import InputError
+from probes.nulls import covariance_matched_directions, isotropic_directions, two_sided_p
 
 Stream = Float[np.ndarray, "n layers d"]
 

@@ -1,4 +1,4 @@
-"""Intervals and nulls: no number without its doubt.
+"""Intervals: no number without its doubt (nulls: `probes.nulls`).
 
 The unit is the question (or the article), not the row: rows of one question are not independent, so whole
 questions are resampled.
@@ -156,36 +156,3 @@ def jackknife(
     error = float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
     return Interval(estimate, estimate - half, estimate + half, n, level, "delete-one-cluster jackknife")
-
-
-def isotropic_directions(n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
-    """Unit vectors, uniform on the sphere."""
-    return _unit_rows(rng.standard_normal((n, d)))
-
-
-def covariance_matched_directions(
-    samples: Float[np.ndarray, "m d"], n: int, rng: np.random.Generator
-) -> Float[np.ndarray, "n d"]:
-    """Unit vectors drawn from N(0, covariance of the samples), then normalised.
-
-    A Gaussian combination of the centred samples has exactly their covariance, so no d × d matrix is formed.
-
-    Raises:
-        InputError: the samples are all equal.
-    """
-    centred = samples - samples.mean(0)
-    if not centred.any():
-        raise InputError("covariance-matched directions need samples that differ")
-    return _unit_rows(rng.standard_normal((n, len(samples))) @ centred)
-
-
-def _unit_rows(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    unit: np.ndarray = x / np.linalg.norm(x, axis=1, keepdims=True)
-    return unit
-
-
-def two_sided_p(observed: Float[np.ndarray, " k"], null: Float[np.ndarray, "n k"]) -> Float[np.ndarray, " k"]:
-    """(1 + number of null draws at least as far from 0) / (1 + draws): never zero."""
-    further = (np.abs(null) >= np.abs(observed)).sum(0)
-    p: np.ndarray = (1 + further) / (1 + len(null))
-    return p

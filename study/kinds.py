@@ -52,6 +52,7 @@ KINDS = {
     "snapshot": Kind("checkpoints", "study.steps.train:snapshot"),
     "capture": Kind("activations", "study.steps.activations:capture_replies", models=1),
     "contrast": Kind("activations", "study.steps.activations:capture_contrast", models=1),
+    "probes": Kind("measures", "study.steps.probes:probe"),
     "direction": Kind("directions", "study.steps.directions:fit"),
     "shifts": Kind("measures", "study.steps.measures:shifts"),
     "two_by_two": Kind("measures", "study.steps.measures:two_by_two"),

@@ -55,6 +55,8 @@ def plan_tables(
             )
     inputs |= {"shifts": shifts, "two_by_two": squares}
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
+    if spec.directions and spec.directions.probes:
+        inputs["probes"] = _probes(plan, directions)
     if spec.directions and spec.embedding.methods:
         inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
@@ -78,6 +80,17 @@ def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> St
     return plan.add(
         "figures", f"figures/{name}", config, inputs, Work(fixed_seconds=8, stored_bytes=3_000_000)
     )
+
+
+def _probes(plan: Plan, directions: Sequence[Step]) -> list[Step]:
+    """Probes on every contrast that a direction was made from."""
+    config = {"methods": list(plan.spec.reads.probes), "statistics": plan.spec.statistics.model_dump()}
+    return [
+        plan.add("probes", f"probes/{d.config['direction']}",
+                 {**config, **{k: d.config[k] for k in ("direction", "pooling")}},
+                 {"contrast": d.inputs["contrast"]}, Work(fixed_seconds=4 * len(config["methods"])))
+        for d in directions if "contrast" in d.inputs
+    ]  # fmt: skip
 
 
 def _embedding(plan: Plan, measured: Measured) -> Step:

@@ -176,6 +176,8 @@ class DirectionSpec(Part):
     """Identity *name*: contrasts with this many invented identities."""
     presence: tuple[Literal["none", "empty", "generic"], ...] = ("none", "empty", "generic")
     """Identity *presence*: what the identity prompt is contrasted with."""
+    probes: tuple[Literal["difference_of_means", "mass_mean", "lda", "logistic"], ...] = ()
+    """Linear probes of every contrast, cross-validated by question on the base; none when left out."""
 
 
 class SelfReportSpec(Part):

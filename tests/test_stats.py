@@ -10,17 +10,11 @@ from sklearn.metrics import roc_auc_score
 
 from analysis.behaviour import recognition_row, report_row, steering_rows
 from analysis.embed import embed_arms
-from analysis.separability import heldout_auroc
 from analysis.shift import shift_by_layer, to_frame, two_by_two, two_by_two_frame
-from analysis.stats import (
-    bootstrap_mean,
-    covariance_matched_directions,
-    isotropic_directions,
-    jackknife,
-    proportion,
-    two_sided_p,
-)
+from analysis.stats import bootstrap_mean, jackknife, proportion
 from mech.errors import InputError
+from probes.nulls import covariance_matched_directions, isotropic_directions, two_sided_p
+from probes.separability import heldout_auroc
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -57,6 +57,7 @@ STUDY: dict[str, Any] = {
         "invented_names": 3,
         "presence": ["none"],
         "rollout_tokens": 6,
+        "probes": ["difference_of_means", "logistic"],
     },
     "behaviour": {
         "self_recognition": "sgtr",

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from activations.store import ActivationStore
-from analysis.separability import heldout_auroc
 from probes.direction import Direction, fit_direction
+from probes.separability import heldout_auroc
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
