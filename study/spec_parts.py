@@ -170,6 +170,15 @@ class DirectionSpec(Part):
     """`prompts`: the longest answer, in tokens."""
     rollout_temperature: float = Field(1.0, ge=0)
     """`prompts`: sampling temperature (the published way is 1)."""
+    identity: tuple[Literal["name", "presence", "authorship", "self_report", "assistant_axis"], ...] = (
+        "name",
+        "presence",
+    )
+    """Members of the identity family: own name against invented ones; identity prompt against none; own text against
+    others' (needs `behaviour.self_recognition`); first person against third, own name against another's, in answers; and
+    the assistant against roles, which is not identity but stands beside it."""
+    roles: int = Field(40, ge=2)
+    """Identity *assistant_axis*: against this many roles."""
     identity_questions: int | None = Field(10, ge=2)
     """Identity: use the first so many questions of each prompt set and half."""
     invented_names: int = Field(10, ge=2)
