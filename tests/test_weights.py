@@ -1,0 +1,266 @@
+"""Adapters by layer and in weight space, patching between base and finetuned, the logit lens, other tools' files."""
+
+import copy
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from analysis.lora_weights import alignment, overlap
+from mech.adapters import adapter_layers, updates
+from mech.chat import Encoded, SystemPrompt
+from mech.errors import FileFormatError, InputError
+from mech.interventions import Add, intervene
+from mech.lens import direction_lens, final_norm, hidden_lens
+from mech.models import ChatModel, load_model
+from mech.patching import answer_logprob, logit_difference, patch_between
+from mech.score import response_logprobs
+from probes.direction import Direction
+from probes.files import read_direction, write_direction
+from probes.persona import load_trait, text_contrast
+from probes.steer import control, dose_response
+from study.cli import app
+from tests.test_reading import conversations
+from tests.tiny_study import save_adapter, save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture(scope="module")
+def live(folder: Path) -> ChatModel:
+    adapter = save_adapter(folder, folder.parent / "adapter", seed=1)
+    return load_model(f"{folder}:{adapter}", merge=False)
+
+
+def logits(model: ChatModel, row: Encoded) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.hf(input_ids=torch.tensor([row.ids])).logits[0]
+    return found
+
+
+def direction(vectors: np.ndarray, name: str = "d") -> Direction:
+    return Direction(name, vectors.astype(np.float32), np.full(len(vectors), 0.5, np.float32), 9, {})
+
+
+# -- adapters by layer ------------------------------------------------------------------------------------
+
+
+def test_an_adapter_on_in_all_layers_is_finetuned_and_in_none_the_base(folder: Path, live: ChatModel) -> None:
+    base, row = load_model(str(folder)), conversations(live, 1)[0]
+    tuned = logits(live, row)
+    with adapter_layers(live, [0, 1, 2]):
+        assert torch.equal(logits(live, row), tuned)
+    with adapter_layers(live, []):
+        torch.testing.assert_close(logits(live, row), logits(base, row))
+    with adapter_layers(live, [1]):
+        some = logits(live, row)
+    assert torch.equal(logits(live, row), tuned)
+    half = copy.deepcopy(base)  # by hand: the middle block's update alone, added to the base's weights
+    with torch.no_grad():
+        for update in updates(live):
+            if update.layer == 1:
+                half.blocks[1].get_submodule(update.name).weight += update.left @ update.right  # type: ignore[operator]
+    torch.testing.assert_close(some, logits(half, row), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="no live adapter"), adapter_layers(base, [0]):
+        pass
+    with pytest.raises(InputError, match="layer 3 is out of range"), adapter_layers(live, [3]):
+        pass
+
+
+def test_updates_are_what_merging_adds(folder: Path, live: ChatModel) -> None:
+    base = load_model(str(folder))
+    merged = load_model(live.checkpoint)
+    for update in updates(live):
+        before, after = (m.blocks[update.layer].get_submodule(update.name).weight for m in (base, merged))
+        torch.testing.assert_close(after - before, update.left @ update.right, rtol=1e-3, atol=1e-5)
+    writers = updates(live, writing=True)
+    assert {u.name for u in writers} == {"self_attn.o_proj", "mlp.down_proj"}
+    assert len(writers) == 2 * live.n_layers
+
+
+def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
+    rng = np.random.default_rng(0)
+    writers = updates(live, writing=True)
+    inside = np.stack(
+        [
+            np.asarray(next(u for u in writers if u.layer == n and "down" in u.name).left[:, 0])
+            for n in range(3)
+        ]
+    )
+    found = alignment(
+        writers, [direction(inside, "inside"), direction(rng.standard_normal((3, 32)), "random")], rng=rng
+    )
+    for _, row in found.iterrows():
+        update = next(u for u in writers if (u.layer, u.name) == (row["layer"], row["map"]))
+        whole = (update.left @ update.right).double().numpy()
+        u, s, _ = np.linalg.svd(whole)
+        unit = inside[row["layer"]] / np.linalg.norm(inside[row["layer"]])
+        if row["direction"] == "inside":
+            assert row["energy"] == pytest.approx(((unit @ u[:, :3]) ** 2).sum(), abs=1e-5)
+            assert row["gain"] == pytest.approx(np.linalg.norm(unit @ whole) / s[0], abs=1e-5)
+            if "down" in row["map"]:
+                assert row["energy"] == pytest.approx(1, abs=1e-5)
+                assert row["p_random"] < 0.01
+    random = found[found["direction"] == "random"]
+    assert random["expected"].iloc[0] == pytest.approx(3 / 32)
+    assert random["energy"].mean() < 0.3
+    same = overlap(writers, writers, rng=rng, n_null=50)
+    np.testing.assert_allclose(same["shared"], 1, atol=1e-9)
+    assert (same["p_random"] < 0.05).all()
+
+
+# -- patching ---------------------------------------------------------------------------------------------
+
+
+def test_patching_everything_at_the_last_layer_is_the_other_model(live: ChatModel) -> None:
+    row = conversations(live, 1)[0]
+    found = patch_between(live, row, answer_logprob(row), spans=[(0, len(row.ids)), (0, row.n_prompt - 1)])
+    with adapter_layers(live, []):
+        expected = float(response_logprobs(live, [row])[0].sum())
+    assert found.base == pytest.approx(expected, rel=1e-4)
+    assert found.into_finetuned[-1, 0] == pytest.approx(found.base, rel=1e-5)
+    assert found.into_base[-1, 0] == pytest.approx(found.finetuned, rel=1e-5)
+    assert found.undone[-1, 0] == pytest.approx(1, abs=1e-4)
+    # At the last layer the prompt's earlier tokens reach nobody any more.
+    assert found.into_finetuned[-1, 1] == pytest.approx(found.finetuned, rel=1e-5)
+    assert found.undone.shape == (3, 2)
+
+
+def test_a_planted_change_is_found_at_its_layer(folder: Path, live: ChatModel) -> None:
+    """Only block 1's adapter is on: the base's stream put in above it undoes everything, below it nothing."""
+    only = copy.deepcopy(live)
+    with torch.no_grad():
+        for update in (0, 2):
+            for name, p in only.blocks[update].named_parameters():
+                if "lora_B" in name:
+                    p.zero_()
+    row = conversations(live, 2)[1]
+    found = patch_between(only, row, logit_difference(5, 9))
+    np.testing.assert_allclose(found.undone[:, 0], [0, 1, 1], atol=1e-3)
+    np.testing.assert_allclose(found.brought[:, 0], [0, 1, 1], atol=1e-3)
+    with pytest.raises(InputError, match="lies outside the row"):
+        patch_between(only, row, logit_difference(5, 9), spans=[(0, 999)])
+
+
+# -- lens -------------------------------------------------------------------------------------------------
+
+
+def test_the_lens_ends_in_the_models_own_logits(folder: Path) -> None:
+    model = load_model(str(folder))
+    row = conversations(model, 1)[0]
+    readings = hidden_lens(model, row, k=3)
+    own = logits(model, row)[-1].topk(3)
+    assert [t.id for t in readings[-1].top] == own.indices.tolist()
+    np.testing.assert_allclose([t.score for t in readings[-1].top], own.values, rtol=1e-4)
+    states = model.hf(input_ids=torch.tensor([row.ids]), output_hidden_states=True).hidden_states
+    by_hand = model.hf.lm_head(model.hf.model.norm(states[1][0, 4])).detach()
+    first = hidden_lens(model, row, position=4, k=2)[0]
+    np.testing.assert_allclose([t.score for t in first.top], by_hand.topk(2).values, rtol=1e-4)
+    assert final_norm(model) is model.hf.model.norm
+
+
+def test_a_tokens_own_direction_is_read_as_that_token(folder: Path) -> None:
+    model = load_model(str(folder))
+    weight = model.causal.get_output_embeddings().weight.detach().numpy()
+    scores = weight @ weight[17]
+    vectors = np.tile(weight[17], (3, 1))
+    (reading,) = direction_lens(model, vectors, layers=[1], k=4)
+    assert [t.id for t in reading.top] == np.argsort(-scores)[:4].tolist()
+    assert [t.id for t in reading.bottom] == np.argsort(scores)[:4].tolist()
+    (turned,) = direction_lens(model, -3 * vectors, layers=[1], k=4)
+    assert [t.id for t in turned.top] == [t.id for t in reading.bottom]
+    with pytest.raises(InputError, match="zero or not finite"):
+        direction_lens(model, np.zeros((3, 32)))
+
+
+# -- files ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("a.pt", "persona_vectors"), ("a.pt", "assistant_axis"), ("a.gguf", ""), ("a.safetensors", "")],
+)
+def test_directions_go_to_other_tools_and_back(
+    tmp_path: Path, name: str, layout: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = direction(np.random.default_rng(0).standard_normal((4, 6)), "evil:text")
+    write_direction(made, tmp_path / name, layout=layout)
+    back = read_direction(tmp_path / name, name="evil:text", n_layers=4)
+    start = 1 if name.endswith("gguf") else 0
+    np.testing.assert_array_equal(back.vectors[start:], made.vectors[start:])
+    assert back.name == "evil:text"
+    if start:
+        assert np.isnan(back.vectors[0]).all()
+        assert "no layer 0" in caplog.text
+    if not start:  # a GGUF file does not say how many layers the model has
+        with pytest.raises(InputError, match="has 4 layers, the model 7"):
+            read_direction(tmp_path / name, n_layers=7)
+    with pytest.raises(InputError, match="ends in"):
+        read_direction(tmp_path / "a.bin")
+
+
+def test_rows_of_persona_vectors_are_shifted_by_the_embedding(tmp_path: Path) -> None:
+    theirs = torch.randn(5, 6)
+    torch.save(theirs, tmp_path / "evil_response_avg_diff.pt")
+    np.testing.assert_array_equal(
+        read_direction(tmp_path / "evil_response_avg_diff.pt").vectors, theirs[1:].numpy()
+    )
+
+
+def test_a_pickle_that_would_execute_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (logging.getLogger("evil").error, ("executed",))
+
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    with pytest.raises(FileFormatError, match="nothing in it was executed"):
+        read_direction(tmp_path / "a.pt")
+    (tmp_path / "b.gguf").write_bytes(b"GGUF rubbish")
+    with pytest.raises(FileFormatError, match="cannot be read as GGUF"):
+        read_direction(tmp_path / "b.gguf")
+
+
+# -- steering ---------------------------------------------------------------------------------------------
+
+
+def test_dose_response_is_the_log_odds_under_the_addition(folder: Path) -> None:
+    model = load_model(str(folder))
+    trait = load_trait("evil")
+    rows = text_contrast(
+        model.template, trait.model_copy(update={"questions": trait.questions[:4]}), SystemPrompt()
+    )
+    vector = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    assert np.linalg.norm(control(vector, 3)) == pytest.approx(np.linalg.norm(vector), rel=1e-5)
+    found = dose_response(model, rows, vector, 1, [0.0, 2.0])
+    with intervene(model, Add(vector, [1], 2.0)):
+        scores = response_logprobs(model, [r.encoded for r in rows])
+    for i, q in enumerate(dict.fromkeys(r.question for r in rows)):
+        high, low = scores[2 * i].mean(), scores[2 * i + 1].mean()
+        assert found[2.0][q] == pytest.approx(float(high - low), abs=1e-4)
+    assert found[0.0] != found[2.0]
+
+
+def test_the_commands_show_convert_and_steer(folder: Path, tmp_path: Path) -> None:
+    direction(np.random.default_rng(0).standard_normal((3, 32)), "evil").save(tmp_path / "d.safetensors")
+    run = CliRunner().invoke
+    shown = run(app, ["direction", "show", str(tmp_path / "d.safetensors"), "--model", str(folder)])
+    assert shown.exit_code == 0, shown.output
+    assert "evil: 3 layers, width 32, 9 questions" in shown.output
+    assert "layer 1 favours" in shown.output
+    assert (
+        run(app, ["direction", "convert", str(tmp_path / "d.safetensors"), str(tmp_path / "d.pt")]).exit_code
+        == 0
+    )
+    steered = run(app, ["steer", str(folder), "Who are you?", "--direction", str(tmp_path / "d.pt"), "--layer", "1",
+                        "--coefficient", "3", "--max-new-tokens", "4"])  # fmt: skip
+    assert steered.exit_code == 0, steered.output
+    assert "as it is" in steered.output
+    assert "+3 x d at layer 1, dose" in steered.output
+    assert "random (d's norm)" in steered.output
