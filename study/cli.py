@@ -13,6 +13,7 @@ import typer
 
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
+from study.cli_probes import direction_app
 
 app = typer.Typer(
     name="mech",
@@ -27,6 +28,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.command()(finetune)
 app.add_typer(store_app, name="store")
+app.add_typer(direction_app, name="direction")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; runs/NAME when left out.")]
