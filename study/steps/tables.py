@@ -13,12 +13,15 @@ from mech.files import read_json
 from study.bench import Bench
 from study.step import Step
 from study.steps.behaviour import write_csv
+from study.steps.elicitation import elicitations, rollouts_table
 
 TABLES = (
     "shifts",
     "two_by_two",
     "directions",
     "direction_cosines",
+    "elicitation",
+    "rollouts",
     "probes",
     "self_recognition",
     "self_report",
@@ -38,6 +41,8 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
         "directions": _joined(step, bench, "directions", "quality.csv"),
         "direction_cosines": _cosines(step, bench),
+        "elicitation": elicitations(step, bench),
+        "rollouts": rollouts_table(step, bench),
         "probes": _joined(step, bench, "probes", "probes.csv"),
         "self_recognition": _recognition(step, bench, labels),
         "self_report": _reports(step, bench, labels),
