@@ -13,7 +13,7 @@ import typer
 
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
-from study.cli_probes import direction_app
+from study.cli_probes import direction_app, screen
 
 app = typer.Typer(
     name="mech",
@@ -27,6 +27,7 @@ store_app = typer.Typer(help="Activation files.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.command()(finetune)
+app.command()(screen)
 app.add_typer(store_app, name="store")
 app.add_typer(direction_app, name="direction")
 
