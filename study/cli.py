@@ -13,7 +13,7 @@ import typer
 
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
-from study.cli_probes import direction_app, screen
+from study.cli_probes import direction_app, persona_app, screen
 
 app = typer.Typer(
     name="mech",
@@ -30,6 +30,7 @@ app.command()(finetune)
 app.command()(screen)
 app.add_typer(store_app, name="store")
 app.add_typer(direction_app, name="direction")
+app.add_typer(persona_app, name="persona")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; runs/NAME when left out.")]

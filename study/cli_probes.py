@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+persona_app = typer.Typer(help="Trait artifacts, from which persona vectors are made.", no_args_is_help=True)
 direction_app = typer.Typer(help="Direction files: convert, look at one.", no_args_is_help=True)
 
 
@@ -150,3 +151,30 @@ def _short(text: str, width: int = 60) -> str:
         "".join(c if c.isprintable() else " " for c in text).split()
     )  # no control codes of a dataset's
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+@persona_app.command("new")
+def persona_new(
+    trait: Annotated[str, typer.Option(help="Its name: letters, digits, - and _.")],
+    description: Annotated[str, typer.Option(help="What it is, in a sentence or two.")],
+    model: Annotated[str, typer.Option(help="The chat model that drafts it, as the API names it.")],
+    api: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible API, with /v1; OpenAI's own when left out.")
+    ] = None,
+    api_key_variable: Annotated[
+        str, typer.Option(help="The environment variable with the key.")
+    ] = "OPENAI_API_KEY",
+    out: Annotated[Path | None, typer.Option(help="The YAML file; TRAIT.yaml when left out.")] = None,
+    attempts: Annotated[int, typer.Option(help="How often each part is asked for at most.")] = 3,
+) -> None:
+    """Draft a trait artifact through a chat endpoint: 5 instruction pairs, 40 questions with both answers, a rubric."""
+    from mech.endpoint import Api
+    from probes.draft import draft_trait
+
+    target = out or Path(f"{trait}.yaml")
+    endpoint = Api(base_url=api, api_key_variable=api_key_variable).chat(model)
+    drafted = draft_trait(endpoint, trait, description, out=target, attempts=attempts)
+    typer.echo(
+        f"{target}: {len(drafted.instructions)} instruction pairs, {len(drafted.questions)} questions. "
+        "A draft: read it, then name the file under directions.traits"
+    )
