@@ -161,7 +161,7 @@ class JudgeSpec(Part):
     api: ApiSpec | None = None
     """An OpenAI-compatible API; `api: {}` is OpenAI's own."""
     how: Literal["auto", "logprobs", "samples", "text"] = "auto"
-    """`api`: how a score is read (evals/judge.py)."""
+    """`api`: how a score is read (evals/judge_models.py)."""
     samples: int = Field(5, ge=1)
     """`api`: replies a case where they are sampled."""
     trait: float = Field(50.0, ge=0, le=100)

@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from evals.judge import (
-    COHERENCE,
-    Case,
-    EndpointJudge,
-    LocalJudge,
-    Rubric,
-    read_number,
-    score_cases,
-    tally,
-    weighted_score,
-)  # fmt: skip
+from evals.judge import COHERENCE, Case, Rubric, judge_prompt, score_cases, tally
+from evals.judge_models import _DIGIT_FORM, EndpointJudge, LocalJudge, read_number, weighted_score
 from mech.endpoint import EndpointError
 from mech.errors import FileFormatError, InputError
 from mech.journal import open_journal
@@ -228,10 +219,12 @@ def test_a_local_judge_reads_digits_off_the_logits(tmp_path: Path, monkeypatch: 
         return logits
 
     handle = head.register_forward_hook(towards_digits)
-    monkeypatch.setattr("evals.judge.LEAST_MASS", 0.2)
+    monkeypatch.setattr("evals.judge_models.LEAST_MASS", 0.2)
     try:
         found = score_cases(LocalJudge(model), [TRAIT], CASES, tmp_path / "k.jsonl")
-        prompt = model.template.encode_prompt([{"role": "user", "content": _local_prompt()}])
+        prompt = model.template.encode_prompt(
+            [{"role": "user", "content": judge_prompt(TRAIT, CASES[0], _DIGIT_FORM)}]
+        )
         with torch.no_grad():
             share = model.hf(input_ids=torch.tensor([prompt.ids])).logits[0, -1].double().softmax(-1)[digits]
     finally:
@@ -240,12 +233,6 @@ def test_a_local_judge_reads_digits_off_the_logits(tmp_path: Path, monkeypatch: 
     assert found[0].score == pytest.approx(expected, abs=1e-3)
     assert found[0].mass == pytest.approx(float(share.sum()), abs=1e-4)
     assert len({round(v.score or 0, 6) for v in found}) > 1
-
-
-def _local_prompt() -> str:
-    from evals.judge import _DIGIT_FORM, _prompt
-
-    return _prompt(TRAIT, CASES[0], _DIGIT_FORM)
 
 
 # -- journals -----------------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evals.judge import COHERENCE, Case, EndpointJudge, Judge, LocalJudge, Rubric, score_cases, tally
+from evals.judge import COHERENCE, Case, Judge, Rubric, score_cases, tally
+from evals.judge_models import EndpointJudge, LocalJudge
 from mech.endpoint import Api
 from mech.files import write_json
 from mech.models import load_model
