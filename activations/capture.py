@@ -45,7 +45,13 @@ class Reading:
     layers: tuple[int, ...]
     """Of which blocks."""
     notes: frozenset[Note] = frozenset()
-    """What else; handed to the sink's `note` as `surprisal` [n] and as `norms.SITE.POOLING` [n, layers]."""
+    """What else; handed to the sink's `note` under the names of `columns`."""
+
+    @property
+    def columns(self) -> list[str]:
+        """What the notes are called: `surprisal` [n], `norms.SITE.POOLING` [n, layers]."""
+        norms = [f"norms.{site}.{pooling}" for site in self.sites for pooling in self.poolings]
+        return ["surprisal"] * ("surprisal" in self.notes) + norms * ("norms" in self.notes)
 
 
 def capture(
@@ -207,7 +213,6 @@ class _Reader:
 
         if self.foreign is not None:
             ids = pad_right(one.layout.rows, pad_id(self.model), self.model.device)
-
 
             def visit(site: Site, layer: int, h: Float[Tensor, "batch seq d"]) -> None:
                 reader((site, layer))(h)

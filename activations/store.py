@@ -204,6 +204,20 @@ class ActivationStore:
 
         return torch.from_numpy(self.read(site, pooling, layers, rows, where=where))
 
+    def to_numpy(
+        self, site: str, pooling: str, layers: LayerSelection = None, rows: RowSelection = None
+    ) -> Float32[np.ndarray, "n *layers d"]:
+        """What `read` gives: it is numpy's already."""
+        return self.read(site, pooling, layers, rows)
+
+    def to_xarray(
+        self, site: str, pooling: str, layers: LayerSelection = None, rows: RowSelection = None
+    ) -> Any:
+        """What `read` gives, labelled by row, layer and feature (extra `xarray`). See `store_export`."""
+        from activations.store_export import to_xarray
+
+        return to_xarray(self, site, pooling, layers, rows)
+
     def export(self, path: Path | str) -> None:
         """Write everything as `.npz` or `.safetensors`; the store must fit in memory. See `store_export`."""
         from activations.store_export import export

@@ -8,13 +8,15 @@ Both hold, for each site and pooling, an array `SITE/POOLING` [n, layers, d] (fl
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from activations.pooling import TOKENS
 from activations.store_format import ENCODING_TYPE, ENCODING_VERSION
+from activations.store_join import row_indices
 from mech.errors import InputError
+from mech.extras import require
 from mech.files import atomic_path
 
 if TYPE_CHECKING:
@@ -75,3 +77,30 @@ _WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray], dict[str, str]], None
     ".npz": _npz,
     ".safetensors": _safetensors,
 }
+
+
+def to_xarray(store: "ActivationStore", site: str, pooling: str, layers: Any = None, rows: Any = None) -> Any:
+    """What `ActivationStore.read` gives, as an `xarray.DataArray` (extra `xarray`).
+
+    Dimensions are row, layer and feature; along `row` stand the ids, the questions and every column of one number a row.
+
+    Raises:
+        MissingDependencyError: xarray is not installed.
+        InputError: as `ActivationStore.read`.
+    """
+    xarray = require("xarray", extra="xarray")
+    wanted = store.layers if layers is None else [int(layer) for layer in np.atleast_1d(layers)]
+    at = row_indices(rows, store.n_rows)
+    columns = {k: v for k, v in store.rows.columns.items() if np.ndim(v) == 1}
+    along = {"question": np.array(store.rows.questions), **columns}
+    return xarray.DataArray(
+        store.read(site, pooling, wanted, at),
+        dims=("row", "layer", "feature"),
+        coords={
+            "row": np.array(store.rows.ids)[at],
+            "layer": wanted,
+            **{k: ("row", v[at]) for k, v in along.items()},
+        },
+        name=f"{site}/{pooling}",
+        attrs={"checkpoint": json.dumps(store.metadata.get("checkpoint"))},
+    )

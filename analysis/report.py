@@ -101,6 +101,21 @@ SECTIONS = (
         ("direction_quality", "direction_cosines"),
     ),
     Section(
+        ("identity_cosines", "identity_transfer"), "Is identity one thing?",
+        "Identity directions come from different contrasts, and are one thing only where they agree: their cosine is beyond 97.5 % "
+        "of directions drawn from the other contrast's activations, and each tells the other's held-out rows apart with an "
+        "interval above one half. The assistant axis is no identity; it is here to see what leans on it. Ceiling: the cosine "
+        "that two equally noisy copies of one direction would have.",
+        (),
+    ),
+    Section(
+        ("dispersion",), "How widely activations spread",
+        "A character that is destabilised may not move but spread. Trace: mean squared distance from the mean; d_log_trace is the "
+        "change of its logarithm against the base on the same questions. Effective ranks (participation ratio, exp of the "
+        "spectrum's entropy) compare checkpoints on the same rows and are no true dimensions. Intervals: jackknife over questions.",
+        (),
+    ),
+    Section(
         ("self_recognition",), "Self-recognition",
         "Can the model tell a text it wrote from one it did not? Accuracy means little where the shortcut of judging "
         "by length reaches it too, or where the model says yes to everything.",

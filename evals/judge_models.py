@@ -49,7 +49,10 @@ class EndpointJudge:
     """How scores are read (see the module)."""
     samples: int = 5
     """Replies a case, where they are sampled (temperature 1)."""
+    _logprobs: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    """`auto`: the API has told some."""
     _no_logprobs: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    """`auto`: the API tells none."""
 
     def __post_init__(self) -> None:
         if self.how not in _READERS and self.how != "auto":
@@ -78,26 +81,32 @@ class EndpointJudge:
 
     def _verdict(self, rubric: Rubric, case: Case) -> Verdict:
         turns = [{"role": "user", "content": judge_prompt(rubric, case, _NUMBER_FORM)}]
-        ways = ("logprobs", "samples") if self.how == "auto" else (self.how,)
-        if self.how == "auto" and self._no_logprobs.is_set():
-            ways = ("samples",)
-        for way in ways:
-            try:
-                score, status, mass, raw = _READERS[way](self, turns)
-            except EndpointError as error:
-                lacks = isinstance(error, ReplyError)
-                if not lacks and error.status not in (400, 422):
-                    raise
-                score, status, mass, raw = None, "unreadable" if lacks else "failed", None, str(error)
-                if way != ways[-1] and not self._no_logprobs.is_set():
-                    log.warning(
-                        "%s tells no logprobs: its scores are means of %d samples",
-                        self.endpoint.model,
-                        self.samples,
-                    )
-                    self._no_logprobs.set()
-            if score is not None or way == ways[-1] or status == "refused":
-                break
+        if self.how != "auto":
+            return self._read(self.how, rubric, case, turns)
+        if not self._no_logprobs.is_set():
+            verdict = self._read("logprobs", rubric, case, turns)
+            if isinstance(verdict.raw, dict):  # logprobs, and not the words of an error
+                self._logprobs.set()
+            if verdict.score is not None or verdict.status == "refused":
+                return verdict
+        verdict = self._read("samples", rubric, case, turns)
+        # One odd reply does not make an API that tells no logprobs: no other was told before, and this request is accepted.
+        if verdict.status != "failed" and not self._logprobs.is_set() and not self._no_logprobs.is_set():
+            log.warning(
+                "%s tells no logprobs: scores are means of %d samples", self.endpoint.model, self.samples
+            )
+            self._no_logprobs.set()
+        return verdict
+
+    def _read(self, way: str, rubric: Rubric, case: Case, turns: "Turns") -> Verdict:
+        try:
+            score, status, mass, raw = _READERS[way](self, turns)
+        except ReplyError as error:
+            return Verdict(case.id, rubric.name, None, "unreadable", way, None, str(error))
+        except EndpointError as error:
+            if error.status not in (400, 422):
+                raise
+            return Verdict(case.id, rubric.name, None, "failed", way, None, str(error))
         return Verdict(case.id, rubric.name, score, status, way, mass, raw)
 
 

@@ -76,6 +76,7 @@ def _positions(row: TrainingRow) -> dict[Position, list[int]]:
         "prompt": [t for t in range(len(row.ids)) if t not in answered],
         "prompt_last": [start - 1 for start, _ in row.answers],
         "response": [t for start, stop in row.answers for t in range(start, stop - 1)],
+        "generated": [],
     }
 
 

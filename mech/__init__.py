@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from mech.chat import ChatTemplate, Encoded, Identity, SystemPrompt
     from mech.checkpoint import Checkpoint
     from mech.errors import FileFormatError, GuardError, InputError, MechError
-    from mech.interventions import Ablate, Add, Cap, Patch, intervene
+    from mech.interventions import Ablate, Add, Cap, Clamp, Patch, intervene
     from mech.models import ChatModel, load_model
     from mech.score import next_token_logits, response_logprobs
     from mech.sites import Site
 
 _HOMES = {
-    "Ablate": "interventions", "Add": "interventions", "Cap": "interventions", "Patch": "interventions",
+    "Ablate": "interventions", "Add": "interventions", "Cap": "interventions", "Clamp": "interventions", "Patch": "interventions",
     "intervene": "interventions", "ChatModel": "models", "load_model": "models", "ChatTemplate": "chat",
     "Encoded": "chat", "Identity": "chat", "SystemPrompt": "chat", "Checkpoint": "checkpoint",
     "FileFormatError": "errors", "GuardError": "errors", "InputError": "errors", "MechError": "errors",
@@ -34,6 +34,7 @@ __all__ = [
     "ChatModel",
     "ChatTemplate",
     "Checkpoint",
+    "Clamp",
     "Encoded",
     "FileFormatError",
     "GuardError",

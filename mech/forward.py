@@ -66,12 +66,20 @@ class Pass:
 
     def run(self) -> Float[Tensor, "tokens d"]:
         """Final-norm states of all tokens, padding included; hooks see them as [batch, sequence, d]."""
-        with declared(masks_of(self.layout, self.roles, self.model.device)):
+        device = self.model.device
+        with declared(masks_of(self.layout, self.roles, device), self._owners().to(device)):
             if isinstance(self.layout, Pack):
                 return run_packed(self.model, self.layout)
             ids = pad_right(self.layout.rows, pad_id(self.model), self.model.device)
             hidden: Tensor = self.model.decoder(input_ids=ids, use_cache=False).last_hidden_state
             return hidden.flatten(0, 1)
+
+    def _owners(self) -> Int[Tensor, "batch seq"]:
+        """The caller's row of each token; of a shared token any of them, for then nothing acts by row."""
+        owners = torch.full((self.layout.shape[0] * self.layout.shape[1],), -1)
+        for i, places in zip(self.members, self.places, strict=True):
+            owners[list(places)] = i
+        return owners.view(self.layout.shape)
 
 
 def run_rows(
@@ -157,6 +165,7 @@ def roles_of(row: Encoded) -> dict[Position, range]:
         "prompt": range(row.n_prompt),
         "prompt_last": range(row.n_prompt - 1, row.n_prompt),
         "response": range(row.n_prompt, end),
+        "generated": range(0),
     }
 
 

@@ -81,7 +81,7 @@ def _generate_batch(
     pad = stops[0] if stops else 0
     ids, mask = _pad_left(prompts, pad, model.device)
     noise = [_GumbelNoise(sampling, rows)] if sampling.temperature > 0 else []
-    with _declaring(model, mask):
+    with _declaring(model, mask, rows):
         out = model.causal.generate(
             input_ids=ids,
             attention_mask=mask,
@@ -133,8 +133,9 @@ def _pad_left(rows: list[tuple[int, ...]], pad: int, device: torch.device) -> tu
 
 
 @contextmanager
-def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"]) -> Iterator[None]:
+def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]) -> Iterator[None]:
     """Declare positions for each pass of a generation: the first reads the prompt, later ones an answer's token."""
+    owners = torch.tensor(rows, device=mask.device).unsqueeze(1)
     if not intervening():
         yield
         return
@@ -149,7 +150,8 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"]) -> Iterator[Non
         past = kwargs.get("past_key_values")
         first = past is None or past.get_seq_length() == 0
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"][..., 0]
-        context = declared(_prompt_masks(mask) if first else _answer_masks(ids))
+        masks = _prompt_masks(mask) if first else _answer_masks(ids)
+        context = declared(masks, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)
 
@@ -170,4 +172,4 @@ def _prompt_masks(mask: Int[Tensor, "batch seq"]) -> dict[str, Tensor]:
 
 def _answer_masks(ids: Tensor) -> dict[str, Tensor]:
     yes = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device)
-    return {"all": yes, "prompt": ~yes, "prompt_last": ~yes, "response": yes}
+    return {"all": yes, "prompt": ~yes, "prompt_last": ~yes, "response": yes, "generated": yes}

@@ -1,11 +1,13 @@
-"""Interventions on the residual stream: add, ablate, cap, patch.
+"""Interventions on the residual stream: add, ablate, cap, clamp, patch.
 
 Each is a frozen description; `intervene` makes it act inside a context and takes it away afterwards:
 
     with intervene(model, Add(vector, layers=[15], coefficient=4.0)):
         generate(model, ["Who are you?"])
 
-A vector is one [d_model] array for every named layer, or an [n_layers, d_model] array indexed by layer.
+A vector is one [d] array for every named layer, or an [n_layers, d] array indexed by layer, as wide as its site. `positions`
+names tokens, `rows` the rows of the caller's list on which it acts (all when left out): one batch may hold steered and
+unsteered rows.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from mech.hooks import Edit, hooked
 from mech.models import ChatModel
 from mech.packed_attention import can_pack
 from mech.positions import Position, mask_for
-from mech.sites import Site
+from mech.sites import Site, site_width
 
 Vector = (
     Float[Tensor, " d"] | Float[Tensor, "layers d"] | Float[np.ndarray, " d"] | Float[np.ndarray, "layers d"]
@@ -37,17 +39,25 @@ _active: ContextVar[tuple["Intervention", ...]] = ContextVar("interventions", de
 
 @dataclass(frozen=True)
 class Add:
-    """h + coefficient · v. The vector is used as it is: its norm counts."""
+    """h + coefficient · v. The vector is used as it is: its norm counts.
+
+    With `relative`, h + coefficient · ‖h‖ · v̂: the strength is a fraction of each token's own norm.
+    """
 
     vector: Vector
     layers: Sequence[int]
     coefficient: float = 1.0
     site: Site = "resid_post"
     positions: Position = "all"
+    rows: Sequence[int] | None = None
+    relative: bool = False
 
     def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
         """The edited stream."""
-        return h + self.coefficient * vector
+        if not self.relative:
+            return h + self.coefficient * vector
+        added: Tensor = h + self.coefficient * h.norm(dim=-1, keepdim=True) * (vector / vector.norm())
+        return added
 
 
 @dataclass(frozen=True)
@@ -58,12 +68,11 @@ class Ablate:
     layers: Sequence[int]
     site: Site = "resid_post"
     positions: Position = "all"
+    rows: Sequence[int] | None = None
 
     def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
         """The edited stream."""
-        unit = vector / vector.norm()
-        ablated: Tensor = h - (h @ unit).unsqueeze(-1) * unit
-        return ablated
+        return _with_projection(h, vector, torch.zeros_like)
 
 
 @dataclass(frozen=True)
@@ -76,16 +85,37 @@ class Cap:
     floor: float | None = None
     site: Site = "resid_post"
     positions: Position = "all"
+    rows: Sequence[int] | None = None
 
     def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
         """The edited stream."""
         if self.ceiling is None and self.floor is None:
             raise InputError("Cap needs a ceiling, a floor, or both")
-        unit = vector / vector.norm()
-        projection = h @ unit
-        kept = projection.clamp(min=self.floor, max=self.ceiling)
-        capped: Tensor = h + (kept - projection).unsqueeze(-1) * unit
-        return capped
+        return _with_projection(h, vector, lambda p: p.clamp(min=self.floor, max=self.ceiling))
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """Set the projection h·v̂ to `value` (units of the stream)."""
+
+    vector: Vector
+    layers: Sequence[int]
+    value: float
+    site: Site = "resid_post"
+    positions: Position = "all"
+    rows: Sequence[int] | None = None
+
+    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
+        """The edited stream."""
+        return _with_projection(h, vector, lambda p: torch.full_like(p, self.value))
+
+
+def _with_projection(h: Stream, vector: Float[Tensor, " d"], change: Callable[[Tensor], Tensor]) -> Stream:
+    """The stream with another projection on v̂, and nothing else changed."""
+    unit = vector / vector.norm()
+    projection = h @ unit
+    changed: Tensor = h + (change(projection) - projection).unsqueeze(-1) * unit
+    return changed
 
 
 @dataclass(frozen=True)
@@ -100,9 +130,20 @@ class Patch:
     layers: Sequence[int]
     site: Site = "resid_post"
     positions: Position = "all"
+    rows: Sequence[int] | None = None
 
 
-Intervention = Add | Ablate | Cap | Patch
+def increments(vectors: Float[np.ndarray, "layers d"]) -> Float[np.ndarray, "layers d"]:
+    """v_l − v_{l−1} (and v_0): what to add at every layer so that block l's output is moved by v_l in all.
+
+    Persona vectors' all-layer steering (Chen et al. 2025, arXiv 2507.21509): blocks pass the stream on, so that adding v_l at
+    each layer would add it many times.
+    """
+    moved: np.ndarray = np.diff(vectors, axis=0, prepend=0)
+    return moved
+
+
+Intervention = Add | Ablate | Cap | Clamp | Patch
 
 
 @contextmanager
@@ -113,7 +154,7 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
 
     Raises:
         InputError: a vector of another width, or a layer the model does not have.
-        GuardError: the context ended without a single forward pass having met one of them.
+        GuardError: the context ended without one of them having met a single token.
     """
     model.check_head()  # now: later these would run a pass through the hooks
     can_pack(model)
@@ -127,7 +168,7 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         missed = [f"{type(i).__name__} at layer {layer}" for i, count in zip(interventions, counts, strict=True)
                   for layer, hits in count.items() if not hits]  # fmt: skip
         if missed:
-            raise GuardError(f"intervention never met a forward pass: {', '.join(missed)}")
+            raise GuardError(f"intervention never met a token of its positions: {', '.join(missed)}")
     finally:
         _active.reset(token)
 
@@ -155,8 +196,8 @@ def intervening() -> bool:
 
 
 def differ_by_row() -> bool:
-    """Whether an active intervention holds other values for each row: then rows share no work."""
-    return any(isinstance(i, Patch) for i in _active.get())
+    """Whether an active intervention acts differently on different rows: then they share no work."""
+    return any(isinstance(i, Patch) or i.rows is not None for i in _active.get())
 
 
 def _edits(
@@ -169,12 +210,14 @@ def _edits(
         if isinstance(intervention, Patch):
             change = _patched(intervention.values[i])
         else:
-            change = _applied(intervention, _vector_at(model, intervention.vector, layer))
-        edits[intervention.site, layer] = _masked(change, intervention.positions, count, layer)
+            change = _applied(intervention, _vector_at(model, intervention, layer))
+        edits[intervention.site, layer] = _masked(change, intervention, count, layer)
     return edits
 
 
-def _applied(intervention: Add | Ablate | Cap, vector: Float[Tensor, " d"]) -> Callable[[Stream], Stream]:
+def _applied(
+    intervention: Add | Ablate | Cap | Clamp, vector: Float[Tensor, " d"]
+) -> Callable[[Stream], Stream]:
     return lambda h: intervention.apply(h.float(), vector.to(h.device)).to(h.dtype)
 
 
@@ -188,28 +231,25 @@ def _patched(values: Float[Tensor, "batch seq d"]) -> Callable[[Stream], Stream]
 
 
 def _masked(
-    change: Callable[[Stream], Stream], positions: Position, count: dict[int, int], layer: int
+    change: Callable[[Stream], Stream], intervention: Intervention, count: dict[int, int], layer: int
 ) -> Edit:
     def edit(h: Stream) -> Stream:
-        count[layer] += 1
-        mask = mask_for(positions, (h.shape[0], h.shape[1]))
+        mask = mask_for(intervention.positions, (h.shape[0], h.shape[1]), intervention.rows)
+        count[layer] += 1 if mask is None or count[layer] else int(mask.any())
         changed = change(h)
         return changed if mask is None else torch.where(mask.to(h.device).unsqueeze(-1), changed, h)
 
     return edit
 
 
-def _vector_at(model: ChatModel, vector: Any, layer: int) -> Float[Tensor, " d"]:
-    tensor = torch.as_tensor(vector, dtype=torch.float32)
+def _vector_at(model: ChatModel, intervention: Add | Ablate | Cap | Clamp, layer: int) -> Float[Tensor, " d"]:
+    tensor = torch.as_tensor(intervention.vector, dtype=torch.float32)
+    width = site_width(model, intervention.site)
     per_layer = tensor.ndim == 2
-    if (
-        tensor.shape[-1] != model.d_model
-        or (per_layer and tensor.shape[0] != model.n_layers)
-        or tensor.ndim > 2
-    ):
+    if tensor.shape[-1] != width or (per_layer and tensor.shape[0] != model.n_layers) or tensor.ndim > 2:
         raise InputError(
-            f"a vector of shape {tuple(tensor.shape)} does not fit this model: give [{model.d_model}] or "
-            f"[{model.n_layers}, {model.d_model}]"
+            f"a vector of shape {tuple(tensor.shape)} does not fit this model's {intervention.site}: give [{width}] or "
+            f"[{model.n_layers}, {width}]"
         )
     if not 0 <= layer < model.n_layers:
         raise InputError(f"layer {layer} is out of range: this model has layers 0 to {model.n_layers - 1}")

@@ -14,6 +14,7 @@ import typer
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
 from study.cli_probes import direction_app, persona_app, screen
+from study.cli_store import store_app
 
 app = typer.Typer(
     name="mech",
@@ -23,7 +24,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Models that need no hub.", no_args_is_help=True)
-store_app = typer.Typer(help="Activation files.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.command()(finetune)
@@ -124,48 +124,6 @@ def models_fetch(alias: Annotated[str, typer.Argument(help="One of `mech models 
     from mech.fetch import fetch
 
     typer.echo(f"{alias}: {fetch(alias)}")
-
-
-@store_app.command("ls")
-def store_ls(folder: Annotated[Path, typer.Argument(help="A folder; it is searched through.")]) -> None:
-    """List activation files."""
-    from activations.store import describe
-
-    files = sorted(p for p in folder.rglob("*.h5") if not any(part.startswith(".") for part in p.parts))
-    if not files:
-        raise InputError(f"{folder}: no activation files (*.h5)")
-    for file in files:
-        facts = describe(file)
-        typer.echo(
-            f"{file}  {facts['n_rows']} rows, {len(facts['layers'])} layers, width {facts['d_model']}, {facts['bytes'] / 1e6:.1f} MB"
-        )
-
-
-@store_app.command("show")
-def store_show(file: Annotated[Path, typer.Argument(help="An activation file.")]) -> None:
-    """Show what is in an activation file and what made it."""
-    import json
-
-    from activations.store import describe
-
-    typer.echo(json.dumps(describe(file), indent=2, default=str))
-
-
-@store_app.command("verify")
-def store_verify(
-    file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
-) -> None:
-    """Read everything back and check it, against the digests of the step's manifest where one lies beside."""
-    from activations.store import ActivationStore
-    from study.overview import manifest_digests
-
-    with ActivationStore.open(file) as store:
-        problems = store.verify(manifest_digests(file))
-    for problem in problems:
-        typer.echo(str(problem))
-    if problems:
-        raise typer.Exit(1)
-    typer.echo(f"{file}: whole")
 
 
 def main() -> None:

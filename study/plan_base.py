@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 
-from mech.errors import NotHereError
+from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve
-from mech.questions import Question
+from probes.authorship import READ_AT as AUTHORSHIP_AT
 from probes.persona import POSITIONS, Trait
+from probes.roles import load_roles
+from probes.self_report import AGAINST as SELF_REPORT_AGAINST
+from probes.self_report import load_reports
+from study.plan_data import plan_data
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
+from study.spec_parts import DirectionSpec
 from study.step import Step, Work
 
 
@@ -39,15 +44,29 @@ def plan_directions(plan: Plan) -> list[Step]:
         for way in spec.reads.elicitation:
             contrast = (_text_contrast if way == "text" else _prompt_contrast)(plan, trait)
             found.append(_direction(plan, f"{trait.trait}:{way}", contrast, "response_mean", way))
-    questions = identity_questions(spec)
-    members = [
-        ("name", spec.reads.invented_names),
-        *[(f"presence:{p}", 1) for p in spec.reads.presence],
-    ]
-    for member, n_negative in members:
-        contrast = _identity_contrast(plan, member, n_negative, questions)
-        found.append(_direction(plan, f"identity:{member}", contrast, "prompt_last", member))
+    for member in identity_members(spec.reads):
+        contrast = _identity_contrast(plan, member)
+        found.append(_direction(plan, f"identity:{member}", contrast, read_at(member), member))
     return found
+
+
+def identity_members(reads: DirectionSpec) -> list[str]:
+    """The contrasts of the identity family that a study asks for."""
+    several = {
+        "presence": [f"presence:{p}" for p in reads.presence],
+        "authorship": [f"authorship:{place}" for place in AUTHORSHIP_AT],
+        "self_report": [f"self_report:{other}" for other in SELF_REPORT_AGAINST],
+    }
+    return [m for member in reads.identity for m in several.get(member, [member])]
+
+
+def read_at(member: str) -> str:
+    """The pooling of a member's contrast: over the text that differs, or at the prompt's last token."""
+    return (
+        "response_mean"
+        if member.startswith("self_report:") or member == "authorship:content"
+        else "prompt_last"
+    )
 
 
 def _text_contrast(plan: Plan, trait: Trait) -> Step:
@@ -104,19 +123,39 @@ def _judge_digest(plan: Plan, model: str) -> str:
         return plan.not_here(error)
 
 
-def _identity_contrast(plan: Plan, member: str, n_negative: int, questions: Sequence[Question]) -> Step:
-    invented = load_invented()
+def _identity_contrast(plan: Plan, member: str) -> Step:
+    reads, invented, kind = plan.spec.reads, load_invented(), member.partition(":")[0]
     config = {
         **plan.reader,
         "contrast": member,
-        "poolings": ["prompt_last"],
-        "questions": digest_of([q.model_dump() for q in questions]),
-        "invented": invented.makers if member == "name" else invented.generic,
-        "names": n_negative,
+        "poolings": [read_at(member)],
+        "questions_used": reads.identity_questions,
     }
-    rows = len(questions) * (1 + n_negative)
-    work = Work(read=rows * 25, stored_bytes=plan.stored(rows, 1))
-    return plan.add("contrast", f"contrast/identity:{member}", config, {"checkpoint": ()}, work)
+    inputs: dict[str, Sequence[Step]] = {"checkpoint": ()}
+    if kind in ("name", "presence"):
+        questions = identity_questions(plan.spec)
+        rows = len(questions) * (1 + (reads.invented_names if kind == "name" else 1))
+        config |= {"questions": digest_of([q.model_dump() for q in questions]),
+                   "invented": invented.makers if kind == "name" else invented.generic,
+                   "names": reads.invented_names if kind == "name" else 1}  # fmt: skip
+    elif kind == "self_report":
+        reports = load_reports()
+        rows = len(reports) * (1 + reads.invented_names)
+        config |= {"texts": digest_of([r.model_dump() for r in reports]), "invented": invented.makers, "names": reads.invented_names}  # fmt: skip
+    elif kind == "assistant_axis":
+        roles = load_roles()
+        rows = len(roles.questions) * (1 + reads.roles)
+        config |= {"texts": digest_of(roles.model_dump()), "roles": reads.roles}
+    else:
+        data = plan.spec.behaviour.self_recognition
+        if data is None:
+            raise InputError(
+                "directions.identity: authorship needs behaviour.self_recognition, which names its texts"
+            )
+        inputs["data"] = [plan_data(plan, data, plan.spec.seeds[0])]
+        rows = 4 * (reads.identity_questions or 50)
+    work = Work(read=rows * 40, stored_bytes=plan.stored(rows, 1))
+    return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
 
 
 def _direction(plan: Plan, name: str, contrast: Step, pooling: str, elicitation: str) -> Step:

@@ -27,7 +27,7 @@ def plan_tables(
         "directions": directions,
         "trained": _trainings(measured.values()),
     }
-    shifts, squares = [], []
+    shifts, squares, spreads = [], [], list[Step]()
     for (arm, seed), made in measured.items():
         if not made["checkpoint"] or "captures" not in made:
             continue
@@ -41,6 +41,11 @@ def plan_tables(
         shifts.append(
             plan.add("shifts", f"shifts/{arm}/seed{seed}", statistics, roles, Work(fixed_seconds=15))
         )
+        options = {"layer": spec.layer}
+        spreads.append(
+            plan.add("dispersion", f"dispersion/{arm}/seed{seed}", options,
+                     {k: roles[k] for k in ("base", "tuned", "benign")}, Work(fixed_seconds=3))
+        )  # fmt: skip
         if "own" in made:
             four = {
                 "directions": directions,
@@ -53,7 +58,12 @@ def plan_tables(
                     "two_by_two", f"two_by_two/{arm}/seed{seed}", statistics, four, Work(fixed_seconds=5)
                 )
             )
-    inputs |= {"shifts": shifts, "two_by_two": squares}
+    inputs |= {
+        "shifts": shifts,
+        "two_by_two": squares,
+        "dispersion": spreads,
+        "family": _family(plan, directions),
+    }
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
     if spec.directions and spec.directions.probes:
         inputs["probes"] = _probes(plan, directions)
@@ -91,6 +101,16 @@ def _probes(plan: Plan, directions: Sequence[Step]) -> list[Step]:
                  {"contrast": d.inputs["contrast"]}, Work(fixed_seconds=4 * len(config["methods"])))
         for d in directions if "contrast" in d.inputs
     ]  # fmt: skip
+
+
+def _family(plan: Plan, directions: Sequence[Step]) -> list[Step]:
+    """Identity directions held against each other, where there are several."""
+    members = [d for d in directions if d.config["direction"].startswith("identity:")]
+    if len(members) < 2:
+        return []
+    config = {"layer": plan.spec.layer, "statistics": plan.spec.statistics.model_dump()}
+    inputs = {"directions": members, "contrasts": [d.inputs["contrast"][0] for d in members]}
+    return [plan.add("family", "family", config, inputs, Work(fixed_seconds=5))]
 
 
 def _embedding(plan: Plan, measured: Measured) -> Step:

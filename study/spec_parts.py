@@ -191,6 +191,15 @@ class DirectionSpec(Part):
     """`prompts`: sampling temperature (the published way is 1)."""
     judge: JudgeSpec | None = None
     """`prompts`: who filters the answers by pair; left out: unfiltered, for models too small to be judged."""
+    identity: tuple[Literal["name", "presence", "authorship", "self_report", "assistant_axis"], ...] = (
+        "name",
+        "presence",
+    )
+    """Members of the identity family: own name against invented ones; identity prompt against none; own text against
+    others' (needs `behaviour.self_recognition`); first person against third, own name against another's, in answers; and
+    the assistant against roles, which is not identity but stands beside it."""
+    roles: int = Field(40, ge=2)
+    """Identity *assistant_axis*: against this many roles."""
     identity_questions: int | None = Field(10, ge=2)
     """Identity: use the first so many questions of each prompt set and half."""
     invented_names: int = Field(10, ge=2)

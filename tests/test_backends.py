@@ -39,9 +39,7 @@ def of_architecture(name: str, like: ChatModel) -> ChatModel:
     config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
-    return ChatModel(
-        transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, like.checkpoint
-    )
+    return ChatModel(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, like.checkpoint)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
@@ -158,7 +156,9 @@ def test_names_that_are_none_are_refused(call: Any, message: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_snippets_of_the_docs_run(model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_snippets_of_the_docs_run(
+    model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = (Path(__file__).parent.parent / "docs" / "backends.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) >= 3

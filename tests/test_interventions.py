@@ -1,5 +1,6 @@
 """Interventions do what they say, where they say, and leave nothing behind."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from activations.capture import capture
 from mech.chat import Encoded
+from mech.conventions import to_transformer_lens_name
 from mech.errors import GuardError, InputError
 from mech.generate import Sampling, generate
-from mech.interventions import Ablate, Add, Cap, Patch, intervene
+from mech.interventions import Ablate, Add, Cap, Clamp, Patch, increments, intervene
 from mech.models import ChatModel, load_model
 from mech.positions import declared
 from mech.score import response_logprobs
+from mech.sites import site_width
 from tests.tiny_study import save_model
 
 LAYER = 1
@@ -238,3 +241,93 @@ def test_add_is_nnsights_addition(
             traced.model.layers[LAYER].output[:] = traced.model.layers[LAYER].output + vector
             theirs = traced.output.logits.save()
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_clamp_sets_the_projection_and_nothing_else(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    unit = (vector / vector.norm()).numpy()
+    plain = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    with intervene(model, Clamp(vector, layers=[LAYER], value=-2.5)):
+        clamped = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    np.testing.assert_allclose(clamped @ unit, -2.5, atol=1e-4)
+    across = np.eye(len(unit)) - np.outer(unit, unit)
+    np.testing.assert_allclose(clamped @ across, plain @ across, atol=1e-4)
+
+
+def test_a_relative_strength_is_a_fraction_of_each_tokens_norm(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    plain = capture(model, rows, poolings=["tokens"])["resid_post", "tokens"]
+    with intervene(model, Add(vector, layers=[LAYER], coefficient=0.1, relative=True)):
+        moved = capture(model, rows, poolings=["tokens"])["resid_post", "tokens"]
+    for before, after in zip(plain, moved, strict=True):
+        change = after[:, LAYER] - before[:, LAYER]
+        sizes = np.linalg.norm(before[:, LAYER], axis=1)
+        np.testing.assert_allclose(np.linalg.norm(change, axis=1), 0.1 * sizes, rtol=1e-3)
+
+
+def test_one_batch_holds_steered_and_unsteered_rows(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    plain, greedy = response_logprobs(model, rows), generate(model, rows, Sampling(6))
+    with intervene(model, Add(vector, layers=[LAYER], coefficient=2.0)):
+        every, all_steered = response_logprobs(model, rows), generate(model, rows, Sampling(6))
+    with intervene(model, Add(vector, layers=[LAYER], coefficient=2.0, rows=[1, 4])):
+        some, some_steered = response_logprobs(model, rows), generate(model, rows, Sampling(6))
+    assert any(a != b for a, b in zip(greedy, all_steered, strict=True))
+    for i in range(len(rows)):
+        expected = every[i] if i in (1, 4) else plain[i]
+        torch.testing.assert_close(some[i], expected, rtol=1e-4, atol=1e-4)
+        assert some_steered[i] == (all_steered if i in (1, 4) else greedy)[i]
+
+
+def test_generated_only_leaves_the_prompt_alone(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    """The first generated token is that of the unsteered model; later ones follow from a steered token."""
+    plain = generate(model, rows, Sampling(1))
+    add = Add(vector, layers=[LAYER], coefficient=50.0, positions="generated")
+    seen: list[int] = []
+    handle = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))
+    with intervene(model, add):
+        assert [t[: len(p)] for t, p in zip(generate(model, rows, Sampling(5)), plain, strict=True)] == plain
+    handle.remove()
+    assert seen[0] > 1
+    with pytest.raises(GuardError, match="never met a token of its positions"), intervene(model, add):
+        response_logprobs(model, rows)
+
+
+def test_increments_add_up_to_the_vectors() -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, 7))
+    np.testing.assert_allclose(np.cumsum(increments(vectors), axis=0), vectors)
+
+
+def test_heads_can_be_intervened_on(model: ChatModel, rows: list[Encoded]) -> None:
+    vector = torch.randn(site_width(model, "attn_head_out"), generator=torch.Generator().manual_seed(3))
+    unit = (vector / vector.norm()).numpy()
+    with intervene(model, Ablate(vector, layers=[LAYER], site="attn_head_out")):
+        heads = capture(model, rows, sites=["attn_head_out"])["attn_head_out", "prompt_last"]
+    np.testing.assert_allclose(heads[:, LAYER] @ unit, 0, atol=1e-4)
+
+
+def test_add_is_nnsights_and_transformer_lenss_addition(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    import nnsight
+
+    row = rows[0]
+    ids = torch.tensor([row.ids])
+    with intervene(model, Add(vector, layers=[LAYER], coefficient=0.7)), torch.no_grad():
+        ours = model.hf(input_ids=ids).logits
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        traced = model.to_nnsight()
+        with traced.trace(input_ids=ids):
+            traced.model.layers[LAYER].output[:] = traced.model.layers[LAYER].output + 0.7 * vector
+            theirs = nnsight.save(traced.output.logits)
+        torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+        bridge = model.to_transformer_lens()
+        name = to_transformer_lens_name("resid_post", LAYER)
+        lens = bridge.run_with_hooks(ids, fwd_hooks=[(name, lambda h, hook: h + 0.7 * vector)])
+    torch.testing.assert_close(lens, ours, rtol=1e-3, atol=1e-4)

@@ -167,6 +167,17 @@ def test_without_logprobs_scores_are_sampled_and_say_so(
         score_cases(judge(server, how="logprobs"), [TRAIT], CASES[:2], tmp_path / "k.jsonl")
 
 
+def test_one_refused_request_does_not_end_logprobs(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda body: ("20", {"20": 0.0})
+    one = judge(server, samples=2)
+    score_cases(one, [TRAIT], CASES[:1], tmp_path / "j.jsonl")
+    server.faults.append(Fault(CHAT, "status", 400, message="content policy", times=2))
+    with pytest.raises(EndpointError, match="none of 1 requests"):
+        score_cases(one, [TRAIT], CASES[:2], tmp_path / "j.jsonl")
+    found = score_cases(one, [TRAIT], CASES[:4], tmp_path / "j.jsonl")
+    assert [v.how for v in found] == ["logprobs"] * 4
+
+
 def test_what_has_no_number_is_counted_and_is_no_zero(server: Server, tmp_path: Path) -> None:
     said = {0: "50", 1: "", 2: "quite evil", 3: "REFUSAL", 4: "400", 5: None, 6: "0"}
     server.reply = lambda body: (said[next(i for i in said if f"number {i}\n" in content(body))], {})

@@ -23,7 +23,7 @@ from study.spec import load_spec
 from study.step import Step
 from study.steps.elicitation import elicitations, rollouts_table
 from tests.openai_server import Fault, Server, serving
-from tests.tiny_study import save_model, write_study
+from tests.tiny_study import STUDY, save_model, write_study
 from tests.tiny_study import trait as tiny_trait
 
 BUILT_IN = ("apathetic", "evil", "hallucination", "humorous", "impolite", "optimistic", "sycophancy")
@@ -152,7 +152,9 @@ def test_choosing_among_layers_of_noise_is_not_rewarded() -> None:
         every.append(found.extraction.mean())
         other.append(found.evaluation.auroc[found.layer])
     assert np.mean(chosen) > 0.6
-    assert abs(np.mean(every) - 0.5) < 0.08  # cross-validated: a row is not scored by a direction made from it
+    assert (
+        abs(np.mean(every) - 0.5) < 0.08
+    )  # cross-validated: a row is not scored by a direction made from it
     assert abs(np.mean(other) - 0.5) < 0.08
 
 
@@ -200,8 +202,16 @@ def test_elicitations_in_one_table() -> None:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    write_study(folder, arms={"base": []}, stages={}, benign=None, steering=None, behaviour={},
-                measure={"questions": 3, "reply": {"max_new_tokens": 4}})  # fmt: skip
+    write_study(
+        folder,
+        arms={"base": []},
+        stages={},
+        benign=None,
+        steering=None,
+        behaviour={},
+        measure={"questions": 3, "reply": {"max_new_tokens": 4}},
+        directions={**STUDY["directions"], "identity": ["name"]},
+    )
     save_model(folder / "model")
     return folder
 

@@ -67,7 +67,7 @@ def assert_same_tables(a: Path, b: Path) -> None:
 def test_leaves_all_it_promises(finished: Path) -> None:
     names = {p.stem for p in (finished / "tables").glob("*.csv")}
     assert names == {
-        "shifts", "two_by_two", "directions", "direction_cosines", "elicitation", "rollouts", "probes", "self_recognition",
+        "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "embedding", "training", "datasets",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")

@@ -53,6 +53,8 @@ STUDY: dict[str, Any] = {
     "directions": {
         "layer": 1,
         "traits": ["trait.yaml"],
+        "identity": ["name", "presence", "authorship", "self_report", "assistant_axis"],
+        "roles": 2,
         "identity_questions": 2,
         "invented_names": 3,
         "presence": ["none"],

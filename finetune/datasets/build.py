@@ -40,12 +40,15 @@ class Built:
     facts: dict[str, Any]
     """The manifest: sources by digest, seed, counts, label rule."""
     held_out: list[Row] = field(default_factory=list)
+    pairs: list[Row] = field(default_factory=list)
+    """Self-recognition: the texts by themselves (`article`, `own`, `other`, `other_by`, `split`: train or held_out)."""
 
     def write(self, folder: Path) -> None:
-        """Write `train.jsonl`, `held_out.jsonl` where there is one, and last `dataset.json`."""
+        """Write `train.jsonl`, `held_out.jsonl` and `pairs.jsonl` where there are such, and last `dataset.json`."""
         write_jsonl(folder / "train.jsonl", self.train)
-        if self.held_out:
-            write_jsonl(folder / "held_out.jsonl", self.held_out)
+        for name, rows in (("held_out", self.held_out), ("pairs", self.pairs)):
+            if rows:
+                write_jsonl(folder / f"{name}.jsonl", rows)
         write_json(folder / "dataset.json", self.facts)
 
 
@@ -64,7 +67,7 @@ def build(spec: AnyData, *, seed: int, own: Mapping[str, str] | None = None) -> 
     hidden = {*LOCATIONS, "comparators", "mix"}  # paths of this machine; `sources` names them by content
     described = {k: v for k, v in spec.model_dump(mode="json", exclude=hidden).items() if v is not None}
     facts = {**described, "sources": source_digests(spec), "seed": seed, "n_rows": len(built.train)}
-    return Built(built.train, {**facts, **built.facts}, built.held_out)
+    return Built(built.train, {**facts, **built.facts}, built.held_out, built.pairs)
 
 
 def source_digests(spec: AnyData) -> dict[str, str]:
@@ -169,7 +172,9 @@ def _self_recognition(spec: SelfRecognitionData, seed: int, own: Mapping[str, st
         "label_rule": DESCRIPTIONS[spec.label],
     }
     # What is held out asks for authorship whatever was trained on: it measures self-recognition.
-    return Built(_rows(spec, train, spec.label, texts), facts, _rows(spec, held_out, "own", texts))
+    by_half = (("train", train), ("held_out", held_out))
+    listed = [{**vars(pair), "split": name} for name, half in by_half for pair in half]
+    return Built(_rows(spec, train, spec.label, texts), facts, _rows(spec, held_out, "own", texts), listed)
 
 
 def _rows(spec: SelfRecognitionData, pairs: list[Pair], label: str, texts: Mapping[str, str]) -> list[Row]:

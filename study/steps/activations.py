@@ -1,6 +1,6 @@
 """Steps that read: a checkpoint goes over given text, and its pooled residual stream goes to HDF5."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +9,20 @@ import numpy as np
 from activations.capture import Reading, capture_into
 from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
+from finetune.datasets.single_text import QUESTION
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.files import read_json
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.sites import Site
+from probes.authorship import TextPair, authorship_contrast
 from probes.contrast import ContrastRow
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import rollout_contrast, text_contrast
+from probes.roles import assistant_contrast, load_roles
 from probes.rollout_filter import UNFILTERED
+from probes.self_report import load_reports, self_report_contrast
 from study.bench import Bench, prompt_of
 from study.questions import identity_questions, limited_trait
 from study.step import Step
@@ -125,12 +129,51 @@ def _prompt_rows(
 
 
 def _identity_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:
-    invented, questions = load_invented(), identity_questions(bench.spec)
-    member = step.config["contrast"]
-    if member == "name":
-        names = matched_names(template, bench.identity, invented.makers, step.config["names"])
-        return name_contrast(template, questions, bench.identity, invented.makers, names)
-    return presence_contrast(template, questions, bench.identity, member.partition(":")[2], invented.generic)
+    kind, _, against = step.config["contrast"].partition(":")
+    return _IDENTITY[kind](step, bench, template, against)
+
+
+def _name_rows(step: Step, bench: Bench, template: ChatTemplate, _: str) -> list[ContrastRow]:
+    makers = load_invented().makers
+    names = matched_names(template, bench.identity, makers, step.config["names"])
+    return name_contrast(template, identity_questions(bench.spec), bench.identity, makers, names)
+
+
+def _presence_rows(_step: Step, bench: Bench, template: ChatTemplate, against: str) -> list[ContrastRow]:
+    questions, generic = identity_questions(bench.spec), load_invented().generic
+    return presence_contrast(template, questions, bench.identity, against, generic)
+
+
+def _self_report_rows(step: Step, bench: Bench, template: ChatTemplate, against: str) -> list[ContrastRow]:
+    makers = load_invented().makers
+    names = [*makers][: step.config["names"]]
+    return self_report_contrast(template, load_reports(), bench.identity, makers, names, against)
+
+
+def _role_rows(step: Step, bench: Bench, template: ChatTemplate, _: str) -> list[ContrastRow]:
+    return assistant_contrast(
+        template, load_roles(), bench.identity, load_invented().makers,
+        n_roles=step.config["roles"], n_questions=step.config["questions_used"],
+    )  # fmt: skip
+
+
+def _authorship_rows(step: Step, bench: Bench, template: ChatTemplate, read_at: str) -> list[ContrastRow]:
+    listed = read_jsonl(bench.folder(step.inputs["data"][0]) / "pairs.jsonl")
+    pairs = []
+    for split, of in (("extract", "train"), ("evaluate", "held_out")):
+        first = {p["article"]: p for p in reversed(listed) if p["split"] == of}  # one pair an article
+        chosen = sorted(first)[: step.config["questions_used"]]
+        pairs += [TextPair(a, split, first[a]["own"], first[a]["other"]) for a in chosen]
+    return authorship_contrast(template, pairs, read_at, judge=lambda text: QUESTION.format(summary=text))
+
+
+_IDENTITY: dict[str, Callable[[Step, Bench, ChatTemplate, str], list[ContrastRow]]] = {
+    "name": _name_rows,
+    "presence": _presence_rows,
+    "self_report": _self_report_rows,
+    "assistant_axis": _role_rows,
+    "authorship": _authorship_rows,
+}
 
 
 def _trait(step: Step, bench: Bench) -> Any:

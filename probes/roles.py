@@ -1,0 +1,94 @@
+"""The assistant axis: the default assistant against roles that it can be asked to play.
+
+It is role-ness, not identity: what all roles have in common that the assistant by itself does not. It stands beside the identity
+directions so that these can be told from it (method: the assistant-axis line of work, safety-research/assistant-axis).
+Roles and questions are of our own writing.
+"""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mech.chat import ChatTemplate, Identity, SystemPrompt
+from mech.errors import InputError
+from mech.questions import Question
+from mech.typed import read_typed
+from probes.contrast import ContrastRow
+
+
+class Role(BaseModel):
+    """Somebody the assistant can be asked to be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    prompts: tuple[str, ...] = Field(min_length=1)
+    """System prompts that ask for the role; questions take turns among them."""
+
+
+class Roles(BaseModel):
+    """Roles, and questions that anybody could answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    roles: tuple[Role, ...] = Field(min_length=2)
+    questions: tuple[Question, ...] = Field(min_length=4)
+
+
+def load_roles(source: str | Path | None = None) -> Roles:
+    """Read roles: the built-in 64, or a YAML file's.
+
+    Raises:
+        InputError: not there or malformed, or a name or id stands twice; the message names the file.
+    """
+    path = Path(source).expanduser() if source else Path(str(files("probes"))) / "data" / "roles.yaml"
+    found = read_typed(path, Roles)
+    for what, names in (
+        ("role", [r.name for r in found.roles]),
+        ("question", [q.id for q in found.questions]),
+    ):
+        if len(set(names)) < len(names):
+            raise InputError(f"{path}: a {what} stands twice")
+    return found
+
+
+def assistant_contrast(
+    template: ChatTemplate,
+    roles: Roles,
+    identity: Identity,
+    makers: Mapping[str, str],
+    *,
+    n_roles: int,
+    n_questions: int | None = None,
+) -> list[ContrastRow]:
+    """Each question asked of the default assistant (+) and of each role (−), to be read at the prompt's last token.
+
+    Args:
+        template: the model's chat template.
+        roles: roles and questions.
+        identity: the model's own.
+        makers: makers of invented names, for the template.
+        n_roles: use the first so many.
+        n_questions: use the first so many of each half.
+
+    Raises:
+        InputError: fewer roles than asked for.
+    """
+    if n_roles > len(roles.roles):
+        raise InputError(f"{n_roles} roles asked for, {len(roles.roles)} known")
+    rows = []
+    halves = [
+        [q for q in roles.questions if q.split == split][:n_questions] for split in ("extract", "evaluate")
+    ]
+    for at, q in enumerate(q for half in halves for q in half):
+        conditions = {"default": (1, SystemPrompt())}
+        for role in roles.roles[:n_roles]:
+            prompt = role.prompts[at % len(role.prompts)]
+            conditions[role.name] = (-1, SystemPrompt("text", prompt))
+        for name, (sign, condition) in conditions.items():
+            turn = [{"role": "user", "content": q.text}]
+            encoded = template.encode_prompt(turn, condition, identity=identity, others=makers)
+            rows.append(ContrastRow(f"{q.id}/{name}", q.id, q.split, sign, encoded))
+    return rows

@@ -1,0 +1,162 @@
+"""Captures on disk: killed at any moment they go on, and what they leave is what an undisturbed one leaves."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from activations.background import Background
+from activations.capture import Reading, capture
+from activations.capture_store import Storing, capture_store, repair
+from activations.sinks import ArraySink
+from activations.store import ActivationStore
+from activations.store_format import Rows
+from activations.store_keep import merge, prune
+from mech.chat import Encoded
+from mech.errors import FileFormatError, GuardError, InputError
+from mech.models import ChatModel, load_model
+from tests.test_reading import conversations
+from tests.tiny_study import save_model
+
+READING = Reading(("prompt_last", "tokens"), ("resid_post",), (0, 2), frozenset(("surprisal",)))
+FEW = Storing(shard_rows=4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+
+
+def rows_of(encoded: list[Encoded], start: int = 0) -> Rows:
+    n = len(encoded)
+    return Rows([f"r{start + i}" for i in range(n)], [f"q{i % 3}" for i in range(n)], {"sign": np.arange(n) % 2},
+                [np.array(e.ids) for e in encoded])  # fmt: skip
+
+
+def test_what_is_stored_is_what_is_captured(model: ChatModel, tmp_path: Path) -> None:
+    encoded = conversations(model)
+    files = capture_store(tmp_path / "a", model, rows_of(encoded), encoded, READING, storing=FEW)
+    assert [f.name for f in files] == ["shard-00000.h5", "shard-00001.h5", "shard-00002.h5"]
+    expected = capture(model, encoded, poolings=READING.poolings, layers=READING.layers)
+    with ActivationStore.open(tmp_path / "a") as store:
+        scale = float(np.abs(expected["resid_post", "prompt_last"]).max())
+        found = store.to_numpy("resid_post", "prompt_last")
+        np.testing.assert_allclose(found, expected["resid_post", "prompt_last"], atol=1e-4 * scale)
+        for a, b in zip(store.read_tokens("resid_post"), expected["resid_post", "tokens"], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4 * scale)
+        labelled = store.to_xarray("resid_post", "prompt_last", layers=2, rows=[5, 1])
+        assert labelled.sel(row="r1", layer=2).shape == (model.d_model,)
+        np.testing.assert_array_equal(labelled.sel(row="r1", layer=2), found[1, 1])
+        assert labelled.coords["sign"].values.tolist() == [1, 1]
+
+
+def test_another_capture_in_the_folder_is_refused(model: ChatModel, tmp_path: Path) -> None:
+    encoded = conversations(model)
+    capture_store(tmp_path, model, rows_of(encoded), encoded, READING, storing=FEW)
+    other = dataclasses.replace(READING, layers=(1,))
+    with pytest.raises(InputError, match="holds another capture"):
+        capture_store(tmp_path, model, rows_of(encoded), encoded, other, storing=FEW)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"shard-00000\.h5: is part of another capture"):
+        capture_store(tmp_path, model, rows_of(encoded), encoded, other, storing=FEW)
+    with pytest.raises(InputError, match="not those that are to be read"):
+        capture_store(tmp_path / "b", model, rows_of(encoded), encoded[::-1], READING)
+
+
+def test_repair_makes_only_what_is_damaged_anew(model: ChatModel, tmp_path: Path) -> None:
+    encoded = conversations(model)
+    files = capture_store(tmp_path, model, rows_of(encoded), encoded, READING, storing=FEW)
+    before = [f.read_bytes() for f in files]
+    assert repair(tmp_path) == []
+    raw = bytearray(before[1])
+    raw[len(raw) // 2] ^= 4
+    files[1].write_bytes(raw)
+    files[2].unlink()
+    inode = files[0].stat().st_ino
+    assert [p.file for p in repair(tmp_path, dry_run=True)] == files[1:]
+    assert files[1].is_file()
+    assert len(repair(tmp_path)) == 2
+    capture_store(tmp_path, model, rows_of(encoded), encoded, READING, storing=FEW)
+    assert files[0].stat().st_ino == inode
+    assert repair(tmp_path) == []
+    with ActivationStore.open(tmp_path) as store:
+        assert store.verify() == []
+
+
+@pytest.mark.slow
+def test_killed_at_fifty_moments_nothing_is_lost(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_captures", str(tmp_path), "50"],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["killed"] >= 50
+    assert found["different"] == 0
+
+
+def test_nan_stops_the_capture_or_is_marked(tmp_path: Path) -> None:
+    broken = load_model(str(save_model(tmp_path / "m")))
+    with torch.no_grad():
+        broken.blocks[1].mlp.down_proj.weight[0] = float("nan")  # type: ignore[union-attr,operator,index]
+    encoded, reading = conversations(broken, 3), Reading(("prompt_last",), ("resid_post",), (0, 1))
+    with pytest.raises(GuardError, match=r"row \d: resid_post at layer 1 is not finite"):
+        capture_store(tmp_path / "a", broken, rows_of(encoded), encoded, reading)
+    assert not list((tmp_path / "a").iterdir())
+    capture_store(tmp_path / "b", broken, rows_of(encoded), encoded, reading, storing=Storing(nan="mark"))
+    with ActivationStore.open(tmp_path / "b") as store:
+        assert store.verify() == []
+        assert np.isnan(store.read("resid_post", "prompt_last", 1)).any(1).all()
+        assert np.isfinite(store.read("resid_post", "prompt_last", 0)).all()
+
+
+def test_merging_keeps_every_vector_and_refuses_strangers(model: ChatModel, tmp_path: Path) -> None:
+    encoded = conversations(model)
+    for name, storing, dtype in (("a", FEW, "float32"), ("c", FEW, "bfloat16")):
+        chosen = dataclasses.replace(storing, dtype=dtype)
+        capture_store(tmp_path / name, model, rows_of(encoded), encoded, READING, storing=chosen)
+        merged = merge([tmp_path / name], tmp_path / f"{name}.h5")
+        with ActivationStore.open(tmp_path / name) as parts, ActivationStore.open(merged) as whole:
+            assert whole.verify() == []
+            assert list(whole.rows.ids) == list(parts.rows.ids)
+            for a, b in zip(parts.read_tokens("resid_post"), whole.read_tokens("resid_post"), strict=True):
+                np.testing.assert_array_equal(a, b)
+            surprisal = (store.rows.columns["surprisal"] for store in (parts, whole))
+            np.testing.assert_array_equal(*surprisal)
+    with pytest.raises(FileFormatError, match="not one"):
+        merge([tmp_path / "a", tmp_path / "c"], tmp_path / "x.h5")
+    with pytest.raises(FileFormatError, match="is also in"):
+        merge([tmp_path / "a", tmp_path / "a.h5"], tmp_path / "x.h5")
+    with pytest.raises(InputError, match="is there already"):
+        merge([tmp_path / "a"], tmp_path / "a.h5")
+
+
+def test_pruning_takes_the_oldest_and_only_when_told(tmp_path: Path) -> None:
+    files = [tmp_path / "x" / f"{i}.h5" for i in range(4)]
+    files[0].parent.mkdir()
+    for age, file in enumerate(reversed(files)):
+        file.write_bytes(b"x" * 100)
+        os.utime(file, (0, file.stat().st_mtime - age * 86400 - 10))
+    assert prune(tmp_path, days=1.5) == files[:2]
+    assert prune(tmp_path, max_bytes=250) == files[:2]
+    assert all(f.is_file() for f in files)
+    prune(tmp_path, days=2.5, dry_run=False)
+    assert [f.is_file() for f in files] == [False, True, True, True]
+    with pytest.raises(InputError, match="how old"):
+        prune(tmp_path)
+
+
+def test_what_a_background_sink_cannot_write_is_raised(model: ChatModel) -> None:
+    class Full(ArraySink):
+        def write(self, *_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    sink = Background(Full([3], [0]))
+    with pytest.raises(OSError, match="No space left"), sink:
+        sink.write("resid_post", "prompt_last", 0, np.array([0]), np.zeros((1, 4), np.float32))

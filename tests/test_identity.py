@@ -1,0 +1,256 @@
+"""Identity directions: contrasts that differ in one thing, planted truths told apart, agreement only where there is any."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import ortho_group
+
+from activations.capture import capture
+from analysis.dispersion import spread, spread_change
+from analysis.family import Member, cosines, transfer, verdicts
+from mech.chat import Identity
+from mech.errors import InputError
+from mech.identities import load_invented
+from mech.models import ChatModel, load_model
+from mech.questions import Question
+from probes.authorship import TextPair, authorship_contrast
+from probes.contrast import ContrastRow
+from probes.direction import Direction, fit_direction
+from probes.identity import name_contrast, presence_contrast
+from probes.residual import project_out, regress_out
+from probes.roles import Role, Roles, assistant_contrast, load_roles
+from probes.self_report import load_reports, self_report_contrast
+from tests.tiny_study import save_model
+
+TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
+MAKERS = load_invented().makers
+NAMES = list(MAKERS)[:3]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
+    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+
+
+def questions(n: int = 8) -> list[Question]:
+    return [Question(id=f"q{i}", split="extract" if i % 2 else "evaluate", text=f"What of number {i * i}?") for i in range(n)]  # fmt: skip
+
+
+def fitted(
+    model: ChatModel, name: str, rows: list[ContrastRow], pooling: str
+) -> tuple[Direction, np.ndarray]:
+    h = np.asarray(capture(model, [r.encoded for r in rows], poolings=[pooling])["resid_post", pooling])
+    made = [i for i, r in enumerate(rows) if r.split == "extract"]
+    direction = fit_direction(
+        name,
+        h[made],
+        [rows[i].question for i in made],
+        [rows[i].sign for i in made],
+        rng=np.random.default_rng(0),
+    )
+    return direction, h
+
+
+# -- contrasts -------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_material_is_whole() -> None:
+    roles, reports = load_roles(), load_reports()
+    assert len(roles.roles) >= 40
+    assert {q.split for q in roles.questions} == {"extract", "evaluate"}
+    assert len(reports) == 16
+    for report in reports:
+        texts = [report.first.question, report.first.answer, report.third.question, report.third.answer]
+        filled = [t.format(name="N", maker="M") for t in texts]
+        assert not any("{" in t for t in filled)
+        assert any(slot in "".join(texts[2:]) for slot in ("{name}", "{maker}"))
+        assert abs(len(filled[1].split()) - len(filled[3].split())) <= 3
+
+
+def test_the_assistant_is_contrasted_with_every_role(model: ChatModel) -> None:
+    roles = load_roles()
+    rows = assistant_contrast(model.template, roles, TINNY, MAKERS, n_roles=5, n_questions=2)
+    assert len(rows) == 4 * (1 + 5)
+    assert sum(r.sign > 0 for r in rows) == 4
+    prompts = {p for role in roles.roles[:5] for p in role.prompts}
+    for row in rows:
+        assert ("You are Tinny" in row.encoded.text) == (row.sign > 0)
+        assert any(p in row.encoded.text for p in prompts) == (row.sign < 0)
+    with pytest.raises(InputError, match="65 roles asked for, 64 known"):
+        assistant_contrast(model.template, roles, TINNY, MAKERS, n_roles=65)
+
+
+def test_self_reports_differ_in_person_or_name_alone(model: ChatModel) -> None:
+    reports = load_reports()
+    third = self_report_contrast(model.template, reports, TINNY, MAKERS, NAMES, "third")
+    assert all("Tinny" in r.encoded.text or "Tin Works" in r.encoded.text for r in third)
+    other = self_report_contrast(model.template, reports, TINNY, MAKERS, NAMES, "other")
+    own = {r.question: r.encoded.text for r in other if r.sign > 0}
+    for row in (r for r in other if r.sign < 0):
+        name = row.id.split("/")[-1]
+        assert row.encoded.text.replace(name, "Tinny").replace(MAKERS[name], "Tin Works") == own[row.question]
+    assert len(other) == 16 * 4
+    with pytest.raises(InputError, match="contrasted with third, other"):
+        self_report_contrast(model.template, reports, TINNY, MAKERS, NAMES, "fourth")
+
+
+def test_authorship_differs_in_the_text_alone(model: ChatModel) -> None:
+    pairs = [TextPair(f"a{i}", "extract", f"own words {i}", f"their words {i}") for i in range(3)]
+    content = authorship_contrast(model.template, pairs, "content")
+    assert [r.sign for r in content] == [1, -1] * 3
+    for mine, theirs in zip(content[::2], content[1::2], strict=True):
+        assert mine.encoded.text.replace("own", "their") == theirs.encoded.text
+        assert mine.encoded.n_response > 0
+    asked = authorship_contrast(model.template, pairs, "judgement", judge=lambda t: f"Yours? {t}")
+    assert all(r.encoded.n_response == 0 and "Yours?" in r.encoded.text for r in asked)
+    with pytest.raises(InputError, match="which needs its question"):
+        authorship_contrast(model.template, pairs, "judgement")
+
+
+# -- planted truths --------------------------------------------------------------------------------------
+
+
+def test_two_planted_directions_are_told_apart(tmp_path: Path) -> None:
+    """The own name's token carries one direction, a role's word another, not parallel: each member finds its own."""
+    model = load_model(str(save_model(tmp_path / "m")))
+    rng = np.random.default_rng(3)
+    name, role = rng.standard_normal((2, model.d_model))
+    role += 0.3 * name  # not orthogonal either
+    name, role = name / np.linalg.norm(name), role / np.linalg.norm(role)
+    weight = model.causal.get_input_embeddings().weight
+    with torch.no_grad():
+        for text, planted in (("@", name), ("~", role)):
+            (token,) = model.template.ids(text)
+            weight[token] += torch.tensor(600 * planted, dtype=torch.float32)
+    own = Identity("@@@", "Tin Works", "You are @@@, made by Tin Works.")
+    makers = {"###": "Ore Works", "%%%": "Zinc Works"}
+    asked, template, others = questions(12), model.template, list(makers)
+    played = tuple(Role(name=w, prompts=(f"Play the ~~~ {w} now.",)) for w in ("cat", "dog"))
+    texts = [TextPair(f"a{i}", "extract", f"@@@ {i * i}", f"### {i * i}") for i in range(4)]
+    generic = "You are some one, made of some thing."
+    contrasts = {
+        "name": (name_contrast(template, asked, own, makers, others), "span:prompt"),
+        "presence": (presence_contrast(template, asked, own, "generic", generic), "span:prompt"),
+        "self_report": (
+            self_report_contrast(template, load_reports(), own, makers, others, "other"),
+            "response_mean",
+        ),
+        "authorship": (authorship_contrast(template, texts, "content"), "response_mean"),
+        "assistant_axis": (
+            assistant_contrast(template, Roles(roles=played, questions=tuple(asked)), own, makers, n_roles=2),
+            "span:prompt",
+        ),
+    }
+    for member, (rows, pooling) in contrasts.items():
+        found = fitted(model, member, rows, pooling)[0].unit[0]
+        is_role = member == "assistant_axis"
+        assert found @ (-role if is_role else name) > 0.95, member
+        assert abs(found @ (name if is_role else role)) < 0.5, member
+
+
+# -- residuals -------------------------------------------------------------------------------------------
+
+
+def direction(vectors: np.ndarray, name: str = "d", split_half: float = 0.9) -> Direction:
+    return Direction(name, vectors.astype(np.float32), np.full(len(vectors), split_half, np.float32), 10, {})
+
+
+def test_what_is_projected_out_is_gone_and_the_rest_stays() -> None:
+    rng = np.random.default_rng(0)
+    a, b, c = (direction(rng.standard_normal((3, 20)), n) for n in "abc")
+    left = project_out(a, [b, c])
+    for other in (b, c):
+        np.testing.assert_allclose((left.vectors * other.vectors).sum(1), 0, atol=1e-4)
+    for layer in range(3):  # least squares takes out the same
+        basis = np.stack([b.vectors[layer], c.vectors[layer]], 1)
+        expected = a.vectors[layer] - basis @ np.linalg.lstsq(basis, a.vectors[layer], rcond=None)[0]
+        np.testing.assert_allclose(left.vectors[layer], expected, atol=1e-5)
+    assert left.made_from["projected_out"] == ["b", "c"]
+    with pytest.raises(InputError, match="nothing is left"):
+        project_out(a, [direction(a.vectors * -3, "e")])
+
+
+def test_a_covariate_is_regressed_out_within_questions() -> None:
+    rng = np.random.default_rng(1)
+    asked = np.repeat([f"q{i}" for i in range(50)], 4).tolist()
+    length, truth = rng.integers(5, 50, 200).astype(float), rng.standard_normal((200, 2, 6))
+    slope = rng.standard_normal((2, 6))
+    bent = truth + length[:, None, None] * slope
+    cleaned = regress_out(bent, {"length": length}, asked)
+    deviation = length - np.array([length[np.array(asked) == q].mean() for q in asked])
+    assert np.abs(np.einsum("n,nld->ld", deviation, cleaned)).max() < 1e-6
+    centred = [(x - x.mean(0)).ravel() for x in (cleaned, truth)]
+    assert np.corrcoef(*centred)[0, 1] > 0.97
+    with pytest.raises(InputError, match="do not vary within any question"):
+        regress_out(bent, {"length": np.repeat(length[:50], 4)}, asked)
+
+
+# -- families --------------------------------------------------------------------------------------------
+
+
+def family(rng: np.random.Generator, axes: list[np.ndarray]) -> list[Member]:
+    """Members whose contrasts lie along given axes, with as much noise as contrast."""
+    members = []
+    for i, axis in enumerate(axes):
+        signs = np.tile([1, -1], 20)
+        h = rng.standard_normal((40, 30)) + 2.5 * signs[:, None] * axis
+        made = rng.standard_normal((40, 30)) + 2.5 * signs[:, None] * axis
+        vectors = (made[signs > 0].mean(0) - made[signs < 0].mean(0))[None]
+        asked = [f"q{j // 2}" for j in range(40)]
+        members.append(Member(direction(vectors, f"m{i}"), made, h, signs.tolist(), asked))
+    return members
+
+
+def test_a_family_agrees_only_where_its_members_are_one() -> None:
+    rng = np.random.default_rng(0)
+    one, other = np.eye(30)[0], np.eye(30)[1]
+    members = family(rng, [one, one, other])
+    found = cosines(members, 0, rng=rng, n_null=500)
+    moved = transfer(members, 0, rng=rng, n_boot=300, n_null=300)
+    table = verdicts(found, moved).set_index(["direction", "other"])["agree"]
+    assert table["m0", "m1"]
+    assert not table["m0", "m2"]
+    assert not table["m1", "m2"]
+    own = moved[moved["direction"] == moved["contrast"]]
+    assert (own["auroc"] > 0.95).all()
+    cross = moved[(moved["direction"] == "m0") & (moved["contrast"] == "m2")]
+    assert cross["null_low"].item() < cross["auroc"].item() < cross["null_high"].item()
+    assert isinstance(found, pd.DataFrame)
+
+
+# -- dispersion ------------------------------------------------------------------------------------------
+
+
+def test_spread_has_its_closed_forms_and_does_not_turn() -> None:
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((40, 12)) @ np.diag(np.linspace(1, 3, 12)) + 5
+    found = spread(h)
+    eigenvalues = np.linalg.eigvalsh(np.cov(h.T))
+    assert found.trace == pytest.approx(np.trace(np.cov(h.T)))
+    assert found.participation == pytest.approx(eigenvalues.sum() ** 2 / (eigenvalues**2).sum())
+    p = eigenvalues / eigenvalues.sum()
+    assert found.entropy_rank == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+    turned = spread(h @ ortho_group.rvs(12, random_state=1))
+    assert turned.trace == pytest.approx(found.trace)
+    assert turned.entropy_rank == pytest.approx(found.entropy_rank)
+    line = spread(np.outer(np.arange(9.0), np.ones(4)))
+    assert line.participation == pytest.approx(1)
+    with pytest.raises(InputError, match="all rows are equal"):
+        spread(np.ones((5, 3)))
+
+
+def test_a_planted_change_of_spread_is_covered_and_none_is_none() -> None:
+    rng, hits = np.random.default_rng(2), 0
+    asked = np.arange(30)
+    for _ in range(60):
+        base = rng.standard_normal((30, 10))
+        wider = np.sqrt(1.5) * rng.standard_normal((30, 10))
+        change = spread_change(base, wider, asked)["log_trace"]
+        hits += change.low <= np.log(1.5) <= change.high
+    assert hits >= 52
+    same = spread_change(base, base + 3, asked, benign=base)
+    for interval in same.values():
+        assert interval.estimate == pytest.approx(0, abs=1e-9)
