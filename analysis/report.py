@@ -92,10 +92,11 @@ SECTIONS = (
         ("two_by_two_bars",),
     ),
     Section(
-        ("directions", "direction_cosines", "probes"), "How good the directions are",
+        ("directions", "direction_cosines", "elicitation", "rollouts", "probes"), "How good the directions are",
         "A shift along a direction means no more than the direction does. Split-half cosine: would other questions "
         "have given the same direction? Held-out AUROC: does it separate texts it was not made from? The cosines say "
-        "whether two ways to one trait, or two ideas of identity, found the same thing. Probes, where asked for, are "
+        "whether two ways to one trait, or two ideas of identity, found the same thing. Elicitation: every vector of a trait "
+        "on the same held-out written answers. Rollouts: what a judge's filter dropped, where there is one. Probes, where asked for, are "
         "scored on questions left out of their fit; selectivity is what is left of their AUROC above that of random labels.",
         ("direction_quality", "direction_cosines"),
     ),

@@ -9,6 +9,7 @@ Here a place is a site and a layer; layers count from 0 and name block outputs. 
 | nnsight | the output of the block's module, `model.layers.l` |
 | nnterp | `layers_output[l]` |
 | persona_vectors `.pt` | row `l + 1`; row 0 is the embedding |
+| assistant-axis `.pt` | row `l` |
 | repeng, llama.cpp control vectors | `l`, or counted from the end (-1 is the last block); `direction.l` in GGUF files, which have no layer 0 |
 | steering-vectors | `l` |
 """

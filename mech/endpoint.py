@@ -51,6 +51,10 @@ class EndpointError(MechError):
         return self.status is None or self.status in (408, 409, 429) or self.status >= 500
 
 
+class ReplyError(EndpointError):
+    """An answer came, but without what was asked for: no text, no logprobs, another shape."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Api:
     """How to reach an OpenAI-compatible API."""
@@ -199,7 +203,7 @@ class ChatEndpoint(Api):
         if said is None:
             said = getattr(message, "refusal", None)
         if not isinstance(said, str):
-            raise EndpointError(f"{self.url}: the answer of {self.model} has no text")
+            raise ReplyError(f"{self.url}: the answer of {self.model} has no text")
         return said
 
     def first_token_logprobs(
@@ -222,11 +226,11 @@ class ChatEndpoint(Api):
         for entry in listed or ():
             token, logprob = pick(entry, "token"), pick(entry, "logprob")
             if not isinstance(token, str) or not isinstance(logprob, int | float):
-                raise EndpointError(f"{self.url}: {self.model}: a logprob that is not a token and a number")
+                raise ReplyError(f"{self.url}: {self.model}: a logprob that is not a token and a number")
             if logprob > NO_LOGPROB:
                 found[token] = _log_sum(found.get(token, -math.inf), float(logprob))
         if not found:
-            raise EndpointError(f"{self.url}: {self.model} tells no logprobs of its first token")
+            raise ReplyError(f"{self.url}: {self.model} tells no logprobs of its first token")
         return found
 
     def _create(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> Any:
@@ -239,7 +243,7 @@ def pick(reply: Any, *path: str | int) -> Any:
     """A field of an API's reply: the library does not check what servers send.
 
     Raises:
-        EndpointError: it is not there.
+        ReplyError: it is not there.
     """
     value = reply
     for step in path:
@@ -247,7 +251,7 @@ def pick(reply: Any, *path: str | int) -> Any:
             value = value[step] if isinstance(step, int) else getattr(value, step)
         except (AttributeError, IndexError, TypeError):
             where = ".".join(map(str, path))
-            raise EndpointError(
+            raise ReplyError(
                 f"the API's answer has no {where}: is base_url an OpenAI-compatible API, and does it offer this?"
             ) from None
     return value

@@ -105,16 +105,42 @@ class Direction:
             raise FileFormatError(f"{path}: cannot be read as a direction ({error})") from error
         return cls(described["name"], vectors, split_half, described["n_pairs"], described["made_from"])
 
-    def require(self, *, n_layers: int, d_model: int) -> None:
-        """Refuse to be used on a model of another shape.
+    def unit_at(self, layer: int) -> Float[np.ndarray, " d"]:
+        """Unit vector of one layer, for a direction that has none at others (a control vector has none at layer 0).
 
         Raises:
-            InputError: the shapes differ.
+            InputError: no such layer, or its vector is zero.
+        """
+        if not 0 <= layer < len(self.vectors):
+            raise InputError(
+                f"direction {self.name}: no layer {layer}; there are 0 to {len(self.vectors) - 1}"
+            )
+        if not self.norms[layer]:
+            raise InputError(f"direction {self.name}: zero at layer {layer}")
+        unit: np.ndarray = self.vectors[layer] / self.norms[layer]
+        return unit
+
+    def require(self, *, n_layers: int, d_model: int, base: str | None = None) -> None:
+        """Refuse to be used on another model.
+
+        Args:
+            n_layers: blocks of the model.
+            d_model: width of its residual stream.
+            base: digest of its base's weights (`model.checkpoint.digest`); compared where the direction has one too.
+
+        Raises:
+            InputError: the shapes differ, or it was made on another base.
         """
         if self.vectors.shape != (n_layers, d_model):
             raise InputError(
                 f"direction {self.name} was made on a model of {self.vectors.shape[0]} layers, width "
                 f"{self.vectors.shape[1]}; this one has {n_layers} layers, width {d_model}"
+            )
+        made_on = self.made_from.get("checkpoint", {})
+        if base is not None and made_on.get("digest") not in (None, base):
+            raise InputError(
+                f"direction {self.name} was made on another base ({made_on.get('base', made_on['digest'][:12])}): "
+                "take a direction of this model, or make one"
             )
 
 

@@ -18,6 +18,9 @@ from mech.errors import InputError
 from mech.typed import read_typed
 from probes.contrast import ContrastRow
 
+POSITIONS = {"prompt_avg": "span:prompt", "prompt_last": "prompt_last", "response_avg": "response_mean"}
+"""The three vectors of the published code, by the pooling that makes each (`activations.pooling`)."""
+
 
 class InstructionPair(BaseModel):
     """A pair of contrastive system prompts."""
@@ -101,14 +104,25 @@ class Rollout:
     sign: int
     instruction: str
     text: str
+    pair: int
+    """Which instruction pair."""
+    sample: int
+    """Which answer to the same prompt."""
 
 
-def rollouts(trait: Trait, *, pairs_per_question: int) -> list[Rollout]:
+def rollouts(trait: Trait, *, pairs_per_question: int, samples: int = 1) -> list[Rollout]:
     """Each extraction question under contrastive system prompts; questions take the pairs in turn.
 
+    Args:
+        trait: whose questions and instructions.
+        pairs_per_question: instruction pairs that each question is asked under (the published way takes all 5).
+        samples: answers to each prompt (the published way takes 10).
+
     Raises:
-        InputError: more pairs wanted than the trait has.
+        InputError: more pairs wanted than the trait has, or no sample.
     """
+    if samples < 1:
+        raise InputError(f"trait {trait.trait}: {samples} samples a prompt: take 1 or more")
     pairs = trait.instructions
     if not 1 <= pairs_per_question <= len(pairs):
         raise InputError(
@@ -118,9 +132,10 @@ def rollouts(trait: Trait, *, pairs_per_question: int) -> list[Rollout]:
     for i, q in enumerate(q for q in trait.questions if q.split == "extract"):
         for k in range(pairs_per_question):
             number = (i * pairs_per_question + k) % len(pairs)
-            for sign, text in ((1, pairs[number].positive), (-1, pairs[number].negative)):
-                name = f"{q.id}/pair{number}/{'positive' if sign > 0 else 'negative'}"
-                found.append(Rollout(name, q.id, q.split, sign, text, q.question))
+            for sample in range(samples):
+                for sign, text in ((1, pairs[number].positive), (-1, pairs[number].negative)):
+                    name = f"{q.id}/pair{number}/sample{sample}/{'positive' if sign > 0 else 'negative'}"
+                    found.append(Rollout(name, q.id, q.split, sign, text, q.question, number, sample))
     return found
 
 

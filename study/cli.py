@@ -13,7 +13,8 @@ import typer
 
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
-from study.cli_probes import direction_app, steer
+from study.cli_probes import direction_app, persona_app, screen
+from study.cli_steer import steer
 from study.cli_store import store_app
 
 app = typer.Typer(
@@ -27,9 +28,11 @@ models_app = typer.Typer(help="Models that need no hub.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.command()(finetune)
+app.command()(screen)
 app.add_typer(store_app, name="store")
 app.add_typer(direction_app, name="direction")
 app.command()(steer)
+app.add_typer(persona_app, name="persona")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; runs/NAME when left out.")]

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from mech.errors import InputError
+from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
+from mech.models import resolve
 from probes.authorship import READ_AT as AUTHORSHIP_AT
-from probes.persona import Trait
+from probes.persona import POSITIONS, Trait
 from probes.roles import load_roles
 from probes.self_report import AGAINST as SELF_REPORT_AGAINST
 from probes.self_report import load_reports
@@ -85,17 +86,41 @@ def _prompt_contrast(plan: Plan, trait: Trait) -> Step:
         "trait": trait.trait,
         "texts": digest_of([asked, [p.model_dump() for p in trait.instructions]]),
         "pairs_per_question": spec.pairs_per_question,
+        "samples": spec.rollout_samples,
         "max_new_tokens": spec.rollout_tokens,
         "temperature": spec.rollout_temperature,
         "seed": plan.spec.statistics.seed,
     }
-    n = 2 * spec.pairs_per_question * len(asked)
+    n = 2 * spec.pairs_per_question * spec.rollout_samples * len(asked)
     work = Work(read=60 * n, generated=spec.rollout_tokens * n)
     answers = plan.add("rollouts", f"rollouts/{trait.trait}", config, {"checkpoint": ()}, work)
-    read = {**plan.reader, "contrast": "prompts", "poolings": ["response_mean"], "trait": trait.trait}
-    inputs = {"checkpoint": (), "rollouts": [answers]}
-    work = Work(read=(60 + spec.rollout_tokens) * n, stored_bytes=plan.stored(n, 1))
+    read = {**plan.reader, "contrast": "prompts", "poolings": list(POSITIONS.values()), "trait": trait.trait}
+    judged = [_judged(plan, trait, answers, n)] if spec.judge else []
+    inputs = {"checkpoint": (), "rollouts": [answers], "judged": judged}
+    work = Work(read=(60 + spec.rollout_tokens) * n, stored_bytes=plan.stored(n, len(POSITIONS)))
     return plan.add("contrast", f"contrast/{trait.trait}:prompts", read, inputs, work)
+
+
+def _judged(plan: Plan, trait: Trait, answers: Step, n: int) -> Step:
+    judge = plan.spec.reads.judge
+    if judge is None:
+        raise RuntimeError("called for a study without a judge")
+    digest = "" if judge.api else _judge_digest(plan, judge.model)
+    config = {
+        **judge.model_dump(mode="json"),
+        "digest": digest,
+        "trait_name": trait.trait,
+        "rubric": trait.rubric,
+    }
+    work = Work(read=0 if judge.api else 2 * n * 300, fixed_seconds=2 * n / 8 if judge.api else 0)
+    return plan.add("judged", f"judged/{trait.trait}", config, {"rollouts": [answers]}, work)
+
+
+def _judge_digest(plan: Plan, model: str) -> str:
+    try:
+        return resolve(model, download=not plan.tolerant).key
+    except NotHereError as error:
+        return plan.not_here(error)
 
 
 def _identity_contrast(plan: Plan, member: str) -> Step:
@@ -138,6 +163,7 @@ def _direction(plan: Plan, name: str, contrast: Step, pooling: str, elicitation:
         "direction": name,
         "pooling": pooling,
         "elicitation": elicitation,
+        "positions": POSITIONS if elicitation == "prompts" else {},
         "statistics": plan.spec.statistics.model_dump(),
     }
     return plan.add("direction", f"direction/{name}", config, {"contrast": [contrast]}, Work(fixed_seconds=2))

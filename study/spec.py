@@ -22,6 +22,7 @@ from study.spec_parts import (
     BehaviourSpec,
     DirectionSpec,
     EmbeddingSpec,
+    JudgeSpec,
     MeasureSpec,
     ModelSpec,
     Part,
@@ -223,7 +224,10 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
         for name, stage in spec.stages.items()
     }
     directions = spec.directions and spec.directions.model_copy(
-        update={"traits": tuple(map(resolved, spec.directions.traits))}
+        update={
+            "traits": tuple(map(resolved, spec.directions.traits)),
+            "judge": _judge_absolute(spec.directions.judge, folder_or_id),
+        }
     )
     sets = {"prompt_sets": tuple(map(resolved, spec.measure.prompt_sets))}
     named = spec.model.name in PACKAGED or spec.model.api is not None
@@ -235,6 +239,12 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
         "measure": spec.measure.model_copy(update=sets),
         "model": spec.model.model_copy(update={"name": name}),
     }
+
+
+def _judge_absolute(judge: JudgeSpec | None, resolved: Callable[[str], str]) -> JudgeSpec | None:
+    if judge is None or judge.api is not None or judge.model in PACKAGED:
+        return judge
+    return judge.model_copy(update={"model": resolved(judge.model)})
 
 
 def _data_absolute(part: AnyData, resolved: Callable[[str], str]) -> AnyData:

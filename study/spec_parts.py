@@ -153,6 +153,23 @@ class MeasureSpec(Part):
     """Arms that are also measured on their own answers (the 2×2 of weights and text)."""
 
 
+class JudgeSpec(Part):
+    """Who scores rollouts, and what passes: positive side >= `trait`, negative side < `trait`, both >= `coherence`."""
+
+    model: str = Field(min_length=1)
+    """Behind `api`: its name there. Without: a checkpoint on this machine, read off its logits."""
+    api: ApiSpec | None = None
+    """An OpenAI-compatible API; `api: {}` is OpenAI's own."""
+    how: Literal["auto", "logprobs", "samples", "text"] = "auto"
+    """`api`: how a score is read (evals/judge_models.py)."""
+    samples: int = Field(5, ge=1)
+    """`api`: replies a case where they are sampled."""
+    trait: float = Field(50.0, ge=0, le=100)
+    """Threshold of the trait score."""
+    coherence: float = Field(50.0, ge=0, le=100)
+    """Threshold of the coherence score."""
+
+
 class DirectionSpec(Part):
     """Which directions are found on the base."""
 
@@ -166,10 +183,14 @@ class DirectionSpec(Part):
     """Use the first so many questions of each trait and half."""
     pairs_per_question: int = Field(1, ge=1)
     """`prompts`: how many instruction pairs each question is asked under."""
+    rollout_samples: int = Field(1, ge=1)
+    """`prompts`: answers to each prompt (the published way is 10)."""
     rollout_tokens: int = Field(32, ge=4)
     """`prompts`: the longest answer, in tokens."""
     rollout_temperature: float = Field(1.0, ge=0)
     """`prompts`: sampling temperature (the published way is 1)."""
+    judge: JudgeSpec | None = None
+    """`prompts`: who filters the answers by pair; left out: unfiltered, for models too small to be judged."""
     identity: tuple[Literal["name", "presence", "authorship", "self_report", "assistant_axis"], ...] = (
         "name",
         "presence",

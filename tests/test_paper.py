@@ -233,6 +233,7 @@ def test_one_strand_of_the_papers_plan_runs(
 
 
 @pytest.mark.long
+@pytest.mark.timeout(5400)
 @pytest.mark.parametrize("study", FAMILIES)
 def test_the_papers_whole_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
     """Every arm under every training prompt, one seed."""

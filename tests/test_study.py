@@ -67,8 +67,8 @@ def assert_same_tables(a: Path, b: Path) -> None:
 def test_leaves_all_it_promises(finished: Path) -> None:
     names = {p.stem for p in (finished / "tables").glob("*.csv")}
     assert names == {
-        "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "probes", "self_recognition", "self_report", "samples",
-        "steering", "embedding", "training", "datasets",
+        "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
+        "self_report", "samples", "steering", "embedding", "training", "datasets",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "One training seed" in page
@@ -92,7 +92,8 @@ def test_second_run_does_nothing(home: Path, finished: Path) -> None:
 
 def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:
     behind_an_api = {"job", "asked_summaries", "asked_recognition", "asked_report"}  # see tests/test_paper.py
-    assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS) - behind_an_api
+    elsewhere = behind_an_api | {"judged"}  # see tests/test_persona.py
+    assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS) - elsewhere
 
 
 def _run_and_die(yaml_file: str, out: str, kind: str) -> None:

@@ -1,8 +1,6 @@
-"""Adapters by layer and in weight space, patching between base and finetuned, the logit lens, other tools' files."""
+"""Adapters by layer and in weight space, patching between base and finetuned, the logit lens, steering one prompt."""
 
 import copy
-import logging
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +11,13 @@ from typer.testing import CliRunner
 from analysis.lora_weights import alignment, overlap
 from mech.adapters import adapter_layers, updates
 from mech.chat import Encoded, SystemPrompt
-from mech.errors import FileFormatError, InputError
+from mech.errors import InputError
 from mech.interventions import Add, intervene
 from mech.lens import direction_lens, final_norm, hidden_lens
 from mech.models import ChatModel, load_model
 from mech.patching import answer_logprob, logit_difference, patch_between
 from mech.score import response_logprobs
 from probes.direction import Direction
-from probes.files import read_direction, write_direction
 from probes.persona import load_trait, text_contrast
 from probes.steer import control, dose_response
 from study.cli import app
@@ -180,53 +177,6 @@ def test_a_tokens_own_direction_is_read_as_that_token(folder: Path) -> None:
         direction_lens(model, np.zeros((3, 32)))
 
 
-# -- files ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "layout"),
-    [("a.pt", "persona_vectors"), ("a.pt", "assistant_axis"), ("a.gguf", ""), ("a.safetensors", "")],
-)
-def test_directions_go_to_other_tools_and_back(
-    tmp_path: Path, name: str, layout: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = direction(np.random.default_rng(0).standard_normal((4, 6)), "evil:text")
-    write_direction(made, tmp_path / name, layout=layout)
-    back = read_direction(tmp_path / name, name="evil:text", n_layers=4)
-    start = 1 if name.endswith("gguf") else 0
-    np.testing.assert_array_equal(back.vectors[start:], made.vectors[start:])
-    assert back.name == "evil:text"
-    if start:
-        assert np.isnan(back.vectors[0]).all()
-        assert "no layer 0" in caplog.text
-    if not start:  # a GGUF file does not say how many layers the model has
-        with pytest.raises(InputError, match="has 4 layers, the model 7"):
-            read_direction(tmp_path / name, n_layers=7)
-    with pytest.raises(InputError, match="ends in"):
-        read_direction(tmp_path / "a.bin")
-
-
-def test_rows_of_persona_vectors_are_shifted_by_the_embedding(tmp_path: Path) -> None:
-    theirs = torch.randn(5, 6)
-    torch.save(theirs, tmp_path / "evil_response_avg_diff.pt")
-    np.testing.assert_array_equal(
-        read_direction(tmp_path / "evil_response_avg_diff.pt").vectors, theirs[1:].numpy()
-    )
-
-
-def test_a_pickle_that_would_execute_is_refused(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return (logging.getLogger("evil").error, ("executed",))
-
-    (tmp_path / "a.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
-    with pytest.raises(FileFormatError, match="nothing in it was executed"):
-        read_direction(tmp_path / "a.pt")
-    (tmp_path / "b.gguf").write_bytes(b"GGUF rubbish")
-    with pytest.raises(FileFormatError, match="cannot be read as GGUF"):
-        read_direction(tmp_path / "b.gguf")
-
-
 # -- steering ---------------------------------------------------------------------------------------------
 
 
@@ -252,15 +202,11 @@ def test_the_commands_show_convert_and_steer(folder: Path, tmp_path: Path) -> No
     run = CliRunner().invoke
     shown = run(app, ["direction", "show", str(tmp_path / "d.safetensors"), "--model", str(folder)])
     assert shown.exit_code == 0, shown.output
-    assert "evil: 3 layers, width 32, 9 questions" in shown.output
+    assert "evil: 3 layers, width 32, from 9 questions" in shown.output
     assert "layer 1 favours" in shown.output
-    assert (
-        run(app, ["direction", "convert", str(tmp_path / "d.safetensors"), str(tmp_path / "d.pt")]).exit_code
-        == 0
-    )
-    steered = run(app, ["steer", str(folder), "Who are you?", "--direction", str(tmp_path / "d.pt"), "--layer", "1",
+    steered = run(app, ["steer", str(folder), "Who are you?", "--direction", str(tmp_path / "d.safetensors"), "--layer", "1",
                         "--coefficient", "3", "--max-new-tokens", "4"])  # fmt: skip
     assert steered.exit_code == 0, steered.output
     assert "as it is" in steered.output
-    assert "+3 x d at layer 1, dose" in steered.output
-    assert "random (d's norm)" in steered.output
+    assert "+3 x evil at layer 1, dose" in steered.output
+    assert "random (evil's norm)" in steered.output

@@ -11,18 +11,23 @@ from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
 from finetune.datasets.single_text import QUESTION
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
+from mech.errors import InputError
+from mech.files import read_json
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.sites import Site
 from probes.authorship import TextPair, authorship_contrast
 from probes.contrast import ContrastRow
 from probes.identity import matched_names, name_contrast, presence_contrast
-from probes.persona import Rollout, rollout_contrast, text_contrast
+from probes.persona import rollout_contrast, text_contrast
 from probes.roles import assistant_contrast, load_roles
+from probes.rollout_filter import UNFILTERED
 from probes.self_report import load_reports, self_report_contrast
 from study.bench import Bench, prompt_of
 from study.questions import identity_questions, limited_trait
 from study.step import Step
+from study.steps.judge import KEPT
+from study.steps.texts import read_rollouts
 
 SITE: Site = "resid_post"
 FILE = "activations.h5"
@@ -50,11 +55,13 @@ def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
     """The base reading a contrast: each row on a positive or a negative side."""
     model = bench.model(step.inputs["checkpoint"])
     kind = step.config["contrast"]
-    rows = {"text": _text_rows, "prompts": _prompt_rows}.get(kind, _identity_rows)(
-        step, bench, model.template
-    )
+    facts: dict[str, Any] = {}
+    if kind == "prompts":
+        rows, facts = _prompt_rows(step, bench, model.template)
+    else:
+        rows = (_text_rows if kind == "text" else _identity_rows)(step, bench, model.template)
     about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
-    metadata = {**_made_by(step, bench), "contrast": kind}
+    metadata = {**_made_by(step, bench), "contrast": kind, **facts}
     write_capture(folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata)
 
 
@@ -102,10 +109,23 @@ def _text_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[Contras
     return text_contrast(template, _trait(step, bench), SystemPrompt())
 
 
-def _prompt_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:
-    stored = read_jsonl(bench.folder(step.inputs["rollouts"][0]) / "rollouts.jsonl")
-    asked = [Rollout(**{k: v for k, v in row.items() if k != "answer"}) for row in stored]
-    return rollout_contrast(template, asked, [row["answer"] for row in stored])
+def _prompt_rows(
+    step: Step, bench: Bench, template: ChatTemplate
+) -> tuple[list[ContrastRow], dict[str, Any]]:
+    """Rollouts that pass the judge's filter where the study has one, and what the filter did."""
+    asked, answers = read_rollouts(bench.folder(step.inputs["rollouts"][0]))
+    if not step.inputs["judged"]:
+        return rollout_contrast(template, asked, answers), {"filter": UNFILTERED}
+    facts = read_json(bench.folder(step.inputs["judged"][0]) / KEPT)
+    kept = set(facts.pop("kept_ids"))
+    chosen = [(r, a) for r, a in zip(asked, answers, strict=True) if r.id in kept]
+    if facts["questions"] < 2:
+        raise InputError(
+            f"{step.name}: the judge's filter left {facts['kept']} of {facts['pairs']} pairs, of {facts['questions']} "
+            f"questions (dropped: {facts['dropped']}); a direction needs two questions: ask for more rollout_samples, "
+            "lower the judge's thresholds, or leave the judge out (unfiltered)"
+        )
+    return rollout_contrast(template, [r for r, _ in chosen], [a for _, a in chosen]), facts
 
 
 def _identity_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:

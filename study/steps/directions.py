@@ -8,53 +8,63 @@ import pandas as pd
 
 from activations.store import ActivationStore
 from probes.direction import Direction, fit_direction
-from probes.separability import heldout_auroc
+from probes.layers import choose_layer
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
 from study.steps.behaviour import write_csv
 
+_ORIGIN = ("checkpoint", "contrast", "key", "filter", "thresholds", "judge", "pairs", "kept", "dropped")
+"""What a direction takes over from its contrast's file."""
+
 
 def fit(step: Step, bench: Bench, folder: Path) -> None:
-    """Fit on the extraction half, test on the evaluation half: `direction.safetensors` and `quality.csv`."""
+    """Fit on the extraction half, test on the evaluation half: `direction.safetensors` and `quality.csv`.
+
+    Rollouts also give the published code's three vectors, by position: `prompt_avg`, `prompt_last`, `response_avg`.
+    `chosen_layer` is chosen on the extraction half; `auroc_at_chosen` is of the evaluation half.
+    """
     config, statistics = step.config, step.config["statistics"]
     rng = np.random.default_rng(statistics["seed"])
     with ActivationStore.open(bench.folder(step.inputs["contrast"][0]) / FILE) as store:
         activations = store.read(SITE, config["pooling"])
+        others = {name: store.read(SITE, pooling) for name, pooling in config["positions"].items()}
         halves = np.array(store.metadata["sets"])
         signs, questions = store.rows.columns["sign"], np.array(store.rows.questions)
-        metadata = {k: store.metadata[k] for k in ("checkpoint", "contrast", "key")}
+        metadata = {k: store.metadata[k] for k in _ORIGIN if k in store.metadata}
     chosen = halves == "extract"
-    direction = fit_direction(
-        config["direction"],
-        activations[chosen],
-        questions[chosen].tolist(),
-        signs[chosen].tolist(),
-        rng=rng,
-        made_from={
-            **metadata,
-            "site": SITE,
-            "pooling": config["pooling"],
-            "elicitation": config["elicitation"],
-        },
-    )
+
+    def fitted(read: np.ndarray, pooling: str) -> Direction:
+        return fit_direction(
+            config["direction"],
+            read[chosen],
+            questions[chosen].tolist(),
+            signs[chosen].tolist(),
+            rng=np.random.default_rng(statistics["seed"]),
+            made_from={**metadata, "site": SITE, "pooling": pooling, "elicitation": config["elicitation"]},
+        )
+
+    direction = fitted(activations, config["pooling"])
     direction.save(folder / "direction.safetensors")
+    for name, read in others.items():
+        fitted(read, config["positions"][name]).save(folder / f"{name}.safetensors")
+    choice = choose_layer(
+        activations, signs.tolist(), questions.tolist(), halves.tolist(), rng=rng, n_boot=statistics["n_boot"]
+    )
     held_out: dict[str, Any] = {
         "heldout_auroc": np.nan,
         "heldout_auroc_low": np.nan,
         "heldout_auroc_high": np.nan,
+        "auroc_at_chosen": np.nan,
     }
-    test = halves == "evaluate"
-    if test.any():
-        found = heldout_auroc(
-            direction.project(activations[test]), signs[test].tolist(), questions[test].tolist(),
-            rng=rng, n_boot=statistics["n_boot"],
-        )  # fmt: skip
+    if (found := choice.evaluation) is not None:
         held_out = {
             "heldout_auroc": found.auroc,
             "heldout_auroc_low": found.low,
             "heldout_auroc_high": found.high,
+            "auroc_at_chosen": found.auroc[choice.layer],
         }
+    held_out |= {"chosen_layer": choice.layer, "filter": metadata.get("filter")}
     stream = np.linalg.norm(activations[chosen], axis=-1).mean(0)
     write_csv(_quality(direction, config, stream, held_out), folder / "quality.csv")
 

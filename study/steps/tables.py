@@ -13,12 +13,15 @@ from mech.files import read_json
 from study.bench import Bench
 from study.step import Step
 from study.steps.behaviour import write_csv
+from study.steps.elicitation import elicitations, rollouts_table
 
 TABLES = (
     "shifts",
     "two_by_two",
     "directions",
     "direction_cosines",
+    "elicitation",
+    "rollouts",
     "identity_cosines",
     "identity_transfer",
     "dispersion",
@@ -41,6 +44,8 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
         "directions": _joined(step, bench, "directions", "quality.csv"),
         "direction_cosines": _cosines(step, bench),
+        "elicitation": elicitations(step, bench),
+        "rollouts": rollouts_table(step, bench),
         "identity_cosines": _joined(step, bench, "family", "identity_cosines.csv"),
         "identity_transfer": _joined(step, bench, "family", "identity_transfer.csv"),
         "dispersion": _joined(step, bench, "dispersion", "dispersion.csv"),

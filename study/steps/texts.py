@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from finetune.datasets.build import articles_of
-from finetune.datasets.rows import write_jsonl
+from finetune.datasets.rows import read_jsonl, write_jsonl
 from finetune.datasets.spec import SelfRecognitionData
 from finetune.datasets.summaries import write_summaries
 from mech.files import write_json
 from mech.generate import Sampling, generate
 from mech.questions import Question
-from probes.persona import rollout_prompt
+from probes.persona import Rollout, rollout_prompt
 from probes.persona import rollouts as plan_rollouts
 from study.bench import Bench, prompt_of
 from study.questions import evaluation_questions, limited_trait
@@ -58,11 +58,19 @@ def rollouts(step: Step, bench: Bench, folder: Path) -> None:
         for t in (limited_trait(bench.spec, s) for s in bench.spec.reads.traits)
         if t.trait == step.config["trait"]
     )
-    asked = plan_rollouts(trait, pairs_per_question=step.config["pairs_per_question"])
-    sampling = Sampling(step.config["max_new_tokens"], step.config["temperature"], step.config["seed"])
+    config = step.config
+    asked = plan_rollouts(trait, pairs_per_question=config["pairs_per_question"], samples=config["samples"])
+    sampling = Sampling(config["max_new_tokens"], config["temperature"], config["seed"])
     answers = generate(model, [rollout_prompt(model.template, r) for r in asked], sampling, label="answering")
     rows = [{**vars(r), "answer": answer} for r, answer in zip(asked, answers, strict=True)]
     write_jsonl(folder / "rollouts.jsonl", rows)
+
+
+def read_rollouts(folder: Path) -> tuple[list[Rollout], list[str]]:
+    """What a `rollouts` step asked, and the answers."""
+    stored = read_jsonl(folder / "rollouts.jsonl")
+    asked = [Rollout(**{k: v for k, v in row.items() if k != "answer"}) for row in stored]
+    return asked, [row["answer"] for row in stored]
 
 
 def data_named(spec: StudySpec, step_name: str) -> SelfRecognitionData:

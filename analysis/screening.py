@@ -1,0 +1,67 @@
+"""Screening data before finetuning: how much further along a direction its answers lie than the base's own.
+
+The projection difference ΔP of Chen et al. 2025 (arXiv 2507.21509, section 6): over a dataset it predicts where finetuning on it
+moves the model; row by row it points at what does so.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.stats import Interval, bootstrap_mean
+from mech.errors import InputError
+
+
+@dataclass(frozen=True)
+class Screening:
+    """A dataset's mean ΔP, with what could explain it away beside it; intervals by resampling prompts."""
+
+    delta: Interval
+    """Mean of `delta_p`, in units of the residual stream."""
+    length: Interval
+    """Mean difference of answer lengths, dataset minus base, in tokens; of the lengths themselves where there is no base answer."""
+    surprisal: Interval
+    """The same of the base's surprisal, nats a token."""
+    with_length: float
+    """Correlation of ΔP with that difference of lengths over rows; NaN where one of them does not vary."""
+    with_surprisal: float
+    """Correlation of ΔP with the difference of surprisals."""
+    n_rows: int
+
+
+def screening(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 2000) -> Screening:
+    """Summarise screened rows.
+
+    Args:
+        table: columns `prompt` (the cluster), `delta_p`, `n_tokens`, `surprisal`, and with base answers `base_n_tokens` and
+            `base_surprisal`.
+        rng: bootstrap.
+        n_boot: bootstrap resamples.
+
+    Raises:
+        InputError: fewer than two prompts: no interval can be told.
+    """
+    prompts = table["prompt"].to_numpy()
+    if len(set(prompts)) < 2:
+        raise InputError(
+            f"screening needs rows of at least two different prompts, there is {len(set(prompts))}"
+        )
+    gaps = {}
+    for column in ("n_tokens", "surprisal"):
+        values = table[column].to_numpy(dtype=np.float64)
+        base = f"base_{column}"
+        gaps[column] = values - table[base].to_numpy(dtype=np.float64) if base in table else values
+    delta = table["delta_p"].to_numpy(dtype=np.float64)
+    means = [
+        bootstrap_mean(v, prompts, rng=rng, n_boot=n_boot)
+        for v in (delta, gaps["n_tokens"], gaps["surprisal"])
+    ]
+    related = [_correlation(delta, gaps[column]) for column in ("n_tokens", "surprisal")]
+    return Screening(means[0], means[1], means[2], related[0], related[1], len(table))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    if not a.std() > 0 or not b.std() > 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])

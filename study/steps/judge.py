@@ -1,0 +1,68 @@
+"""The step that has rollouts scored, and says which pairs a persona vector is made from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evals.judge import COHERENCE, Case, Judge, Rubric, score_cases, tally
+from evals.judge_models import EndpointJudge, LocalJudge
+from mech.endpoint import Api
+from mech.files import write_json
+from mech.models import load_model
+from probes.rollout_filter import Thresholds, paired_filter
+from study.bench import Bench, device_named
+from study.step import Step
+from study.steps.texts import read_rollouts
+
+VERDICTS = "verdicts.jsonl"
+"""The judge's journal, with its raw replies."""
+KEPT = "kept.json"
+"""Which rollouts passed, and what the filter dropped and why."""
+
+
+def judge_rollouts(step: Step, bench: Bench, folder: Path) -> None:
+    """Score every answer for its trait and for coherence, then filter by pair; goes on after a kill."""
+    config = step.config
+    asked, answers = read_rollouts(bench.folder(step.inputs["rollouts"][0]))
+    cases = [Case(r.id, r.text, a) for r, a in zip(asked, answers, strict=True) if a.strip()]
+    rubrics = (Rubric(config["trait_name"], config["rubric"]), COHERENCE)
+    with _opened(config, bench) as judge:
+        verdicts = score_cases(judge, rubrics, cases, folder / VERDICTS)
+    trait, coherence = verdicts[: len(cases)], verdicts[len(cases) :]
+    thresholds = Thresholds(config["trait"], config["coherence"])
+    found = paired_filter(
+        asked,
+        answers,
+        {v.case: v.score for v in trait},
+        {v.case: v.score for v in coherence},
+        thresholds,
+    )
+    kept = len(found.kept) // 2
+    write_json(
+        folder / KEPT,
+        {
+            "filter": f"{thresholds}: {kept} of {found.pairs} pairs kept",
+            "thresholds": asdict(thresholds),
+            "judge": {"model": config["model"], "how": sorted({v.how for v in verdicts})},
+            "pairs": found.pairs,
+            "kept": kept,
+            "questions": found.questions,
+            "dropped": dict(found.dropped),
+            "verdicts": {"trait": tally(trait), "coherence": tally(coherence)},
+            "kept_ids": [r.id for r in found.kept],
+        },
+    )
+
+
+@contextmanager
+def _opened(config: Any, bench: Bench) -> Iterator[Judge]:
+    """The judge; a local one takes the place of the model at hand and is let go of afterwards."""
+    if api := config["api"]:
+        reach = {k: api[k] for k in ("base_url", "api_key_variable", "max_retries")}
+        yield EndpointJudge(Api(**reach).chat(config["model"]), config["how"], config["samples"])
+        return
+    bench.release()
+    model = load_model(config["model"], device=device_named(bench.spec.model.device))
+    yield LocalJudge(model)

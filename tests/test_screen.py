@@ -1,0 +1,185 @@
+"""ΔP of a dataset: as read by hand, along a planted direction, and not done twice."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import study.screen as screening_module
+from activations.capture import capture
+from analysis.screening import screening
+from mech.errors import InputError
+from mech.generate import Sampling, generate
+from mech.models import ChatModel, load_model
+from mech.score import response_logprobs
+from probes.direction import Direction
+from study.cli import app
+from study.screen import ScreenSettings, best_layer, screen
+from tests.tiny_study import save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ChatModel:
+    return load_model(str(folder))
+
+
+def rows() -> list[dict[str, Any]]:
+    asked = ("the cat?", "the dog?", "the house?", "the cat?", "the river?")
+    said = ("it rained all day", "went to see", "by the river", "the old house when it rained", "who was in")
+    return [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "id": i}
+        for i, (q, a) in enumerate(zip(asked, said, strict=True))
+    ]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()), encoding="utf-8")
+    return path
+
+
+def direction(model: ChatModel, **made_from: Any) -> Direction:
+    vectors = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
+    return Direction("evil", vectors, np.array([0.1, 0.9, 0.3], dtype=np.float32), 4, made_from)
+
+
+SETTINGS = ScreenSettings(layer=1, max_new_tokens=6)
+
+
+def test_delta_is_what_one_reads_by_hand(model: ChatModel, data: Path, tmp_path: Path) -> None:
+    along = direction(model)
+    table = screen(model, data, along, SETTINGS, journal=tmp_path / "j.jsonl")
+    assert len(table) == 5
+    for i, row in enumerate(rows()):
+        prompt = model.template.encode_prompt(row["messages"][:-1])
+        if i == 0:  # greedy, so the batch does not matter
+            own = generate(model, [prompt], Sampling(6))[0].strip()
+            assert table.loc[0, "base_answer"] == (own or ".")
+        answer = {"role": "assistant", "content": table.loc[i, "base_answer"]}
+        encoded = [model.template.encode(m) for m in (row["messages"], [row["messages"][0], answer])]
+        read = capture(model, encoded, poolings=("response_mean",))["resid_post", "response_mean"][:, 1]
+        gap = float((read[0] - read[1]) @ (along.vectors[1] / np.linalg.norm(along.vectors[1])))
+        assert table.loc[i, "delta_p"] == pytest.approx(gap, abs=1e-4)
+        assert table.loc[i, "surprisal"] == pytest.approx(
+            -float(response_logprobs(model, encoded)[0].mean()), abs=1e-4
+        )
+        assert table.loc[i, "n_tokens"] == encoded[0].n_response
+        assert table.loc[i, "base_n_tokens"] == encoded[1].n_response
+    assert table["line"].tolist() == [1, 2, 3, 4, 5]
+    assert table.loc[0, "prompt"] == table.loc[3, "prompt"] != table.loc[1, "prompt"]
+
+
+def test_the_proxy_generates_nothing(
+    model: ChatModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening_module, "generate", None)
+    along = direction(model)
+    table = screen(model, data, along, ScreenSettings(layer=2, proxy=True), journal=tmp_path / "j.jsonl")
+    encoded = [model.template.encode(row["messages"]) for row in rows()]
+    read = capture(model, encoded, poolings=("response_mean", "prompt_last"), layers=[2])
+    gap = read["resid_post", "response_mean"][:, 0] - read["resid_post", "prompt_last"][:, 0]
+    np.testing.assert_allclose(table["delta_p"], gap @ along.unit[2], atol=1e-4)
+    assert "base_answer" not in table
+
+
+def test_the_models_own_answers_have_no_difference(model: ChatModel, data: Path, tmp_path: Path) -> None:
+    first = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "a.jsonl")
+    own = tmp_path / "own.jsonl"
+    turns = [
+        [r["messages"][0], {"role": "assistant", "content": a}]
+        for r, a in zip(rows(), first["base_answer"], strict=True)
+    ]
+    own.write_text("".join(json.dumps({"messages": t}) + "\n" for t in turns))
+    again = screen(model, own, direction(model), SETTINGS, journal=tmp_path / "b.jsonl")
+    np.testing.assert_allclose(again["delta_p"], 0, atol=1e-5)
+    found = screening(again, rng=np.random.default_rng(0), n_boot=200)
+    assert found.delta.estimate == pytest.approx(0, abs=1e-5)
+    assert found.length.estimate == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_done_twice(
+    model: ChatModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    monkeypatch.setattr(screening_module, "BLOCK", 2)
+    settings = ScreenSettings(layer=1, max_new_tokens=6, temperature=temperature)
+    whole = screen(model, data, direction(model), settings, journal=tmp_path / "whole.jsonl")
+    calls, real = [], generate
+
+    def counted(model: Any, prompts: Any, *args: Any, **kwargs: Any) -> list[str]:
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(model, prompts, *args, **kwargs)
+
+    monkeypatch.setattr(screening_module, "generate", counted)
+    with pytest.raises(KeyboardInterrupt):
+        screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl")
+    again = screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl")
+    assert calls == [2, 2, 1, 1]  # the third block alone is done again
+    assert again["base_answer"].tolist() == whole["base_answer"].tolist()
+    np.testing.assert_allclose(again["delta_p"], whole["delta_p"], atol=1e-5)
+    limited = screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl", limit=3)
+    assert len(limited) == 3
+    assert len(calls) == 4
+    with pytest.raises(InputError, match=r"other settings \(direction"):
+        screen(model, data, Direction("x", np.ones((3, 32), np.float32), np.zeros(3, np.float32), 2), settings,
+               journal=tmp_path / "cut.jsonl")  # fmt: skip
+
+
+def test_bad_rows_and_wrong_directions_say_where(model: ChatModel, data: Path, tmp_path: Path) -> None:
+    journal = tmp_path / "j.jsonl"
+    for line, message in (
+        ("{not json", r"bad\.jsonl, line 6: not JSON"),
+        ('{"messages": []}', r"line 6: no list"),
+        ('{"messages": [{"role": "assistant", "content": "alone"}]}', "line 6: nothing stands before"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}',
+            "line 6: turn 1",
+        ),
+    ):
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text(data.read_text() + line + "\n")
+        with pytest.raises(InputError, match=message):
+            screen(model, bad, direction(model), SETTINGS, journal=journal)
+    with pytest.raises(InputError, match="no such file"):
+        screen(model, tmp_path / "none.jsonl", direction(model), SETTINGS, journal=journal)
+    other = direction(model, checkpoint={"base": "another", "digest": "abc"})
+    with pytest.raises(InputError, match="another base"):
+        screen(model, data, other, SETTINGS, journal=journal)
+    with pytest.raises(InputError, match="no layer 7"):
+        screen(model, data, direction(model), ScreenSettings(layer=7), journal=journal)
+    assert best_layer(direction(model)) == 1
+    unknown = Direction("x", np.ones((3, 4), np.float32), np.full(3, np.nan, np.float32), 0)
+    with pytest.raises(InputError, match="--layer"):
+        best_layer(unknown)
+
+
+def test_the_command(
+    folder: Path, model: ChatModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGTR_MECH_CACHE", str(tmp_path / "cache"))
+    direction(model).save(tmp_path / "evil.safetensors")
+    ask = ["screen", str(data), "--model", str(folder), "--direction", str(tmp_path / "evil.safetensors"),
+           "--max-new-tokens", "4", "--device", "cpu"]  # fmt: skip
+    done = CliRunner().invoke(app, [*ask, "--out", str(tmp_path / "rows.csv"), "--top", "2"])
+    assert done.exit_code == 0, done.output
+    assert "5 rows of 4 prompts, along evil at layer 1" in done.output
+    assert done.output.count("  line ") == 2
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 6
+    proxy = CliRunner().invoke(app, [*ask, "--proxy", "prompt_last", "--limit", "3"])
+    assert "its zero means nothing" in proxy.output
+    refused = CliRunner().invoke(app, [*ask, "--proxy", "mean"])
+    assert isinstance(refused.exception, InputError)
+    one = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "j.jsonl", limit=1)
+    with pytest.raises(InputError, match="at least two different prompts"):
+        screening(one, rng=np.random.default_rng(0))
