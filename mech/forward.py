@@ -6,7 +6,7 @@ on it by name.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -108,7 +108,7 @@ def run_rows(
     if empty := [i for i, row in enumerate(rows) if not row.ids]:
         raise InputError(f"row {empty[0]} has no tokens")
     packs = pack and not differ_by_row() and can_pack(model)
-    with packed_attention(model) if packs else _as_it_is():
+    with packed_attention(model) if packs else nullcontext():
         waiting = list(range(len(rows)))
         while waiting:
             planned = _plan(model, rows, waiting, token_budget, packs=packs)
@@ -127,10 +127,6 @@ def run_rows(
                 torch.cuda.empty_cache()  # does nothing where there is none
                 waiting = sorted(i for rest in planned[k:] for i in rest.members)
                 break
-
-
-def _as_it_is() -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def _plan(
