@@ -37,7 +37,9 @@ def cosines(
     """Cosine of every two directions at a layer, one row a pair (both ways, for the null is the second's).
 
     `null_high` is the 97.5 % quantile of |cosine| with directions of the second contrast's covariance, `p_null` two-sided;
-    `ceiling` is what two noisy copies of one direction would reach: the root of the two split-half cosines' product.
+    `ceiling` is what two equally noisy directions of one truth would reach: the root of the product of their reliabilities, which
+    follow from the split-half cosines r by Spearman and Brown, 2r / (1 + r), for the whole is less noisy than its halves. Members
+    that share rows (name and presence both hold the identity prompt) share noise too, which lifts their cosine.
     """
     rows = []
     for a in members:
@@ -46,14 +48,19 @@ def cosines(
                 continue
             value = float(a.direction.unit[layer] @ b.direction.unit[layer])
             drawn = covariance_matched_directions(b.extract, n_null, rng) @ a.direction.unit[layer]
-            halves = max(0.0, float(a.direction.split_half[layer] * b.direction.split_half[layer]))
+            reliability = _reliability(a.direction, layer) * _reliability(b.direction, layer)
             rows.append({
                 "direction": a.direction.name, "other": b.direction.name, "layer": layer, "cosine": value,
                 "null_high": float(np.quantile(np.abs(drawn), 0.975)),
                 "p_null": float((1 + (np.abs(drawn) >= abs(value)).sum()) / (1 + n_null)),
-                "ceiling": float(np.sqrt(halves)),
+                "ceiling": float(np.sqrt(reliability)),
             })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _reliability(direction: Direction, layer: int) -> float:
+    half = max(0.0, float(direction.split_half[layer]))
+    return 2 * half / (1 + half)
 
 
 def transfer(

@@ -13,7 +13,8 @@ from probes.direction import Direction
 def project_out(direction: Direction, others: Sequence[Direction]) -> Direction:
     """The part of a direction that is orthogonal, layer by layer, to the span of others; `made_from` says so.
 
-    Its norm shrinks by what was taken out; `split_half` is kept, and speaks of the direction as it was made.
+    Its norm shrinks by what was taken out. `split_half` becomes NaN: how far to believe what is left is not known from how far to
+    believe the whole.
 
     Raises:
         InputError: nothing to project out, another shape, or nothing is left at a layer.
@@ -32,7 +33,8 @@ def project_out(direction: Direction, others: Sequence[Direction]) -> Direction:
             f"direction {direction.name}: nothing is left of it without {[o.name for o in others]}"
         )
     said = {**direction.made_from, "projected_out": [o.name for o in others]}
-    return replace(direction, vectors=left.astype(np.float32), made_from=said)
+    unknown = np.full_like(direction.split_half, np.nan)
+    return replace(direction, vectors=left.astype(np.float32), split_half=unknown, made_from=said)
 
 
 def regress_out(

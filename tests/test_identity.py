@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.stats import ortho_group
@@ -169,6 +168,7 @@ def test_what_is_projected_out_is_gone_and_the_rest_stays() -> None:
         expected = a.vectors[layer] - basis @ np.linalg.lstsq(basis, a.vectors[layer], rcond=None)[0]
         np.testing.assert_allclose(left.vectors[layer], expected, atol=1e-5)
     assert left.made_from["projected_out"] == ["b", "c"]
+    assert np.isnan(left.split_half).all()
     with pytest.raises(InputError, match="nothing is left"):
         project_out(a, [direction(a.vectors * -3, "e")])
 
@@ -218,7 +218,7 @@ def test_a_family_agrees_only_where_its_members_are_one() -> None:
     assert (own["auroc"] > 0.95).all()
     cross = moved[(moved["direction"] == "m0") & (moved["contrast"] == "m2")]
     assert cross["null_low"].item() < cross["auroc"].item() < cross["null_high"].item()
-    assert isinstance(found, pd.DataFrame)
+    np.testing.assert_allclose(found["ceiling"], 2 * 0.9 / 1.9, rtol=1e-5)
 
 
 # -- dispersion ------------------------------------------------------------------------------------------
