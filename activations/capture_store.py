@@ -16,7 +16,7 @@ from activations.background import Background
 from activations.capture import Reading, capture_into
 from activations.store import ActivationStore, Problem
 from activations.store_format import Rows
-from activations.store_writer import ShardWriter, WriterOptions
+from activations.store_writer import ShardWriter, WriterOptions, sweep_stale
 from mech.chat import Encoded
 from mech.errors import FileFormatError, InputError
 from mech.files import digest_of, folder_lock, read_json, sha256_file, write_json
@@ -77,6 +77,7 @@ def capture_store(
         raise InputError(f"{folder}: the rows' tokens are not those that are to be read")
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
+        sweep_stale(folder)  # also what was left beside the manifest, when all shards were there
         said = {**(metadata or {}), **_made_from(model, rows, encoded, reading, storing)}
         _check_folder(folder, said["capture"])
         shards = list(_shards(folder, len(encoded), storing.shard_rows))
