@@ -15,6 +15,7 @@ from mech.errors import InputError
 from probes.direction import Direction
 from probes.nulls import covariance_matched_directions, isotropic_directions
 from probes.separability import heldout_auroc
+from probes.validation import auroc
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def transfer(
         projections = np.stack([contrast.held_out @ m.direction.unit[layer] for m in members], 1)
         found = heldout_auroc(projections, contrast.signs, contrast.questions, rng=rng, n_boot=n_boot)
         drawn = contrast.held_out @ isotropic_directions(n_null, contrast.held_out.shape[1], rng).T
-        null = _aurocs(drawn, np.array(contrast.signs))
+        null = auroc(drawn, np.array(contrast.signs))
         for i, m in enumerate(members):
             rows.append({
                 "direction": m.direction.name, "contrast": contrast.direction.name, "layer": layer,
@@ -93,7 +94,7 @@ def verdicts(found_cosines: pd.DataFrame, found_transfer: pd.DataFrame) -> pd.Da
         InputError: the tables are of different members.
     """
     cosine = found_cosines.set_index(["direction", "other"])
-    auroc = found_transfer.set_index(["direction", "contrast"])
+    scored = found_transfer.set_index(["direction", "contrast"])
     names = list(dict.fromkeys(found_transfer["direction"]))
     if set(names) != set(found_cosines["direction"]):
         raise InputError("verdicts: cosines and transfer are of different directions")
@@ -102,17 +103,7 @@ def verdicts(found_cosines: pd.DataFrame, found_transfer: pd.DataFrame) -> pd.Da
         for b in names[i + 1 :]:
             pairs: Mapping[str, bool] = {
                 "cosine_above_null": bool(all(cosine.loc[p, "cosine"] > cosine.loc[p, "null_high"] for p in ((a, b), (b, a)))),
-                "transfers_both_ways": bool(all(auroc.loc[p, "auroc_low"] > 0.5 for p in ((a, b), (b, a)))),
+                "transfers_both_ways": bool(all(scored.loc[p, "auroc_low"] > 0.5 for p in ((a, b), (b, a)))),
             }  # fmt: skip
             rows.append({"direction": a, "other": b, **pairs, "agree": all(pairs.values())})
     return pd.DataFrame(rows)
-
-
-def _aurocs(projections: Float[np.ndarray, "n k"], signs: np.ndarray) -> Float[np.ndarray, " k"]:
-    """By ranks: the Mann-Whitney statistic of each column."""
-    from scipy.stats import rankdata
-
-    ranks = rankdata(projections, axis=0)
-    n, m = int((signs > 0).sum()), int((signs < 0).sum())
-    found: np.ndarray = (ranks[signs > 0].sum(0) - n * (n + 1) / 2) / (n * m)
-    return found

@@ -12,12 +12,13 @@ from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.score import response_logprobs
 from probes.contrast import ContrastRow
+from probes.nulls import isotropic_directions
 
 
 def control(vector: Float[np.ndarray, " d"], seed: int) -> Float[np.ndarray, " d"]:
     """A random direction with exactly the vector's norm."""
-    drawn = np.random.default_rng(seed).standard_normal(len(vector))
-    scaled: np.ndarray = (drawn * np.linalg.norm(vector) / np.linalg.norm(drawn)).astype(np.float32)
+    (unit,) = isotropic_directions(1, len(vector), np.random.default_rng(seed))
+    scaled: np.ndarray = (unit * np.linalg.norm(vector)).astype(np.float32)
     return scaled
 
 

@@ -209,10 +209,14 @@ def control_labels(questions: np.ndarray, rng: np.random.Generator) -> np.ndarra
 
 
 def auroc(scores: Float[np.ndarray, "n layers"], signs: np.ndarray) -> Float[np.ndarray, " layers"]:
-    """AUROC by layer, without an interval (scikit-learn)."""
-    from sklearn.metrics import roc_auc_score
+    """AUROC by layer, without an interval: the Mann-Whitney statistic over all pairs (scipy)."""
+    from scipy.stats import mannwhitneyu
 
-    return np.array([roc_auc_score(signs > 0, layer) for layer in scores.T])
+    high, low = scores[signs > 0], scores[signs < 0]
+    found: np.ndarray = mannwhitneyu(high, low, axis=0, method="asymptotic").statistic / (
+        len(high) * len(low)
+    )
+    return found
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 from mech.chat import Identity, SystemPrompt
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError
+from mech.fetch import PACKAGED
+from mech.identities import load_invented
 from mech.models import ChatModel, load_model
 from study.paths import StudyPaths
 from study.spec import StudySpec
@@ -88,6 +90,16 @@ def _where(model: ModelSpec) -> dict[str, Any]:
     if model.device_map:
         return kwargs | {"device_map": model.device_map}
     return kwargs | {"device": device_named(model.device)}
+
+
+def names_for(model: str) -> dict[str, Any]:
+    """What the prompt conditions `identity` and `other:` need beside a model that no study describes.
+
+    Returns:
+        identity (a packaged model's own; None for any other) and others (the invented makers).
+    """
+    known = PACKAGED.get(model.split(":", maxsplit=1)[0])
+    return {"identity": known.identity if known else None, "others": load_invented().makers}
 
 
 def device_named(name: str) -> str:

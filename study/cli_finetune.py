@@ -90,15 +90,11 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     from finetune.stages import run_stage
     from finetune.team import Team
     from mech.chat import SystemPrompt
-    from mech.fetch import PACKAGED
-    from mech.identities import load_invented
-    from study.bench import device_named
+    from study.bench import device_named, names_for
     from study.overrides import parse_overrides
 
     settings = make_settings({"preset": preset}, parse_overrides(fields or []))
     team = Team.join()
-    known = PACKAGED.get(model.split(":")[0])
-    names = {"identity": known.identity if known else None, "others": load_invented().makers}
     trained = run_stage(
         model,
         data,
@@ -106,7 +102,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
         out,
         seed=seed,
         condition=SystemPrompt.parse(system_prompt),
-        names=names,
+        names=names_for(model),
         save_every=save_every,
         trackers=track or [],
         device=device_named(device),

@@ -105,12 +105,10 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     from mech.cache import cache_dir
     from mech.chat import SystemPrompt
     from mech.errors import InputError
-    from mech.fetch import PACKAGED
     from mech.files import digest_of, sha256_file, write_text
-    from mech.identities import load_invented
     from mech.models import load_model
     from probes.files import read_direction
-    from study.bench import device_named
+    from study.bench import device_named, names_for
     from study.screen import ScreenSettings, best_layer
     from study.screen import screen as screen_rows
 
@@ -121,8 +119,6 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     settings = ScreenSettings(
         at, proxy is not None, max_new_tokens, temperature, seed, SystemPrompt.parse(system_prompt)
     )
-    known = PACKAGED.get(model.split(":")[0])
-    names = {"identity": known.identity if known else None, "others": load_invented().makers}
     loaded = load_model(model, device=device_named(device))
     about = digest_of([loaded.checkpoint.key, sha256_file(direction), str(settings)])[:20]
     table = screen_rows(
@@ -131,7 +127,7 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
         vector,
         settings,
         limit=limit,
-        names=names,
+        names=names_for(model),
         journal=cache_dir() / "screen" / f"{about}.jsonl",
     )
     if out:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from jaxtyping import Int
 from torch import Tensor
 
+from mech.errors import InputError
 from mech.sites import SITES, Site
 
 Visit = Callable[[Site, int, Tensor], None]
@@ -18,7 +19,11 @@ WITHIN_BLOCK: dict[Site, int] = {site: i for i, site in enumerate(("resid_pre", 
 
 
 def as_they_come(wanted: Collection[tuple[Site, int]]) -> list[tuple[Site, int]]:
-    """Places in the order in which a forward pass reaches them."""
+    """Places in the order in which a forward pass reaches them.
+
+    Raises:
+        InputError: an unknown site.
+    """
     if unknown := sorted({site for site, _ in wanted} - set(SITES)):
-        raise ValueError(f"unknown sites {unknown}")
+        raise InputError(f"unknown sites {', '.join(unknown)}; there are {', '.join(SITES)}")
     return sorted(wanted, key=lambda place: (place[1], WITHIN_BLOCK[place[0]]))

@@ -23,6 +23,7 @@ from mech.progress import track
 from mech.questions import Question, load_prompts
 from mech.score import response_logprobs
 from probes.direction import Direction
+from probes.steer import control
 from study.bench import Bench, prompt_of
 from study.step import Step
 from study.steps.activations import FILE, SITE
@@ -83,9 +84,7 @@ def _sweep(step: Step, bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
     model = bench.model(step.inputs["checkpoint"])
     direction.require(n_layers=model.n_layers, d_model=model.d_model)
     stream_norm = _stream_norm(bench.folder(step.inputs["captures"][0]) / FILE, config["layer"])
-    rng = np.random.default_rng(config["seed"])
-    random = rng.standard_normal(len(vector)).astype(np.float32)
-    vectors = {"direction": vector, "random": random * float(np.linalg.norm(vector) / np.linalg.norm(random))}
+    vectors = {"direction": vector, "random": control(vector, config["seed"])}
     reports, names = [], []
     unsteered = _steered(model, vector, 0.0, step, bench) if 0 in config["coefficients"] else None
     for kind, steered in vectors.items():
