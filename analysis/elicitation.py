@@ -18,8 +18,6 @@ def elicitation_table(
     questions: Sequence[str],
     *,
     reference: str,
-    rng: np.random.Generator,
-    n_boot: int = 2000,
 ) -> pd.DataFrame:
     """Compare directions: split-half cosine, cosine with one of them, AUROC on one and the same held-out contrast.
 
@@ -29,8 +27,6 @@ def elicitation_table(
         signs: +1 and −1.
         questions: question of each row.
         reference: label of the direction that the cosines are with.
-        rng: bootstrap.
-        n_boot: bootstrap resamples.
 
     Returns:
         A row for each direction and layer: vector, layer, norm, split_half, n_pairs, cosine, heldout_auroc with its interval.
@@ -44,7 +40,7 @@ def elicitation_table(
     for label, one in directions.items():
         one.require(n_layers=activations.shape[1], d_model=activations.shape[2])
         projected = np.einsum("nld,ld->nl", activations, one.vectors)  # AUROC does not see the scale
-        found = heldout_auroc(projected, list(signs), list(questions), rng=rng, n_boot=n_boot)
+        found = heldout_auroc(projected, list(signs), list(questions))
         size = one.norms * other.norms
         dot = (one.vectors * other.vectors).sum(-1)
         frames.append(

@@ -65,7 +65,7 @@ def _reliability(direction: Direction, layer: int) -> float:
 
 
 def transfer(
-    members: Sequence[Member], layer: int, *, rng: np.random.Generator, n_boot: int = 2000, n_null: int = 1000
+    members: Sequence[Member], layer: int, *, rng: np.random.Generator, n_null: int = 1000
 ) -> pd.DataFrame:
     """AUROC of every direction on every contrast's held-out rows, with a question bootstrap, and a random direction's spread.
 
@@ -74,7 +74,7 @@ def transfer(
     rows = []
     for contrast in members:
         projections = np.stack([contrast.held_out @ m.direction.unit[layer] for m in members], 1)
-        found = heldout_auroc(projections, contrast.signs, contrast.questions, rng=rng, n_boot=n_boot)
+        found = heldout_auroc(projections, contrast.signs, contrast.questions)
         drawn = contrast.held_out @ isotropic_directions(n_null, contrast.held_out.shape[1], rng).T
         null = auroc(drawn, np.array(contrast.signs))
         for i, m in enumerate(members):

@@ -32,7 +32,6 @@ def choose_layer(
     *,
     rng: np.random.Generator,
     folds: int = 5,
-    n_boot: int = 2000,
 ) -> LayerChoice:
     """Choose the layer of a difference of means by separability, cross-validated by question on the extraction half.
 
@@ -41,9 +40,8 @@ def choose_layer(
         signs: +1 and −1.
         questions: question of each row.
         splits: `extract` or `evaluate`, row by row.
-        rng: folds, bootstrap.
+        rng: folds, split halves.
         folds: at most so many; fewer where there are fewer questions.
-        n_boot: bootstrap resamples.
 
     Raises:
         InputError: a question without both sides, or fewer than two of the extraction half.
@@ -70,5 +68,5 @@ def choose_layer(
     if (test := half == "evaluate").any():
         direction = fit_direction("chosen", h, q.tolist(), s.tolist(), rng=rng)
         projected = np.einsum("nld,ld->nl", activations[test], direction.vectors)
-        found = heldout_auroc(projected, side[test].tolist(), asked[test].tolist(), rng=rng, n_boot=n_boot)
+        found = heldout_auroc(projected, side[test].tolist(), asked[test].tolist())
     return LayerChoice(layer, areas, found)

@@ -170,7 +170,6 @@ def validate(
     groups: np.ndarray | None = None,
     folds: int = 5,
     n_control: int = 3,
-    n_boot: int = 2000,
 ) -> Validation:
     """Cross-validate a method on a contrast.
 
@@ -178,12 +177,11 @@ def validate(
         method: one of `METHODS`.
         activations: one row a text.
         signs: +1 and −1.
-        questions: question of each row; resampled whole, and split whole.
-        rng: folds, control labels, bootstrap.
+        questions: question of each row; split whole, and taken whole for independent.
+        rng: folds, control labels.
         groups: what is split whole instead: `joint_groups(questions, personas)`.
         folds: at most so many; fewer where there are fewer groups.
         n_control: control tasks to average over.
-        n_boot: bootstrap resamples.
 
     Raises:
         InputError: as `fit_probe`, or fewer than two groups.
@@ -197,7 +195,7 @@ def validate(
         labels = control_labels(asked, rng)
         found = out_of_fold(method, activations, labels.tolist(), list(row_folds(asked, rng=rng, k=k)))
         controls.append(auroc(found, labels))
-    separated = heldout_auroc(scores, list(signs), list(questions), rng=rng, n_boot=n_boot)
+    separated = heldout_auroc(scores, list(signs), list(questions))
     return Validation(separated, calibration(scores, signs), np.mean(controls, axis=0), k)
 
 
@@ -244,7 +242,6 @@ def transfer(
     questions: Sequence[str],
     *,
     seed: int,
-    n_boot: int = 2000,
     n_null: int = 1000,
 ) -> Transfer:
     """How a frozen probe of the base does on a finetuned model that reads the same rows.
@@ -259,8 +256,7 @@ def transfer(
             f"tuned has shape {tuned.shape}, base {base.shape}: transfer is read on the same rows"
         )
     scores = [probe.score(h) for h in (base, tuned)]
-    rng = np.random.default_rng(seed)
-    separated = [heldout_auroc(s, list(signs), list(questions), rng=rng, n_boot=n_boot) for s in scores]
+    separated = [heldout_auroc(s, list(signs), list(questions)) for s in scores]
     right = [calibration(s * probe.slope, signs).accuracy for s in scores]
     sd = scores[0].std(0, ddof=1)
     change = (scores[1] - scores[0]) / sd

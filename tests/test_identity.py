@@ -209,7 +209,7 @@ def test_a_family_agrees_only_where_its_members_are_one() -> None:
     one, other = np.eye(30)[0], np.eye(30)[1]
     members = family(rng, [one, one, other])
     found = cosines(members, 0, rng=rng, n_null=500)
-    moved = transfer(members, 0, rng=rng, n_boot=300, n_null=300)
+    moved = transfer(members, 0, rng=rng, n_null=300)
     table = verdicts(found, moved).set_index(["direction", "other"])["agree"]
     assert table["m0", "m1"]
     assert not table["m0", "m2"]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from analysis.stats import bootstrap_mean
 from mech.errors import InputError
@@ -64,10 +64,7 @@ def test_p_values_are_uniform_and_intervals_cover(noise: str) -> None:
         assert uniform(p_of_permutation(noise, 500, relabel)) > 0.01
     mean = bootstrap_mean(clustered(noise, 500, 4), QUESTIONS, rng=np.random.default_rng(5), n_boot=1000)
     assert ((mean.low <= 0) & (mean.high >= 0)).mean() >= 0.93
-    area = heldout_auroc(
-        clustered(noise, 500, 6), SIGNS.tolist(), QUESTIONS.astype(str).tolist(),
-        rng=np.random.default_rng(7), n_boot=600,
-    )  # fmt: skip
+    area = heldout_auroc(clustered(noise, 500, 6), SIGNS.tolist(), QUESTIONS.astype(str).tolist())
     assert ((area.low <= 0.5) & (area.high >= 0.5)).mean() >= 0.93
 
 
@@ -167,3 +164,60 @@ def test_p_counts_and_refusals() -> None:
         max_t(compare("x", 2.0, draws))
     with pytest.raises(InputError, match="same activations at a layer"):
         paraphrase(np.ones((1, 3)), np.ones((4, 1, 3)), np.ones((4, 1, 3)))
+
+
+def binormal(questions: int, rows: int, area: float, alike: float, *, within_side: bool) -> np.ndarray:
+    """400 draws of a contrast with a known AUROC over rows of different questions; rows of a question share part of their noise."""
+    rng = np.random.default_rng(int(1e3 * area) + questions)
+    side = np.tile(np.repeat([1, 0], rows), questions)
+    question = np.repeat(np.arange(questions), 2 * rows)
+    shared = rng.standard_normal((2 * questions, 400))[2 * question + side if within_side else question]
+    own = rng.standard_normal((len(side), 400))
+    gap = np.sqrt(2) * stats.norm.ppf(area)
+    found: np.ndarray = np.sqrt(alike) * shared + np.sqrt(1 - alike) * own + gap * side[:, None]
+    return found
+
+
+@pytest.mark.parametrize("area", [0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize(("questions", "rows", "within_side"), [(6, 1, False), (10, 3, True), (24, 2, False)])
+def test_the_auroc_interval_covers_where_few_questions_or_few_errors_are(
+    area: float, questions: int, rows: int, within_side: bool
+) -> None:
+    signs = np.tile(np.repeat([1, -1], rows), questions).tolist()
+    asked = np.repeat(np.arange(questions), 2 * rows).astype(str).tolist()
+    for alike in (0.0, 0.6):
+        found = heldout_auroc(binormal(questions, rows, area, alike, within_side=within_side), signs, asked)
+        assert ((found.low <= area) & (area <= found.high)).mean() >= 0.93
+        assert (found.low <= found.auroc).all()
+        assert (found.auroc <= found.high).all()
+
+
+def test_the_auroc_interval_of_independent_rows_is_the_published_one() -> None:
+    """Many questions of one exponential row, for which the formula is exact: neither clustering nor the prior matters."""
+    rng = np.random.default_rng(0)
+    signs = np.where(np.arange(4000) % 2, 1, -1)
+    x = rng.exponential(np.where(signs > 0, 6, 1))
+    found = heldout_auroc(x[:, None], signs.tolist(), np.arange(4000).astype(str).tolist())
+    area, z = found.auroc[0], stats.norm.ppf(0.975)
+
+    def off(theta: float) -> float:
+        q1, q2 = theta / (2 - theta), 2 * theta**2 / (1 + theta)  # Hanley and McNeil's two probabilities
+        variance = (theta * (1 - theta) + 1999 * (q1 - theta**2 + q2 - theta**2)) / 2000**2
+        return float((area - theta) ** 2 - z**2 * variance)
+
+    assert found.low[0] == pytest.approx(optimize.brentq(off, 0.5, area), abs=5e-4)
+    assert found.high[0] == pytest.approx(optimize.brentq(off, area, 1), abs=5e-4)
+
+
+def test_a_perfect_auroc_has_an_interval_that_narrows_with_questions() -> None:
+    widths = []
+    for q in (1, 5, 20, 80):
+        x = np.tile([1.0, -1.0], q)[:, None]
+        found = heldout_auroc(
+            x, np.tile([1, -1], q).tolist(), np.repeat(np.arange(q), 2).astype(str).tolist()
+        )
+        assert found.auroc == found.high == 1
+        widths.append(1 - found.low[0])
+    assert widths[0] == 1  # one question says nothing
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.06

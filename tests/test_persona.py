@@ -123,7 +123,7 @@ def planted(q: int = 40, d: int = 16, layers: int = 5, best: int = 3, seed: int 
 
 def test_the_planted_layer_is_chosen_and_reported_on_the_other_half() -> None:
     h, signs, questions, splits = planted()
-    found = choose_layer(h, signs, questions, splits, rng=np.random.default_rng(0), n_boot=300)
+    found = choose_layer(h, signs, questions, splits, rng=np.random.default_rng(0))
     assert found.layer == 3
     assert found.extraction.argmax() == 3
     assert found.evaluation is not None
@@ -131,7 +131,7 @@ def test_the_planted_layer_is_chosen_and_reported_on_the_other_half() -> None:
     assert found.evaluation.auroc[3] > 0.9
     changed = h.copy()
     changed[np.array(splits) == "evaluate"] *= -7  # the choice does not see the evaluation half
-    again = choose_layer(changed, signs, questions, splits, rng=np.random.default_rng(0), n_boot=300)
+    again = choose_layer(changed, signs, questions, splits, rng=np.random.default_rng(0))
     np.testing.assert_array_equal(again.extraction, found.extraction)
     assert again.evaluation.auroc[3] < 0.1
     alone = choose_layer(h[:40], signs[:40], questions[:40], splits[:40], rng=np.random.default_rng(0))
@@ -147,7 +147,7 @@ def test_choosing_among_layers_of_noise_is_not_rewarded() -> None:
         rng = np.random.default_rng(seed)
         h, signs, questions, splits = planted(q=24, layers=12, seed=seed)
         h = rng.standard_normal(h.shape)
-        found = choose_layer(h, signs, questions, splits, rng=rng, n_boot=200)
+        found = choose_layer(h, signs, questions, splits, rng=rng)
         chosen.append(found.extraction[found.layer])
         every.append(found.extraction.mean())
         other.append(found.evaluation.auroc[found.layer])
@@ -162,7 +162,7 @@ def test_on_a_tie_the_wider_gap_wins() -> None:
     h, signs, questions, splits = planted(best=0)
     h[:, 1, 0] += np.array(signs) * 50
     h[:, 2, 0] += np.array(signs) * 500
-    found = choose_layer(h, signs, questions, splits, rng=np.random.default_rng(0), n_boot=200)
+    found = choose_layer(h, signs, questions, splits, rng=np.random.default_rng(0))
     assert found.extraction[1] == found.extraction[2] == 1
     assert found.layer == 2
 
@@ -184,8 +184,6 @@ def test_elicitations_in_one_table() -> None:
         [s for s, keep in zip(signs, test, strict=True) if keep],
         [q for q, keep in zip(questions, test, strict=True) if keep],
         reference="text",
-        rng=np.random.default_rng(0),
-        n_boot=300,
     ).set_index(["vector", "layer"])
     assert table.loc[("text", 1), "cosine"] == pytest.approx(1)
     cosine = float(good.unit[1] @ noise.unit[1])
@@ -193,7 +191,7 @@ def test_elicitations_in_one_table() -> None:
     assert table.loc[("text", 1), "heldout_auroc"] > 0.9 > table.loc[("prompts", 1), "heldout_auroc"]
     assert table.loc[("text", 1), "norm"] == pytest.approx(good.norms[1])
     with pytest.raises(InputError, match="'z' is not among"):
-        elicitation_table({"text": good}, h, signs, questions, reference="z", rng=np.random.default_rng(0))
+        elicitation_table({"text": good}, h, signs, questions, reference="z")
 
 
 # -- in a study ---------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_rows_that_share_a_persona_or_a_question_are_one_group() -> None:
 def test_validation_reports_what_was_planted() -> None:
     h, signs, questions = contrast(150, 20, gap=2.0)
     h[:, 1, 0] -= signs  # nothing is left at the second layer
-    found = validate("lda", h, signs.tolist(), questions, rng=np.random.default_rng(0), n_boot=300)
+    found = validate("lda", h, signs.tolist(), questions, rng=np.random.default_rng(0))
     assert found.auroc.auroc[0] == pytest.approx(stats.norm.cdf(np.sqrt(2)), abs=0.05)
     assert found.auroc.low[1] < 0.5 < found.auroc.high[1]
     assert found.calibration.expected_error[0] < 0.1
@@ -189,7 +189,7 @@ def test_transfer_keeps_scaler_and_threshold() -> None:
     h, signs, questions = contrast(60, 10, gap=3.0)
     probe = fit_probe("logistic", h, signs.tolist())
     moved = h + 5.0 * probe.weights / np.linalg.norm(probe.weights, axis=1, keepdims=True)
-    found = transfer(probe, h, moved, signs.tolist(), questions, seed=0, n_boot=200, n_null=200)
+    found = transfer(probe, h, moved, signs.tolist(), questions, seed=0, n_null=200)
     np.testing.assert_allclose(found.tuned.auroc, found.base.auroc)  # both sides moved alike: the order stays
     assert (found.base_accuracy > 0.85).all()
     assert (found.tuned_accuracy < 0.6).all()  # but the threshold did not
@@ -197,7 +197,7 @@ def test_transfer_keeps_scaler_and_threshold() -> None:
     np.testing.assert_allclose(found.shift, 5.0 * np.linalg.norm(probe.weights, axis=1) / sd)
     np.testing.assert_allclose(found.spread, 1)
     assert found.shift_null.p_value == pytest.approx([1 / 201] * 2)
-    same = transfer(probe, h, h, signs.tolist(), questions, seed=0, n_boot=200, n_null=200)
+    same = transfer(probe, h, h, signs.tolist(), questions, seed=0, n_null=200)
     assert not same.shift.any()
     assert (same.shift_null.p_value == 1).all()
 

@@ -166,14 +166,14 @@ def test_auroc_is_scikit_learns_and_its_interval_covers_chance() -> None:
     generator = rng(7)
     signs = np.tile([1, -1], 15)
     x = generator.standard_normal((30, 4)) + signs[:, None] * [0, 0.5, 1, 3]
-    found = heldout_auroc(x, signs.tolist(), [f"q{i // 2}" for i in range(30)], rng=generator)
+    found = heldout_auroc(x, signs.tolist(), [f"q{i // 2}" for i in range(30)])
     expected = [roc_auc_score(signs > 0, x[:, layer]) for layer in range(4)]
     np.testing.assert_allclose(found.auroc, expected)
     assert (found.low <= found.auroc).all()
     assert (found.auroc <= found.high).all()
     assert found.low[0] < 0.5 < found.high[0]
     with pytest.raises(InputError, match="both sides"):
-        heldout_auroc(x, [1] * 30, ["q"] * 30, rng=generator)
+        heldout_auroc(x, [1] * 30, ["q"] * 30)
 
 
 def test_pictures_are_fitted_on_the_base_only() -> None:

@@ -48,9 +48,7 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
     direction.save(folder / "direction.safetensors")
     for name, read in others.items():
         fitted(read, config["positions"][name]).save(folder / f"{name}.safetensors")
-    choice = choose_layer(
-        activations, signs.tolist(), questions.tolist(), halves.tolist(), rng=rng, n_boot=statistics["n_boot"]
-    )
+    choice = choose_layer(activations, signs.tolist(), questions.tolist(), halves.tolist(), rng=rng)
     held_out: dict[str, Any] = {
         "heldout_auroc": np.nan,
         "heldout_auroc_low": np.nan,

@@ -47,7 +47,7 @@ def rollouts_table(step: Step, bench: Bench) -> pd.DataFrame:
 
 def elicitations(step: Step, bench: Bench) -> pd.DataFrame:
     """Traits elicited both ways: every vector on the evaluation half of the written answers."""
-    statistics, frames = step.config["statistics"], []
+    frames = []
     asked, written = _elicited(step, "prompts"), _elicited(step, "text")
     for name in [trait for trait in written if trait in asked]:
         reference = f"{name}:text"
@@ -67,8 +67,6 @@ def elicitations(step: Step, bench: Bench) -> pd.DataFrame:
             signs.tolist(),
             questions.tolist(),
             reference=reference,
-            rng=np.random.default_rng(statistics["seed"]),
-            n_boot=statistics["n_boot"],
         )
         frames.append(found.rename(columns={"cosine": "cosine_with_text"}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

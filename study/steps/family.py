@@ -25,7 +25,7 @@ def agreement(step: Step, bench: Bench, folder: Path) -> None:
     ]
     rng = np.random.default_rng(options["seed"])
     found = cosines(members, layer, rng=rng, n_null=options["n_null"])
-    moved = transfer(members, layer, rng=rng, n_boot=options["n_boot"], n_null=options["n_null"])
+    moved = transfer(members, layer, rng=rng, n_null=options["n_null"])
     verdict = verdicts(found, moved)
     other_way = verdict.rename(columns={"direction": "other", "other": "direction"})
     write_csv(found.merge(pd.concat([verdict, other_way])), folder / "identity_cosines.csv")

@@ -27,7 +27,6 @@ def probe(step: Step, bench: Bench, folder: Path) -> None:
             signs,
             questions,
             rng=np.random.default_rng(statistics["seed"]),
-            n_boot=statistics["n_boot"],
         )
         labels = {"direction": config["direction"], "method": method, "pooling": config["pooling"]}
         frames.append(_frame(found).assign(**labels))
