@@ -1,12 +1,12 @@
 """Planning what only the base does: its answers, contrasts, and a direction from each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve
-from probes.authorship import READ_AT as AUTHORSHIP_AT
 from probes.persona import POSITIONS, Trait
 from probes.roles import load_roles
 from probes.self_report import AGAINST as SELF_REPORT_AGAINST
@@ -54,7 +54,7 @@ def identity_members(reads: DirectionSpec) -> list[str]:
     """The contrasts of the identity family that a study asks for."""
     several = {
         "presence": [f"presence:{p}" for p in reads.presence],
-        "authorship": [f"authorship:{place}" for place in AUTHORSHIP_AT],
+        "authorship": [f"authorship:{place}" for place in reads.authorship.read_at],
         "self_report": [f"self_report:{other}" for other in SELF_REPORT_AGAINST],
     }
     return [m for member in reads.identity for m in several.get(member, [member])]
@@ -62,11 +62,8 @@ def identity_members(reads: DirectionSpec) -> list[str]:
 
 def read_at(member: str) -> str:
     """The pooling of a member's contrast: over the text that differs, or at the prompt's last token."""
-    return (
-        "response_mean"
-        if member.startswith("self_report:") or member == "authorship:content"
-        else "prompt_last"
-    )
+    answers = ("authorship:content", "authorship:pair_content", "authorship:pair_answer")
+    return "response_mean" if member.startswith("self_report:") or member in answers else "prompt_last"
 
 
 def _text_contrast(plan: Plan, trait: Trait) -> Step:
@@ -125,7 +122,7 @@ def _judge_digest(plan: Plan, model: str) -> str:
 
 def _identity_contrast(plan: Plan, member: str) -> Step:
     reads, invented, kind = plan.spec.reads, load_invented(), member.partition(":")[0]
-    config = {
+    config: dict[str, Any] = {
         **plan.reader,
         "contrast": member,
         "poolings": [read_at(member)],
@@ -153,17 +150,24 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
                 "directions.identity: authorship needs behaviour.self_recognition, which names its texts"
             )
         inputs["data"] = [plan_data(plan, data, plan.spec.seeds[0])]
-        rows = 4 * (reads.identity_questions or 50)
+        how = reads.authorship
+        config |= {"questions_used": how.articles or reads.identity_questions}
+        config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
+        rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
     work = Work(read=rows * 40, stored_bytes=plan.stored(rows, 1))
     return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
 
 
 def _direction(plan: Plan, name: str, contrast: Step, pooling: str, elicitation: str) -> Step:
-    config = {
+    config: dict[str, Any] = {
         "direction": name,
         "pooling": pooling,
         "elicitation": elicitation,
         "positions": POSITIONS if elicitation == "prompts" else {},
         "statistics": plan.spec.statistics.model_dump(),
     }
+    if contrast.config.get("by_answer"):
+        config["by_answer"] = plan.spec.layer
+    if contrast.config.get("surprisal_within"):
+        config["matched"] = True
     return plan.add("direction", f"direction/{name}", config, {"contrast": [contrast]}, Work(fixed_seconds=2))

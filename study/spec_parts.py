@@ -170,6 +170,23 @@ class JudgeSpec(Part):
     """Threshold of the coherence score."""
 
 
+class AuthorshipSpec(Part):
+    """Identity *authorship*: where it is read, and what is kept apart."""
+
+    read_at: tuple[Literal["content", "judgement", "pair_content", "pair_answer"], ...] = Field(
+        ("content", "judgement"), min_length=1
+    )
+    """The text itself; where the answer to "did you write this?" begins; and the same of two texts in both orders, which takes out
+    what their places add: each text, and the given answer's token."""
+    articles: int | None = Field(None, ge=4)
+    """Use the first so many articles of each half; as many as `identity_questions` when left out."""
+    surprisal_within: float | None = Field(None, gt=0)
+    """Keep only so many pairs that own and other texts differ by no more than this in mean surprisal under the base, in nats a token;
+    left out: not matched."""
+    by_answer: bool = False
+    """Also a direction from the articles that the base answers rightly, and one from the others."""
+
+
 class DirectionSpec(Part):
     """Which directions are found on the base."""
 
@@ -198,6 +215,8 @@ class DirectionSpec(Part):
     """Members of the identity family: own name against invented ones; identity prompt against none; own text against
     others' (needs `behaviour.self_recognition`); first person against third, own name against another's, in answers; and
     the assistant against roles, which is not identity but stands beside it."""
+    authorship: AuthorshipSpec = AuthorshipSpec()
+    """Identity *authorship*: how."""
     roles: int = Field(40, ge=2)
     """Identity *assistant_axis*: against this many roles."""
     identity_questions: int | None = Field(10, ge=2)

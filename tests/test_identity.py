@@ -105,7 +105,7 @@ def test_authorship_differs_in_the_text_alone(model: ChatModel) -> None:
         assert mine.encoded.n_response > 0
     asked = authorship_contrast(model.template, pairs, "judgement", judge=lambda t: f"Yours? {t}")
     assert all(r.encoded.n_response == 0 and "Yours?" in r.encoded.text for r in asked)
-    with pytest.raises(InputError, match="which needs its question"):
+    with pytest.raises(InputError, match="judgement needs its question"):
         authorship_contrast(model.template, pairs, "judgement")
 
 

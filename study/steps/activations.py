@@ -9,14 +9,12 @@ import numpy as np
 from activations.capture import Reading, capture_into
 from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
-from finetune.datasets.single_text import QUESTION
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.files import read_json
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.sites import Site
-from probes.authorship import TextPair, authorship_contrast
 from probes.contrast import ContrastRow
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import rollout_contrast, text_contrast
@@ -26,6 +24,7 @@ from probes.self_report import load_reports, self_report_contrast
 from study.bench import Bench, prompt_of
 from study.questions import identity_questions, limited_trait
 from study.step import Step
+from study.steps.authorship import authorship_rows
 from study.steps.judge import KEPT
 from study.steps.texts import read_rollouts
 
@@ -58,6 +57,8 @@ def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
     facts: dict[str, Any] = {}
     if kind == "prompts":
         rows, facts = _prompt_rows(step, bench, model.template)
+    elif kind.startswith("authorship:"):
+        rows, facts = authorship_rows(step, bench, model, kind.partition(":")[2])
     else:
         rows = (_text_rows if kind == "text" else _identity_rows)(step, bench, model.template)
     about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
@@ -157,22 +158,11 @@ def _role_rows(step: Step, bench: Bench, template: ChatTemplate, _: str) -> list
     )  # fmt: skip
 
 
-def _authorship_rows(step: Step, bench: Bench, template: ChatTemplate, read_at: str) -> list[ContrastRow]:
-    listed = read_jsonl(bench.folder(step.inputs["data"][0]) / "pairs.jsonl")
-    pairs = []
-    for split, of in (("extract", "train"), ("evaluate", "held_out")):
-        first = {p["article"]: p for p in reversed(listed) if p["split"] == of}  # one pair an article
-        chosen = sorted(first)[: step.config["questions_used"]]
-        pairs += [TextPair(a, split, first[a]["own"], first[a]["other"]) for a in chosen]
-    return authorship_contrast(template, pairs, read_at, judge=lambda text: QUESTION.format(summary=text))
-
-
 _IDENTITY: dict[str, Callable[[Step, Bench, ChatTemplate, str], list[ContrastRow]]] = {
     "name": _name_rows,
     "presence": _presence_rows,
     "self_report": _self_report_rows,
     "assistant_axis": _role_rows,
-    "authorship": _authorship_rows,
 }
 
 

@@ -7,14 +7,28 @@ import numpy as np
 import pandas as pd
 
 from activations.store import ActivationStore
+from probes.authorship import by_answer
 from probes.direction import Direction, fit_direction
 from probes.layers import choose_layer
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
+from study.steps.answers import write_by_answer
 from study.steps.behaviour import write_csv
 
-_ORIGIN = ("checkpoint", "contrast", "key", "filter", "thresholds", "judge", "pairs", "kept", "dropped")
+_ORIGIN = (
+    "checkpoint",
+    "contrast",
+    "key",
+    "filter",
+    "thresholds",
+    "judge",
+    "pairs",
+    "kept",
+    "dropped",
+    "matching",
+    "accuracy",
+)
 """What a direction takes over from its contrast's file."""
 
 
@@ -32,6 +46,7 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
         halves = np.array(store.metadata["sets"])
         signs, questions = store.rows.columns["sign"], np.array(store.rows.questions)
         metadata = {k: store.metadata[k] for k in _ORIGIN if k in store.metadata}
+        answered = store.metadata.get("answered")
     chosen = halves == "extract"
 
     def fitted(read: np.ndarray, pooling: str) -> Direction:
@@ -48,6 +63,12 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
     direction.save(folder / "direction.safetensors")
     for name, read in others.items():
         fitted(read, config["positions"][name]).save(folder / f"{name}.safetensors")
+    if answered:
+        sides = by_answer(
+            direction.name, activations, signs.tolist(), questions.tolist(), halves.tolist(),
+            [answered[q] for q in questions], rng=np.random.default_rng(statistics["seed"]), n_boot=statistics["n_boot"],
+        )  # fmt: skip
+        write_by_answer(folder, direction, sides, config["by_answer"])
     choice = choose_layer(
         activations, signs.tolist(), questions.tolist(), halves.tolist(), rng=rng, n_boot=statistics["n_boot"]
     )
