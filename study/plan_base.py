@@ -166,6 +166,8 @@ def _direction(plan: Plan, name: str, contrast: Step, pooling: str, elicitation:
         "positions": POSITIONS if elicitation == "prompts" else {},
         "statistics": plan.spec.statistics.model_dump(),
     }
+    if plan.spec.reads.folds > 1:
+        config["folds"] = plan.spec.reads.folds
     if contrast.config.get("by_answer"):
         config["by_answer"] = plan.spec.layer
     if contrast.config.get("surprisal_within"):

@@ -225,6 +225,9 @@ class DirectionSpec(Part):
     """Identity *name*: contrasts with this many invented identities."""
     presence: tuple[Literal["none", "empty", "generic"], ...] = ("none", "empty", "generic")
     """Identity *presence*: what the identity prompt is contrasted with."""
+    folds: int = Field(1, ge=1)
+    """How held-out rows are scored: 1 fits on the extraction half and tests on the other; more cross-fits over so many folds of all
+    questions. The direction itself is always that of the extraction half."""
     probes: tuple[Literal["difference_of_means", "mass_mean", "lda", "logistic"], ...] = ()
     """Linear probes of every contrast, cross-validated by question on the base; none when left out."""
 

@@ -17,11 +17,13 @@ from mech.models import ChatModel, load_model
 from mech.questions import Question
 from probes.authorship import TextPair, authorship_contrast
 from probes.contrast import ContrastRow
+from probes.crossfit import cross_fit
 from probes.direction import Direction, fit_direction
 from probes.identity import name_contrast, presence_contrast
 from probes.residual import project_out, regress_out
 from probes.roles import Role, Roles, assistant_contrast, load_roles
 from probes.self_report import load_reports, self_report_contrast
+from probes.validation import auroc
 from tests.tiny_study import save_model
 
 TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
@@ -148,6 +150,39 @@ def test_two_planted_directions_are_told_apart(tmp_path: Path) -> None:
         is_role = member == "assistant_axis"
         assert found @ (-role if is_role else name) > 0.95, member
         assert abs(found @ (name if is_role else role)) < 0.5, member
+
+
+# -- cross-fitting ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [2, 5, 50])
+def test_no_row_is_scored_by_its_own_question(k: int) -> None:
+    rng = np.random.default_rng(0)
+    asked, signs = np.repeat([f"q{i}" for i in range(10)], 3), np.tile([1, -1, -1], 10)
+    h = rng.standard_normal((30, 2, 6))
+    found = cross_fit(h, asked.tolist(), signs.tolist(), k=k, rng=np.random.default_rng(1))
+    assert found.vectors.shape == (min(k, 10), 2, 6)
+    for q in np.unique(asked):
+        (fold,) = set(found.fold[asked == q])
+        others = found.fold != fold
+        fit = fit_direction("d", h[others], asked[others].tolist(), signs[others].tolist(), rng=rng)
+        np.testing.assert_allclose(found.vectors[fold], fit.unit, atol=1e-5)
+        changed = h.copy()
+        changed[asked == q] += 100 * rng.standard_normal((3, 2, 6))
+        again = cross_fit(changed, asked.tolist(), signs.tolist(), k=k, rng=np.random.default_rng(1))
+        np.testing.assert_array_equal(again.vectors[fold], found.vectors[fold])
+
+
+def test_cross_fitted_auroc_of_nothing_averages_one_half() -> None:
+    """Questions differ, sides do not; one question against its neighbours included."""
+    rng, areas = np.random.default_rng(5), []
+    asked, signs = np.repeat([f"q{i}" for i in range(12)], 2).tolist(), np.tile([1, -1], 12)
+    for _ in range(300):
+        h = rng.standard_normal((24, 1, 8)) + 2 * np.repeat(rng.standard_normal((12, 1, 8)), 2, 0)
+        scores = cross_fit(h, asked, signs.tolist(), k=4, rng=rng).scores
+        areas.append(float(auroc(scores, signs)[0]))
+    assert abs(np.mean(areas) - 0.5) < 3 * np.std(areas) / np.sqrt(len(areas))
+    assert np.std(areas) / np.sqrt(len(areas)) < 0.01
 
 
 # -- residuals -------------------------------------------------------------------------------------------
