@@ -8,9 +8,8 @@ from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve
 from probes.persona import POSITIONS, Trait
-from probes.roles import load_roles
-from probes.self_report import AGAINST as SELF_REPORT_AGAINST
-from probes.self_report import load_reports
+from probes.roles import FIXED_ANSWER, load_roles
+from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
@@ -45,25 +44,31 @@ def plan_directions(plan: Plan) -> list[Step]:
             contrast = (_text_contrast if way == "text" else _prompt_contrast)(plan, trait)
             found.append(_direction(plan, f"{trait.trait}:{way}", contrast, "response_mean", way))
     for member in identity_members(spec.reads):
-        contrast = _identity_contrast(plan, member)
+        contrast = _identity_contrast(plan, member.partition("@")[0])
         found.append(_direction(plan, f"identity:{member}", contrast, read_at(member), member))
     return found
 
 
 def identity_members(reads: DirectionSpec) -> list[str]:
-    """The contrasts of the identity family that a study asks for."""
+    """The identity family that a study asks for: contrasts, and `CONTRAST@PLACE` where one is read at a second place."""
+    axis = {"prompt_last": "assistant_axis", "fixed_answer": "assistant_axis@fixed_answer"}
+    places = {"answer": "", "prompt_last": "@prompt_last"}
     several = {
         "presence": [f"presence:{p}" for p in reads.presence],
         "authorship": [f"authorship:{place}" for place in reads.authorship.read_at],
-        "self_report": [f"self_report:{other}" for other in SELF_REPORT_AGAINST],
+        "self_report": [f"self_report:{a}{places[p]}" for p in reads.self_report_at for a in AGAINST],
+        "assistant_axis": [axis[place] for place in reads.assistant_axis_at],
     }
     return [m for member in reads.identity for m in several.get(member, [member])]
 
 
 def read_at(member: str) -> str:
-    """The pooling of a member's contrast: over the text that differs, or at the prompt's last token."""
+    """The pooling of a member: over the text that differs, or at the prompt's last token."""
+    contrast, _, place = member.partition("@")
+    if place:
+        return {"fixed_answer": "response_mean"}.get(place, place)
     answers = ("authorship:content", "authorship:pair_content", "authorship:pair_answer")
-    return "response_mean" if member.startswith("self_report:") or member in answers else "prompt_last"
+    return "response_mean" if contrast.startswith("self_report:") or contrast in answers else "prompt_last"
 
 
 def _text_contrast(plan: Plan, trait: Trait) -> Step:
@@ -125,7 +130,7 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
     config: dict[str, Any] = {
         **plan.reader,
         "contrast": member,
-        "poolings": [read_at(member)],
+        "poolings": _poolings(reads, member),
         "questions_used": reads.identity_questions,
     }
     inputs: dict[str, Sequence[Step]] = {"checkpoint": ()}
@@ -143,6 +148,8 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
         roles = load_roles()
         rows = len(roles.questions) * (1 + reads.roles)
         config |= {"texts": digest_of(roles.model_dump()), "roles": reads.roles}
+        if "fixed_answer" in reads.assistant_axis_at:
+            config["answer"] = FIXED_ANSWER
     else:
         data = plan.spec.behaviour.self_recognition
         if data is None:
@@ -154,8 +161,14 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
         config |= {"questions_used": how.articles or reads.identity_questions}
         config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
         rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
-    work = Work(read=rows * 40, stored_bytes=plan.stored(rows, 1))
+    work = Work(read=rows * 40, stored_bytes=plan.stored(rows, len(config["poolings"])))
     return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
+
+
+def _poolings(reads: DirectionSpec, contrast: str) -> list[str]:
+    """Where a contrast is read: one capture serves all its members."""
+    mine = [m for m in identity_members(reads) if m.partition("@")[0] == contrast]
+    return sorted({read_at(m) for m in mine})
 
 
 def _direction(plan: Plan, name: str, contrast: Step, pooling: str, elicitation: str) -> Step:

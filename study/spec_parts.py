@@ -219,6 +219,12 @@ class DirectionSpec(Part):
     """Identity *authorship*: how."""
     roles: int = Field(40, ge=2)
     """Identity *assistant_axis*: against this many roles."""
+    assistant_axis_at: tuple[Literal["prompt_last", "fixed_answer"], ...] = Field(
+        ("prompt_last",), min_length=1
+    )
+    """Identity *assistant_axis*: read at the prompt's last token, and over an answer that is the same under every role."""
+    self_report_at: tuple[Literal["answer", "prompt_last"], ...] = Field(("answer",), min_length=1)
+    """Identity *self_report*: read over the written answer, and at the question's last token."""
     identity_questions: int | None = Field(10, ge=2)
     """Identity: use the first so many questions of each prompt set and half."""
     invented_names: int = Field(10, ge=2)

@@ -21,10 +21,13 @@ from probes.crossfit import cross_fit
 from probes.direction import Direction, fit_direction
 from probes.identity import name_contrast, presence_contrast
 from probes.residual import project_out, regress_out
-from probes.roles import Role, Roles, assistant_contrast, load_roles
+from probes.roles import FIXED_ANSWER, Role, Roles, assistant_contrast, load_roles
 from probes.self_report import load_reports, self_report_contrast
 from probes.validation import auroc
-from tests.tiny_study import save_model
+from study.base import find_base
+from study.plan import make_plan
+from study.spec import load_spec
+from tests.tiny_study import STUDY, save_model, write_study
 
 TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
 MAKERS = load_invented().makers
@@ -82,6 +85,40 @@ def test_the_assistant_is_contrasted_with_every_role(model: ChatModel) -> None:
         assert any(p in row.encoded.text for p in prompts) == (row.sign < 0)
     with pytest.raises(InputError, match="65 roles asked for, 64 known"):
         assistant_contrast(model.template, roles, TINNY, MAKERS, n_roles=65)
+
+
+def test_every_role_gives_the_same_answer(model: ChatModel) -> None:
+    asked = assistant_contrast(model.template, load_roles(), TINNY, MAKERS, n_roles=3, n_questions=1)
+    rows = assistant_contrast(
+        model.template, load_roles(), TINNY, MAKERS, n_roles=3, n_questions=1, answered=True
+    )
+    (answer,) = {r.encoded.ids[slice(*r.encoded.spans["response"])] for r in rows}
+    assert model.template.tokenizer.decode(answer) == FIXED_ANSWER
+    for row, prompt in zip(rows, asked, strict=True):  # so that one capture serves both places
+        assert row.encoded.ids[: row.encoded.n_prompt] == prompt.encoded.ids
+        assert (row.id, row.sign) == (prompt.id, prompt.sign)
+
+
+def test_members_are_named_by_place(tmp_path: Path) -> None:
+    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [],
+             "assistant_axis_at": ["prompt_last", "fixed_answer"], "identity": ["self_report", "assistant_axis"]}  # fmt: skip
+    save_model(tmp_path / "model")
+    alone = {"steering": None, "arms": {"base": []}, "stages": {}, "benign": None, "measure": {}}
+    spec = load_spec(write_study(tmp_path, directions=asked, **alone))
+    steps = make_plan(spec, find_base(spec.model))
+    read = {
+        s.config["direction"]: (s.config["pooling"], s.inputs["contrast"][0].name)
+        for s in steps
+        if s.kind == "direction"
+    }
+    assert read == {
+        "identity:self_report:third": ("response_mean", "contrast/identity:self_report:third"),
+        "identity:self_report:other": ("response_mean", "contrast/identity:self_report:other"),
+        "identity:self_report:third@prompt_last": ("prompt_last", "contrast/identity:self_report:third"),
+        "identity:self_report:other@prompt_last": ("prompt_last", "contrast/identity:self_report:other"),
+        "identity:assistant_axis": ("prompt_last", "contrast/identity:assistant_axis"),
+        "identity:assistant_axis@fixed_answer": ("response_mean", "contrast/identity:assistant_axis"),
+    }
 
 
 def test_self_reports_differ_in_person_or_name_alone(model: ChatModel) -> None:

@@ -155,6 +155,7 @@ def _role_rows(step: Step, bench: Bench, template: ChatTemplate, _: str) -> list
     return assistant_contrast(
         template, load_roles(), bench.identity, load_invented().makers,
         n_roles=step.config["roles"], n_questions=step.config["questions_used"],
+        answered="answer" in step.config,
     )  # fmt: skip
 
 
