@@ -55,6 +55,7 @@ KINDS = {
     "contrast": Kind("activations", "study.steps.activations:capture_contrast", version=2, models=1),
     "probes": Kind("measures", "study.steps.probes:probe"),
     "direction": Kind("directions", "study.steps.directions:fit", version=2),
+    "adjusted": Kind("directions", "study.steps.adjust:fit"),
     "shifts": Kind("measures", "study.steps.measures:shifts"),
     "family": Kind("measures", "study.steps.family:agreement"),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),

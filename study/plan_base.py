@@ -46,7 +46,30 @@ def plan_directions(plan: Plan) -> list[Step]:
     for member in identity_members(spec.reads):
         contrast = _identity_contrast(plan, member.partition("@")[0])
         found.append(_direction(plan, f"identity:{member}", contrast, read_at(member), member))
-    return found
+    return found + [_adjusted(plan, member, found) for member in spec.reads.adjust]
+
+
+def _adjusted(plan: Plan, member: str, found: Sequence[Step]) -> Step:
+    """A member without what the study takes out of it."""
+    how, known = plan.spec.reads.adjust[member], {d.config["direction"]: d for d in found}
+
+    def named(name: str) -> Step:
+        for full in (f"identity:{name}", name):
+            if full in known:
+                return known[full]
+        raise InputError(
+            f"directions.adjust.{member}: {name!r} is not among the study's directions ({', '.join(known)})"
+        )
+
+    raw = named(member)
+    if "surprisal" in how.regress_out and raw.config["pooling"] == "prompt_last":
+        raise InputError(
+            f"directions.adjust.{member}: surprisal is that of an answer that is read, and this is read at the prompt's last token"
+        )
+    config = {k: raw.config[k] for k in ("pooling", "elicitation", "statistics")}
+    config |= {"direction": f"{raw.config['direction']}:adjusted", **how.model_dump(mode="json")}
+    inputs = {"raw": [raw], "contrast": raw.inputs["contrast"], "project_out": [named(n) for n in how.project_out]}  # fmt: skip
+    return plan.add("adjusted", f"adjusted/{member}", config, inputs, Work(fixed_seconds=2))
 
 
 def identity_members(reads: DirectionSpec) -> list[str]:
@@ -161,6 +184,9 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
         config |= {"questions_used": how.articles or reads.identity_questions}
         config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
         rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
+    adjusted = [how for name, how in reads.adjust.items() if name.partition("@")[0] == member]
+    if any("surprisal" in how.regress_out for how in adjusted):
+        config["surprisal"] = True
     work = Work(read=rows * 40, stored_bytes=plan.stored(rows, len(config["poolings"])))
     return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
 

@@ -187,6 +187,21 @@ class AuthorshipSpec(Part):
     """Also a direction from the articles that the base answers rightly, and one from the others."""
 
 
+class AdjustSpec(Part):
+    """What to take out of an identity member; the result stands beside it as `identity:MEMBER:adjusted`."""
+
+    project_out: tuple[str, ...] = ()
+    """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): what lies in their span."""
+    regress_out: tuple[Literal["length", "surprisal"], ...] = ()
+    """Covariates, with slopes within questions of the extraction half: tokens of what is read; nats a token of an answer that is read."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "AdjustSpec":
+        if not self.project_out and not self.regress_out:
+            raise ValueError("name what to take out: project_out or regress_out")
+        return self
+
+
 class DirectionSpec(Part):
     """Which directions are found on the base."""
 
@@ -231,6 +246,8 @@ class DirectionSpec(Part):
     """Identity *name*: contrasts with this many invented identities."""
     presence: tuple[Literal["none", "empty", "generic"], ...] = ("none", "empty", "generic")
     """Identity *presence*: what the identity prompt is contrasted with."""
+    adjust: dict[str, AdjustSpec] = Field(default_factory=dict)
+    """Identity members, by name, that also stand without something."""
     folds: int = Field(1, ge=1)
     """How held-out rows are scored: 1 fits on the extraction half and tests on the other; more cross-fits over so many folds of all
     questions. The direction itself is always that of the extraction half."""

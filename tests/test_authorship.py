@@ -152,6 +152,7 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
         "identity": ["authorship"],
         "authorship": how,
         "probes": [],
+        "adjust": {},
     }
     changes = {"directions": directions, "arms": {"base": []}, "stages": {}, "benign": None, "steering": None}
     changes |= {"behaviour": {"self_recognition": "sgtr"}, "embedding": {"methods": []}}

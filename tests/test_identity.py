@@ -20,7 +20,7 @@ from probes.contrast import ContrastRow
 from probes.crossfit import cross_fit
 from probes.direction import Direction, fit_direction
 from probes.identity import name_contrast, presence_contrast
-from probes.residual import project_out, regress_out
+from probes.residual import project_out, regress_out, without
 from probes.roles import FIXED_ANSWER, Role, Roles, assistant_contrast, load_roles
 from probes.self_report import load_reports, self_report_contrast
 from probes.validation import auroc
@@ -100,7 +100,7 @@ def test_every_role_gives_the_same_answer(model: ChatModel) -> None:
 
 
 def test_members_are_named_by_place(tmp_path: Path) -> None:
-    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [],
+    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [], "adjust": {},
              "assistant_axis_at": ["prompt_last", "fixed_answer"], "identity": ["self_report", "assistant_axis"]}  # fmt: skip
     save_model(tmp_path / "model")
     alone = {"steering": None, "arms": {"base": []}, "stages": {}, "benign": None, "measure": {}}
@@ -258,6 +258,44 @@ def test_a_covariate_is_regressed_out_within_questions() -> None:
     assert np.corrcoef(*centred)[0, 1] > 0.97
     with pytest.raises(InputError, match="do not vary within any question"):
         regress_out(bent, {"length": np.repeat(length[:50], 4)}, asked)
+
+
+def test_slopes_of_one_half_are_taken_out_of_both() -> None:
+    """A contrast made of length alone is gone from rows that had no part in the fit; one beside length stays."""
+    rng = np.random.default_rng(4)
+    asked, signs = np.repeat([f"q{i}" for i in range(60)], 2).tolist(), np.tile([1, -1], 60)
+    length = 20 + 2 * signs + rng.normal(0, 4, 120)
+    h = (
+        length[:, None] * np.eye(8)[0] * 3
+        + signs[:, None] * np.eye(8)[1]
+        + 0.3 * rng.standard_normal((120, 8))
+    )[:, None]
+    fit_on = np.arange(120) < 60
+    cleaned = regress_out(h, {"length": length}, asked, fit_on=fit_on)
+    changed = h.copy()
+    changed[~fit_on] += 5
+    again = regress_out(changed, {"length": length}, asked, fit_on=fit_on)
+    np.testing.assert_array_equal(again[fit_on], cleaned[fit_on])
+    np.testing.assert_allclose(again[~fit_on], cleaned[~fit_on] + 5)
+    raw, clean = (
+        fit_direction("d", x[~fit_on], asked[60:], signs[60:].tolist(), rng=rng).unit[0] for x in (h, cleaned)
+    )
+    assert abs(raw[0]) > 0.9
+    assert abs(clean[0]) < 0.3
+    assert clean[1] > 0.9
+
+
+def test_projecting_rows_is_projecting_their_direction() -> None:
+    rng = np.random.default_rng(6)
+    h, asked, signs = rng.standard_normal((12, 3, 20)), np.repeat(list("abcdef"), 2).tolist(), [1, -1] * 6
+    others = [direction(rng.standard_normal((3, 20)), n) for n in "xy"]
+    whole = fit_direction("d", h, asked, signs, rng=rng)
+    left = fit_direction("d", without(h, others), asked, signs, rng=rng)
+    np.testing.assert_allclose(left.vectors, project_out(whole, others).vectors, atol=1e-5)
+    one = without(h[:, [1]], [o.at_layers([1]) for o in others])
+    np.testing.assert_allclose(one[:, 0], without(h, others)[:, 1])
+    with pytest.raises(InputError, match="not of the model"):
+        without(h[:, :2], others)
 
 
 # -- families --------------------------------------------------------------------------------------------

@@ -242,6 +242,11 @@ def test_a_bad_study_is_refused_with_its_place(
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),
+        (
+            ["directions.adjust.name.project_out=[nobody]"],
+            r"adjust\.name: 'nobody' is not among the study's directions",
+        ),
+        (["directions.adjust.name.regress_out=[surprisal]"], r"adjust\.name: surprisal is that of an answer"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(

@@ -63,7 +63,10 @@ def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
         rows = (_text_rows if kind == "text" else _identity_rows)(step, bench, model.template)
     about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
     metadata = {**_made_by(step, bench), "contrast": kind, **facts}
-    write_capture(folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata)
+    write_capture(
+        folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata,
+        surprisal=step.config.get("surprisal", False),
+    )  # fmt: skip
 
 
 def write_capture(
@@ -73,9 +76,16 @@ def write_capture(
     about: Sequence[Mapping[str, Any]],
     poolings: Sequence[str],
     metadata: Mapping[str, Any],
+    *,
+    surprisal: bool = False,
 ) -> None:
-    """Capture all layers' block outputs of these rows into one file."""
-    layers = list(range(model.n_layers))
+    """Capture all layers' block outputs of these rows into one file; with the answers' surprisal, where it is asked for."""
+    reading = Reading(
+        tuple(poolings),
+        (SITE,),
+        tuple(range(model.n_layers)),
+        frozenset(("norms", "surprisal") if surprisal else ("norms",)),
+    )
     columns = {
         "n_prompt": np.array([e.n_prompt for e in encoded], dtype=np.int64),
         "n_response": np.array([e.n_response for e in encoded], dtype=np.int64),
@@ -98,11 +108,10 @@ def write_capture(
         rows=rows,
         sites=[SITE],
         poolings=list(poolings),
-        layers=layers,
+        layers=list(reading.layers),
         d_model=model.d_model,
-        options=WriterOptions(notes=[f"norms.{SITE}.{pooling}" for pooling in poolings]),
+        options=WriterOptions(notes=reading.columns),
     ) as writer:
-        reading = Reading(tuple(poolings), (SITE,), tuple(layers), frozenset(("norms",)))
         capture_into(writer, model, encoded, reading)
 
 

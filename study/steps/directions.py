@@ -70,13 +70,13 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
             [answered[q] for q in questions], rng=np.random.default_rng(statistics["seed"]), n_boot=statistics["n_boot"],
         )  # fmt: skip
         write_by_answer(folder, direction, sides, config["by_answer"])
-    held_out = _held_out(activations, signs, questions, halves, config)
+    held_out = held_out_columns(activations, signs, questions, halves, config)
     held_out["filter"] = metadata.get("filter")
     stream = np.linalg.norm(activations[chosen], axis=-1).mean(0)
-    write_csv(_quality(direction, config, stream, held_out), folder / "quality.csv")
+    write_csv(quality_table(direction, config, stream, held_out), folder / "quality.csv")
 
 
-def _held_out(
+def held_out_columns(
     activations: np.ndarray, signs: np.ndarray, questions: np.ndarray, halves: np.ndarray, config: Any
 ) -> dict[str, Any]:
     """AUROC on rows that the direction scoring them has not seen: of the evaluation half, or of all, cross-fitted."""
@@ -96,7 +96,10 @@ def _held_out(
     return held_out | {"chosen_layer": layer}
 
 
-def _quality(direction: Direction, config: Any, stream: np.ndarray, held_out: dict[str, Any]) -> pd.DataFrame:
+def quality_table(
+    direction: Direction, config: Any, stream: np.ndarray, held_out: dict[str, Any]
+) -> pd.DataFrame:
+    """One row a layer: how large, how reliable, how well it separates; `stream` is the mean norm of the activations by layer."""
     return pd.DataFrame(
         {
             "direction": direction.name,
