@@ -57,7 +57,7 @@ KINDS = {
     "direction": Kind("directions", "study.steps.directions:fit", version=2),
     "adjusted": Kind("directions", "study.steps.adjust:fit"),
     "shifts": Kind("measures", "study.steps.measures:shifts"),
-    "family": Kind("measures", "study.steps.family:agreement"),
+    "family": Kind("measures", "study.steps.family:agreement", version=2),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),
     "two_by_two": Kind("measures", "study.steps.measures:two_by_two"),
     "embedding": Kind("measures", "study.steps.measures:embedding"),

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import ortho_group
 
 from activations.capture import capture
 from analysis.dispersion import spread, spread_change
-from analysis.family import Member, cosines, transfer, verdicts
+from analysis.family import Member, Part, cosines, transfer, verdicts
 from mech.chat import Identity
 from mech.errors import InputError
 from mech.identities import load_invented
@@ -301,17 +302,60 @@ def test_projecting_rows_is_projecting_their_direction() -> None:
 # -- families --------------------------------------------------------------------------------------------
 
 
-def family(rng: np.random.Generator, axes: list[np.ndarray]) -> list[Member]:
+def family(rng: np.random.Generator, axes: list[np.ndarray], strength: float = 2.5) -> list[Member]:
     """Members whose contrasts lie along given axes, with as much noise as contrast."""
     members = []
     for i, axis in enumerate(axes):
         signs = np.tile([1, -1], 20)
-        h = rng.standard_normal((40, 30)) + 2.5 * signs[:, None] * axis
-        made = rng.standard_normal((40, 30)) + 2.5 * signs[:, None] * axis
-        vectors = (made[signs > 0].mean(0) - made[signs < 0].mean(0))[None]
-        asked = [f"q{j // 2}" for j in range(40)]
-        members.append(Member(direction(vectors, f"m{i}"), made, h, signs.tolist(), asked))
+        h, made = rng.standard_normal((2, 40, 30)) + strength * signs[:, None] * axis
+        members.append(member(f"m{i}", made, h, signs, [f"q{j // 2}" for j in range(40)]))
     return members
+
+
+def member(name: str, made: np.ndarray, h: np.ndarray, signs: np.ndarray, asked: list[str]) -> Member:
+    fit = fit_direction(name, made[:, None], asked, signs.tolist(), rng=np.random.default_rng(0))
+    held_out = Part(h, signs.tolist(), [f"held out {q}" for q in asked])
+    return Member(fit, Part(made, signs.tolist(), asked), held_out)
+
+
+def test_shared_rows_do_not_make_a_cosine() -> None:
+    """Two contrasts of nothing, with the same positive rows: only their noise is one."""
+    rng, found = np.random.default_rng(8), []
+    signs, asked = np.tile([1, -1], 20), [f"q{j // 2}" for j in range(40)]
+    for _ in range(60):
+        first, second = rng.standard_normal((2, 40, 30))
+        second[::2] = first[::2]
+        pair = [member(n, made, made, signs, asked) for n, made in (("a", first), ("b", second))]
+        found.append(cosines(pair, 0, rng=rng, n_null=200))
+    table = pd.concat(found)
+    assert table["cosine"].mean() > 0.4
+    assert abs(table["cosine_disjoint"].mean()) < 0.05
+    assert (table["p_flip"] < 0.05).mean() < 0.12
+    for noise in (0.4, 1.2):  # of one truth, disjoint halves reach their ceiling, whatever the noise
+        axis = np.eye(30)[0]
+        two = pd.concat(
+            [
+                cosines(family(rng, [axis, axis], strength=1 / noise), 0, rng=rng, n_null=200)
+                for _ in range(25)
+            ]
+        )
+        assert two["cosine_disjoint"].mean() / two["ceiling_disjoint"].mean() == pytest.approx(1, abs=0.12)
+        assert (two["p_flip"] < 0.05).mean() > 0.6
+
+
+def test_a_cross_fitted_member_never_scores_what_it_has_seen() -> None:
+    rng = np.random.default_rng(9)
+    (a,) = family(rng, [np.eye(30)[0]])
+    seen = Part(a.extract.rows, a.extract.signs, a.extract.questions)
+    assert np.isnan(a.score(seen, 0)).all()
+    h, asked, signs = seen.rows[:, None], list(seen.questions), list(seen.signs)
+    crossed = cross_fit(h, asked, signs, k=4, rng=rng)
+    fold_of = dict(zip(asked, crossed.fold.tolist(), strict=True))
+    whole = Member(a.direction, a.extract, seen, crossed.vectors[:, 0], fold_of)
+    centred = seen.rows - seen.rows.mean(0)
+    expected = np.einsum("nd,nd->n", centred, crossed.vectors[crossed.fold, 0])
+    np.testing.assert_allclose(whole.score(seen, 0), expected)
+    np.testing.assert_allclose(whole.score(a.held_out, 0), a.score(a.held_out, 0))
 
 
 def test_a_family_agrees_only_where_its_members_are_one() -> None:
@@ -328,7 +372,8 @@ def test_a_family_agrees_only_where_its_members_are_one() -> None:
     assert (own["auroc"] > 0.95).all()
     cross = moved[(moved["direction"] == "m0") & (moved["contrast"] == "m2")]
     assert cross["null_low"].item() < cross["auroc"].item() < cross["null_high"].item()
-    np.testing.assert_allclose(found["ceiling"], 2 * 0.9 / 1.9, rtol=1e-5)
+    halves = np.sqrt(np.prod([2 * (r := float(m.direction.split_half[0])) / (1 + r) for m in members[:2]]))
+    np.testing.assert_allclose(found["ceiling"].iloc[0], halves, rtol=1e-5)
 
 
 # -- dispersion ------------------------------------------------------------------------------------------
