@@ -141,6 +141,8 @@ def test_a_piece_of_a_row_is_read_as_its_response(model: ChatModel) -> None:
 
 
 def test_the_step_matches_and_splits(tmp_path: Path) -> None:
+    from study.base import find_base
+    from study.plan import make_plan
     from study.run import run_study
     from study.spec import load_spec
     from tests.tiny_study import STUDY, _article, write_study
@@ -154,6 +156,7 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
         "probes": [],
         "adjust": {},
     }
+    directions |= {"folds": 3, "adjust": {"authorship:content": {"regress_out": ["surprisal"]}}}
     changes = {"directions": directions, "arms": {"base": []}, "stages": {}, "benign": None, "steering": None}
     changes |= {"behaviour": {"self_recognition": "sgtr"}, "embedding": {"methods": []}}
     data = {"sgtr": {**STUDY["data"]["sgtr"], "held_out": 10}}
@@ -172,3 +175,19 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
     kept = matched[matched["half"] == "extract"].set_index("direction")["kept"]
     fitted = split.drop_duplicates(["direction", "fitted_on"]).groupby("direction")["n_fitted"].sum()
     assert (fitted == kept[fitted.index]).all()
+    family = pd.read_csv(tmp_path / "out" / "tables" / "identity_transfer.csv")
+    own = family[family["direction"] == family["contrast"]].set_index("direction")["n_questions"]
+    assert (
+        own["identity:authorship:content"]
+        == matched[matched["direction"] == "identity:authorship:content"]["kept"].sum()
+    )
+    assert (
+        own["identity:authorship:content:adjusted"] < own["identity:authorship:content"]
+    )  # the evaluation half alone
+    quality = (
+        pd.read_csv(tmp_path / "out" / "tables" / "directions.csv").groupby("direction")["folds"].first()
+    )
+    assert quality["identity:authorship:content"] == 3
+    blind = load_spec(study, ["directions.adjust={'assistant_axis': {'regress_out': ['length']}}"])
+    with pytest.raises(InputError, match=r"adjust\.assistant_axis: 'assistant_axis' is not among"):
+        make_plan(blind, find_base(blind.model))
