@@ -108,7 +108,7 @@ def cosines(
 class _Halves:
     cosine: float
     ceiling: float
-    first_on_second: Float[np.ndarray, " q"]
+    first_on_second: Float[np.ndarray, " p"]
     """The first's differences on the second's direction from the questions of the other half, mean over halvings."""
     second_on_first: Float[np.ndarray, " q"]
 
