@@ -156,7 +156,15 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
         "probes": [],
         "adjust": {},
     }
-    directions |= {"folds": 3, "adjust": {"authorship:content": {"regress_out": ["surprisal"]}}}
+    directions |= {
+        "folds": 3,
+        "adjust": {
+            "authorship:content": {
+                "regress_out": ["length", "surprisal"],
+                "project_out": ["authorship:pair_answer"],
+            }
+        },
+    }
     changes = {"directions": directions, "arms": {"base": []}, "stages": {}, "benign": None, "steering": None}
     changes |= {"behaviour": {"self_recognition": "sgtr"}, "embedding": {"methods": []}}
     data = {"sgtr": {**STUDY["data"]["sgtr"], "held_out": 10}}

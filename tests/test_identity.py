@@ -97,7 +97,7 @@ def test_every_role_gives_the_same_answer(model: ChatModel) -> None:
 
 
 def test_members_are_named_by_place(tmp_path: Path) -> None:
-    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [], "adjust": {},
+    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [],
              "assistant_axis_at": ["prompt_last", "fixed_answer"], "identity": ["self_report", "assistant_axis"]}  # fmt: skip
     save_model(tmp_path / "model")
     alone = {"steering": None, "arms": {"base": []}, "stages": {}, "benign": None, "measure": {}}

@@ -92,7 +92,7 @@ def test_second_run_does_nothing(home: Path, finished: Path) -> None:
 
 def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:
     behind_an_api = {"job", "asked_summaries", "asked_recognition", "asked_report"}  # see tests/test_paper.py
-    elsewhere = behind_an_api | {"judged"}  # see tests/test_persona.py
+    elsewhere = behind_an_api | {"judged", "adjusted"}  # see tests/test_persona.py, tests/test_authorship.py
     assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS) - elsewhere
 
 

@@ -60,7 +60,6 @@ STUDY: dict[str, Any] = {
         "presence": ["none"],
         "rollout_tokens": 6,
         "probes": ["difference_of_means", "logistic"],
-        "adjust": {"self_report:third": {"project_out": ["name"], "regress_out": ["length", "surprisal"]}},
     },
     "behaviour": {
         "self_recognition": "sgtr",
