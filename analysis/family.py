@@ -1,21 +1,34 @@
 """Is it one thing? Identity directions against each other: cosines, and how well each tells the others' contrasts apart.
 
-A family is called identity only where its members agree. Two members agree, at a layer, where their cosine is beyond 97.5 % of
-directions drawn from the other's activations, and each orders the other's held-out rows rightly with an interval above one half.
+A family is called identity only where its members agree. Two members agree, at a layer, where their cosine (from questions that
+they do not share) is beyond 97.5 % of directions drawn from the other's activations and beyond sign flips of the other's
+differences, and each orders the other's held-out rows rightly with an interval above one half.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from mech.errors import InputError
-from probes.direction import Direction
-from probes.nulls import covariance_matched_directions, isotropic_directions
+from probes.direction import Direction, paired_differences
+from probes.nulls import covariance_matched_directions, isotropic_directions, sign_flip_null
 from probes.separability import heldout_auroc
 from probes.validation import auroc
+
+N_SPLITS = 50
+"""Random halvings of the questions behind a cosine from disjoint halves."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a contrast at one layer."""
+
+    rows: Float[np.ndarray, "n d"]
+    signs: Sequence[int]
+    questions: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -23,40 +36,118 @@ class Member:
     """A direction and the contrast it was made from, at one layer."""
 
     direction: Direction
-    extract: Float[np.ndarray, "n d"]
-    """Activations of the half that it was made from."""
-    held_out: Float[np.ndarray, "m d"]
-    signs: Sequence[int]
-    """Of the held-out rows."""
-    questions: Sequence[str]
-    """Of the held-out rows."""
+    extract: Part
+    """The half that it was made from."""
+    held_out: Part
+    """What it is tested on: the other half; or all rows, where `vectors` cross-fit it."""
+    vectors: Float[np.ndarray, "k d"] | None = None
+    """Cross-fitted unit vectors by fold; None: the direction itself scores everything that it has not seen."""
+    fold_of: Mapping[str, int] = field(default_factory=dict)
+    """By question, which of `vectors` has not seen it."""
+
+    def score(self, part: Part, layer: int) -> Float[np.ndarray, " n"]:
+        """Projections of rows, centred; NaN where a row's question was seen by every direction that there is."""
+        centred = part.rows - part.rows.mean(0, dtype=np.float64)
+        whole: np.ndarray = centred @ self.direction.unit[layer]
+        if self.vectors is None:
+            whole[np.isin(part.questions, list(set(self.extract.questions)))] = np.nan
+            return whole
+        for i, question in enumerate(part.questions):
+            if (fold := self.fold_of.get(question)) is not None:
+                whole[i] = centred[i] @ self.vectors[fold]
+        return whole
 
 
 def cosines(
     members: Sequence[Member], layer: int, *, rng: np.random.Generator, n_null: int = 1000
 ) -> pd.DataFrame:
-    """Cosine of every two directions at a layer, one row a pair (both ways, for the null is the second's).
+    """Cosine of every two directions at a layer, one row a pair (both ways, for the nulls are the second's).
 
-    `null_high` is the 97.5 % quantile of |cosine| with directions of the second contrast's covariance, `p_null` two-sided;
-    `ceiling` is what two equally noisy directions of one truth would reach: the root of the product of their reliabilities, which
-    follow from the split-half cosines r by Spearman and Brown, 2r / (1 + r), for the whole is less noisy than its halves. Members
-    that share rows (name and presence both hold the identity prompt) share noise too, which lifts their cosine.
+    `cosine` is that of the whole directions. Members that share rows (name and presence both hold the identity prompt) share noise
+    there; `cosine_disjoint` is the mean cosine of one's direction from half of the questions with the other's from the other half.
+    `ceiling` and `ceiling_disjoint` are what two equally noisy directions of one truth would reach: the root of the product of the
+    reliabilities, which for halves are the split-half cosines r, and for the whole 2r / (1 + r) (Spearman and Brown).
+    `share_of_ceiling` is `cosine_disjoint` over its ceiling: near 1, the two differ by noise alone; NaN without a ceiling.
+
+    Nulls, both for the second's contrast: `null_high` is the 97.5 % quantile of |cosine| with directions of its activations'
+    covariance, `p_null` two-sided of `cosine_disjoint`; `p_flip` is that of its paired differences' mean projection on the first
+    direction (fitted without the difference's question) with signs flipped by question, `null_flip_high` its 97.5 % quantile as
+    a cosine.
     """
-    rows = []
-    for a in members:
-        for b in members:
-            if a is b:
-                continue
-            value = float(a.direction.unit[layer] @ b.direction.unit[layer])
-            drawn = covariance_matched_directions(b.extract, n_null, rng) @ a.direction.unit[layer]
-            reliability = _reliability(a.direction, layer) * _reliability(b.direction, layer)
-            rows.append({
-                "direction": a.direction.name, "other": b.direction.name, "layer": layer, "cosine": value,
-                "null_high": float(np.quantile(np.abs(drawn), 0.975)),
-                "p_null": float((1 + (np.abs(drawn) >= abs(value)).sum()) / (1 + n_null)),
-                "ceiling": float(np.sqrt(reliability)),
-            })  # fmt: skip
-    return pd.DataFrame(rows)
+    found = []
+    for i, a in enumerate(members):
+        for b in members[i + 1 :]:
+            (gaps_a, asked_a), (gaps_b, asked_b) = (
+                paired_differences(m.extract.rows[:, None], m.extract.questions, m.extract.signs)
+                for m in (a, b)
+            )
+            halves = _disjoint(gaps_a[:, 0], gaps_b[:, 0], asked_a, asked_b, rng=rng)
+            reliabilities = _reliability(a.direction, layer) * _reliability(b.direction, layer)
+            both = {
+                "layer": layer, "cosine": float(a.direction.unit[layer] @ b.direction.unit[layer]),
+                "cosine_disjoint": halves.cosine, "ceiling": float(np.sqrt(reliabilities)), "ceiling_disjoint": halves.ceiling,
+                "share_of_ceiling": halves.cosine / halves.ceiling if halves.ceiling else np.nan,
+            }  # fmt: skip
+            for one, other, gap, along in (
+                (a, b, gaps_b, halves.second_on_first),
+                (b, a, gaps_a, halves.first_on_second),
+            ):
+                drawn = covariance_matched_directions(other.extract.rows, n_null, rng) @ one.direction.unit[layer]  # fmt: skip
+                flips = sign_flip_null("flips", along, seed=int(rng.integers(2**31)), n=n_null)
+                found.append({
+                    "direction": one.direction.name, "other": other.direction.name, **both,
+                    "null_high": float(np.quantile(np.abs(drawn), 0.975)),
+                    "p_null": float((1 + (np.abs(drawn) >= abs(halves.cosine)).sum()) / (1 + n_null)),
+                    "null_flip_high": float(np.quantile(np.abs(flips.draws), 0.975) / np.linalg.norm(gap.mean(0))),
+                    "p_flip": flips.p_value,
+                })  # fmt: skip
+    return pd.DataFrame(found)
+
+
+@dataclass(frozen=True)
+class _Halves:
+    cosine: float
+    ceiling: float
+    first_on_second: Float[np.ndarray, " p"]
+    """The first's differences on the second's direction from the questions of the other half, mean over halvings."""
+    second_on_first: Float[np.ndarray, " q"]
+
+
+def _disjoint(
+    a: Float[np.ndarray, "p d"],
+    b: Float[np.ndarray, "q d"],
+    asked_a: Sequence[str],
+    asked_b: Sequence[str],
+    *,
+    rng: np.random.Generator,
+) -> _Halves:
+    """Two members' paired differences, halved by question again and again: no question stands on both sides of a cosine."""
+    cosine, reliable_a, reliable_b = [], [], []
+    on_b, on_a = np.zeros(len(a)), np.zeros(len(b))
+    for _ in range(N_SPLITS):
+        first = _first_half(asked_a, asked_b, rng)
+        in_a, in_b = (np.isin(asked, list(first)) for asked in (asked_a, asked_b))
+        a1, a2, b1, b2 = (_unit(x[mask].mean(0)) for x, m in ((a, in_a), (b, in_b)) for mask in (m, ~m))
+        cosine.append((a1 @ b2 + a2 @ b1) / 2)
+        reliable_a.append(a1 @ a2)
+        reliable_b.append(b1 @ b2)
+        on_b += np.where(in_a, a @ b2, a @ b1) / N_SPLITS
+        on_a += np.where(in_b, b @ a2, b @ a1) / N_SPLITS
+    ceiling = np.sqrt(max(0.0, float(np.mean(reliable_a))) * max(0.0, float(np.mean(reliable_b))))
+    return _Halves(float(np.mean(cosine)), float(ceiling), on_b, on_a)
+
+
+def _first_half(asked_a: Sequence[str], asked_b: Sequence[str], rng: np.random.Generator) -> set[str]:
+    """Every second question: first those of a alone, then shared ones, then those of b alone, each shuffled; so both are halved."""
+    both = set(asked_a) & set(asked_b)
+    groups = [[q for q in asked_a if q not in both], sorted(both), [q for q in asked_b if q not in both]]
+    order = [group[i] for group in groups for i in rng.permutation(len(group))]
+    return set(order[int(rng.integers(2)) :: 2])
+
+
+def _unit(x: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
+    unit: np.ndarray = x / max(float(np.linalg.norm(x)), 1e-30)
+    return unit
 
 
 def _reliability(direction: Direction, layer: int) -> float:
@@ -69,18 +160,25 @@ def transfer(
 ) -> pd.DataFrame:
     """AUROC of every direction on every contrast's held-out rows, with a question bootstrap, and a random direction's spread.
 
-    `null_low` and `null_high` hold 95 % of isotropic directions; below one half means that the direction orders them wrongly.
+    A direction scores only rows of questions that it has not seen. `null_low` and `null_high` hold 95 % of isotropic directions;
+    below one half means that the direction orders them wrongly.
+
+    Raises:
+        InputError: a direction has seen all questions of one side.
     """
     rows = []
     for contrast in members:
-        projections = np.stack([contrast.held_out @ m.direction.unit[layer] for m in members], 1)
-        found = heldout_auroc(projections, contrast.signs, contrast.questions)
-        drawn = contrast.held_out @ isotropic_directions(n_null, contrast.held_out.shape[1], rng).T
-        null = auroc(drawn, np.array(contrast.signs))
-        for i, m in enumerate(members):
+        part = contrast.held_out
+        drawn = part.rows @ isotropic_directions(n_null, part.rows.shape[1], rng).T
+        null = auroc(drawn, np.array(part.signs))
+        for m in members:
+            scores = m.score(part, layer)
+            kept: Bool[np.ndarray, " n"] = ~np.isnan(scores)
+            signs, asked = np.array(part.signs)[kept], np.array(part.questions)[kept]
+            found = heldout_auroc(scores[kept][:, None], signs.tolist(), asked.tolist())
             rows.append({
                 "direction": m.direction.name, "contrast": contrast.direction.name, "layer": layer,
-                "auroc": float(found.auroc[i]), "auroc_low": float(found.low[i]), "auroc_high": float(found.high[i]),
+                "auroc": float(found.auroc[0]), "auroc_low": float(found.low[0]), "auroc_high": float(found.high[0]),
                 "null_low": float(np.quantile(null, 0.025)), "null_high": float(np.quantile(null, 0.975)),
                 "n_questions": found.n_questions,
             })  # fmt: skip
@@ -88,7 +186,7 @@ def transfer(
 
 
 def verdicts(found_cosines: pd.DataFrame, found_transfer: pd.DataFrame) -> pd.DataFrame:
-    """One row a pair: do the two agree, by the rule above?
+    """One row a pair: do the two agree, by the rule above? Beside it the cosine as a share of its ceiling.
 
     Raises:
         InputError: the tables are of different members.
@@ -101,9 +199,12 @@ def verdicts(found_cosines: pd.DataFrame, found_transfer: pd.DataFrame) -> pd.Da
     rows = []
     for i, a in enumerate(names):
         for b in names[i + 1 :]:
+            ways = ((a, b), (b, a))
             pairs: Mapping[str, bool] = {
-                "cosine_above_null": bool(all(cosine.loc[p, "cosine"] > cosine.loc[p, "null_high"] for p in ((a, b), (b, a)))),
-                "transfers_both_ways": bool(all(scored.loc[p, "auroc_low"] > 0.5 for p in ((a, b), (b, a)))),
+                "cosine_above_null": bool(all(cosine.loc[p, "cosine_disjoint"] > cosine.loc[p, "null_high"] for p in ways)),
+                "beyond_flips": bool(all(cosine.loc[p, "cosine_disjoint"] > 0 and cosine.loc[p, "p_flip"] < 0.05 for p in ways)),
+                "transfers_both_ways": bool(all(scored.loc[p, "auroc_low"] > 0.5 for p in ways)),
             }  # fmt: skip
-            rows.append({"direction": a, "other": b, **pairs, "agree": all(pairs.values())})
+            share = float(cosine.loc[(a, b), "share_of_ceiling"])
+            rows.append({"direction": a, "other": b, "share_of_ceiling": share, **pairs, "agree": all(pairs.values())})  # fmt: skip
     return pd.DataFrame(rows)

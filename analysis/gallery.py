@@ -23,8 +23,8 @@ def draw_figures(
     Pooling and questions belong to a direction: each is shown with its own.
 
     Args:
-        tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, self_recognition,
-            self_report, steering, embedding, training. Any may be missing or empty.
+        tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
+            self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures; where several were measured, one figure
@@ -81,6 +81,12 @@ def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Itera
     cosines = _rows(tables, "direction_cosines")
     if not cosines.empty:
         yield "direction_cosines", "direction_cosines", cosines, plots.direction_cosines, {}
+    for table, draw in (
+        ("identity_cosines", plots.identity_cosines),
+        ("identity_transfer", plots.identity_transfer),
+    ):
+        if not (rows := _rows(tables, table)).empty:
+            yield table, table, rows, draw, {}
 
 
 def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[_Drawing]:

@@ -6,13 +6,12 @@ The contract is that of `analysis.plots`, which exports these functions too.
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from analysis.family_plots import matrix_figure, plain
 from analysis.plot_style import (
     BLACK,
     GREY,
@@ -204,23 +203,13 @@ def direction_cosines(frame: pd.DataFrame) -> Figure:
     names = frame["direction"].tolist()
     need(frame, "layer", *names)
     matrix = frame[names].to_numpy(dtype=float)
-    width = 3.4 + 0.46 * len(names)
-    figure = Figure(figsize=(max(5.4, width), max(2.8, 1.9 + 0.34 * len(names))), layout="constrained")
-    axes = figure.subplots()
-    mesh = axes.pcolormesh(
-        matrix, cmap=mpl.colormaps["RdBu_r"], vmin=-1, vmax=1, edgecolors="white", linewidth=1.2
+    figure, _ = matrix_figure(
+        matrix,
+        names,
+        names,
+        limits=(-1.0, 1.0),
+        legend="cosine",
+        text=lambda i, j: plain(float(matrix[i, j])),
     )
-    for (i, j), value in np.ndenumerate(matrix):
-        text = f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
-        colour = "white" if abs(value) > 0.6 else INK
-        axes.text(j + 0.5, i + 0.5, text, ha="center", va="center", color=colour, fontsize=7.5)
-    ticks = np.arange(len(names)) + 0.5
-    axes.set_yticks(ticks, [label(n, 30) for n in names])
-    axes.set_xticks(ticks, [label(n, 30) for n in names], rotation=35, ha="right", rotation_mode="anchor")
-    axes.set_ylim(len(names), 0)
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    figure.colorbar(mesh, ax=axes, label="cosine", shrink=0.9, aspect=15)
     head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before")
     return figure

@@ -128,6 +128,24 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         "",
     ),
+    "identity_cosines": (
+        (
+            "Cosine between two identity directions from questions that they do not share, so that common rows are no agreement. "
+            "Star: the two agree, which takes the transfer matrix too"
+        ),
+        (
+            "Nulls, both ways: above 97.5 % of |cosines| with directions of the other contrast's covariance, and p < .05 against "
+            "sign flips of its paired differences; not corrected for the number of pairs. Noise alone keeps a cosine below its "
+            "ceiling (table)"
+        ),
+    ),
+    "identity_transfer": (
+        (
+            "AUROC of a direction (row) on held-out rows of a contrast (column), none of whose questions it has seen; on the diagonal "
+            "its own contrast"
+        ),
+        "Star: 95 % bootstrap interval over questions above one half. Random directions' range: table",
+    ),
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "

@@ -101,12 +101,13 @@ SECTIONS = (
         ("direction_quality", "direction_cosines"),
     ),
     Section(
-        ("identity_cosines", "identity_transfer"), "Is identity one thing?",
-        "Identity directions come from different contrasts, and are one thing only where they agree: their cosine is beyond 97.5 % "
-        "of directions drawn from the other contrast's activations, and each tells the other's held-out rows apart with an "
-        "interval above one half. The assistant axis is no identity; it is here to see what leans on it. Ceiling: the cosine "
-        "that two equally noisy copies of one direction would have.",
-        (),
+        ("identity_cosines", "identity_transfer", "authorship_matching", "authorship_answers"), "Is identity one thing?",
+        "Identity directions come from different contrasts, and are one thing only where they agree: their cosine, from questions that they "
+        "do not share, is beyond 97.5 % of directions drawn from the other contrast's activations and beyond sign flips of its "
+        "differences, and each tells the other's held-out rows apart with an interval above one half. The assistant axis is no identity; it is here to see what leans on it. Ceiling: the cosine "
+        "that two equally noisy copies of one direction would have; share_of_ceiling is the disjoint cosine over its own. Authorship, where asked for: how many pairs are left when both "
+        "sides' surprisal agrees (gaps in nats a token), and directions from articles that the base answers rightly or wrongly.",
+        ("identity_cosines", "identity_transfer"),
     ),
     Section(
         ("dispersion",), "How widely activations spread",

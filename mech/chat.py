@@ -266,6 +266,29 @@ class ChatTemplate:
             )
         return Encoded(ids, len(head), len(body) - len(head), text)
 
+    def piece(self, encoded: Encoded, start: int, stop: int) -> Encoded:
+        """A row cut behind a piece of its text, with that piece in the place of the response: what reads it reads the piece.
+
+        Nothing behind the piece can change what a causal model makes of it. A token that lies only partly in the piece (a space
+        that is one with its first word) belongs to it.
+
+        Args:
+            encoded: the row.
+            start: first character of the piece in `encoded.text`.
+            stop: the character behind it.
+
+        Raises:
+            InputError: no token lies there, or the tokenizer cannot say where its tokens lie.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise InputError("reading a piece of a prompt needs a fast tokenizer (one that keeps offsets)")
+        found = self.tokenizer(encoded.text, add_special_tokens=False, return_offsets_mapping=True)
+        inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < stop and b > start]
+        if not inside or tuple(found["input_ids"]) != encoded.ids:
+            raise InputError(f"characters {start} to {stop} of the row: no token lies there")
+        first, last = inside[0], inside[-1] + 1
+        return Encoded(encoded.ids[:last], first, last - first, encoded.text)
+
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of already rendered text: nothing is added to it."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float
+
 from mech.chat import Encoded
 
 
@@ -23,3 +26,24 @@ class ContrastRow:
 def of_split(rows: Sequence[ContrastRow], split: str) -> list[ContrastRow]:
     """The rows of one half."""
     return [row for row in rows if row.split == split]
+
+
+@dataclass(frozen=True)
+class ContrastArrays:
+    """A contrast that has been read."""
+
+    activations: Float[np.ndarray, "n layers d"]
+    """One row a text."""
+    signs: Sequence[int]
+    """+1 and −1."""
+    questions: Sequence[str]
+    splits: Sequence[str]
+    """`extract` or `evaluate`, row by row."""
+
+    def of_split(self, split: str) -> "ContrastArrays":
+        """The rows of one half."""
+        at = [i for i, name in enumerate(self.splits) if name == split]
+        signs, questions, splits = self.signs, self.questions, self.splits
+        return ContrastArrays(
+            self.activations[at], [signs[i] for i in at], [questions[i] for i in at], [splits[i] for i in at]
+        )

@@ -6,7 +6,7 @@ model's own name, as against invented ones).
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,10 @@ class Direction:
             raise InputError(f"direction {self.name}: zero at layer {layer}")
         unit: np.ndarray = self.vectors[layer] / self.norms[layer]
         return unit
+
+    def at_layers(self, layers: Sequence[int]) -> "Direction":
+        """The same direction at some layers only: row i is that of `layers[i]`."""
+        return replace(self, vectors=self.vectors[list(layers)], split_half=self.split_half[list(layers)])
 
     def require(self, *, n_layers: int, d_model: int, base: str | None = None) -> None:
         """Refuse to be used on another model.

@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Float
 
 from mech.errors import InputError
-from probes.direction import fit_direction, paired_differences
+from probes.crossfit import cross_fit
+from probes.direction import fit_direction
 from probes.separability import Separability, heldout_auroc
-from probes.validation import auroc, group_folds
+from probes.validation import auroc
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,7 @@ def choose_layer(
         raise InputError(
             f"choosing a layer needs two questions of the extraction half or more, there are {k}"
         )
-    scores = np.full(h.shape[:2], np.nan)
-    for train, test in group_folds(q, s.tolist(), rng=rng, k=k):
-        vectors = paired_differences(h[train], q[train].tolist(), s[train].tolist())[0].mean(0)
-        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-30)
-        middle = (h[train][s[train] > 0].mean(0) + h[train][s[train] < 0].mean(0)) / 2
-        scores[test] = np.einsum("nld,ld->nl", h[test] - middle, unit)
+    scores = cross_fit(h, q.tolist(), s.tolist(), k=k, rng=rng).scores
     areas = auroc(scores, s)
     gap = scores[s > 0].mean(0) - scores[s < 0].mean(0)
     spread = np.sqrt((scores[s > 0].var(0) + scores[s < 0].var(0)) / 2)

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 
+from mech.adapters import orthonormal
 from mech.errors import InputError
 from probes.direction import Direction
 
@@ -23,11 +25,7 @@ def project_out(direction: Direction, others: Sequence[Direction]) -> Direction:
         raise InputError(
             f"direction {direction.name}: project out directions of the same model, at least one"
         )
-    left = direction.vectors.astype(np.float64)
-    for layer in range(len(left)):
-        basis, sizes, _ = np.linalg.svd(np.stack([o.unit[layer] for o in others], 1), full_matrices=False)
-        basis = basis[:, sizes > 1e-6 * sizes[0]]
-        left[layer] -= basis @ (basis.T @ left[layer])
+    left = without(direction.vectors[None], others)[0]
     if (np.linalg.norm(left, axis=1) < 1e-6 * direction.norms).any():
         raise InputError(
             f"direction {direction.name}: nothing is left of it without {[o.name for o in others]}"
@@ -37,30 +35,57 @@ def project_out(direction: Direction, others: Sequence[Direction]) -> Direction:
     return replace(direction, vectors=left.astype(np.float32), split_half=unknown, made_from=said)
 
 
+def without(
+    activations: Float[np.ndarray, "n layers d"], others: Sequence[Direction]
+) -> Float[np.ndarray, "n layers d"]:
+    """Activations without their part in the span of some directions, layer by layer (float64).
+
+    A difference of means of these is the difference of means of all, with the others projected out; and its split-half cosine is
+    that of what is left.
+
+    Raises:
+        InputError: directions of another model.
+    """
+    if any(o.vectors.shape != activations.shape[1:] for o in others):
+        raise InputError(
+            f"{[o.name for o in others]}: not of the model whose activations are {activations.shape[1:]}"
+        )
+    left: np.ndarray = activations.astype(np.float64)
+    for layer in range(left.shape[1]):
+        units = np.stack([o.unit[layer] for o in others], 1)
+        basis = orthonormal(torch.from_numpy(units)).numpy()
+        left[:, layer] -= (left[:, layer] @ basis) @ basis.T
+    return left
+
+
 def regress_out(
     activations: Float[np.ndarray, "n layers d"],
     covariates: Mapping[str, Float[np.ndarray, " n"]],
     questions: Sequence[str],
+    *,
+    fit_on: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "n layers d"]:
     """Activations without what covariates explain within questions, linearly (least squares, float64).
 
     The slope is estimated from rows' deviations from their question's mean, so that it cannot take up differences between
     questions, and the covariates' effect is removed around their grand mean. A covariate that goes with the contrast itself takes
-    contrast with it: what is left is a lower bound.
+    contrast with it: what is left is a lower bound. With `fit_on`, slopes and grand mean are those of these rows alone (the extraction
+    half), and are taken out of all.
 
     Raises:
         InputError: a covariate of another length, not finite, or constant within every question.
     """
-    _, group = np.unique(np.asarray(questions), return_inverse=True)
+    fitted = np.ones(len(activations), dtype=bool) if fit_on is None else fit_on
+    _, group = np.unique(np.asarray(questions)[fitted], return_inverse=True)
     design = np.stack([np.asarray(v, dtype=np.float64) for v in covariates.values()], 1)
     if design.shape[0] != len(activations) or not np.isfinite(design).all():
         raise InputError(f"covariates {', '.join(covariates)}: one finite number a row is needed")
-    within = _within(design, group)
+    within = _within(design[fitted], group)
     if empty := [name for name, column in zip(covariates, within.T, strict=True) if not column.any()]:
         raise InputError(f"covariates {', '.join(empty)} do not vary within any question")
     flat = activations.reshape(len(activations), -1).astype(np.float64)
-    slope, *_ = np.linalg.lstsq(within, _within(flat, group), rcond=None)
-    cleaned: np.ndarray = (flat - (design - design.mean(0)) @ slope).reshape(activations.shape)
+    slope, *_ = np.linalg.lstsq(within, _within(flat[fitted], group), rcond=None)
+    cleaned: np.ndarray = (flat - (design - design[fitted].mean(0)) @ slope).reshape(activations.shape)
     return cleaned
 
 

@@ -17,6 +17,9 @@ from mech.questions import Question
 from mech.typed import read_typed
 from probes.contrast import ContrastRow
 
+FIXED_ANSWER = "Let me think about that for a moment. There are a few things to say about it, and I will take them one by one."
+"""What anybody could begin with, whatever was asked."""
+
 
 class Role(BaseModel):
     """Somebody the assistant can be asked to be."""
@@ -62,8 +65,9 @@ def assistant_contrast(
     *,
     n_roles: int,
     n_questions: int | None = None,
+    answered: bool = False,
 ) -> list[ContrastRow]:
-    """Each question asked of the default assistant (+) and of each role (−), to be read at the prompt's last token.
+    """Each question asked of the default assistant (+) and of each role (−), to be read at the prompt's last token, or over an answer.
 
     Args:
         template: the model's chat template.
@@ -72,6 +76,7 @@ def assistant_contrast(
         makers: makers of invented names, for the template.
         n_roles: use the first so many.
         n_questions: use the first so many of each half.
+        answered: every prompt is followed by one and the same answer (`FIXED_ANSWER`), token by token, whoever is asked.
 
     Raises:
         InputError: fewer roles than asked for.
@@ -88,7 +93,10 @@ def assistant_contrast(
             prompt = role.prompts[at % len(role.prompts)]
             conditions[role.name] = (-1, SystemPrompt("text", prompt))
         for name, (sign, condition) in conditions.items():
-            turn = [{"role": "user", "content": q.text}]
-            encoded = template.encode_prompt(turn, condition, identity=identity, others=makers)
+            turns = [{"role": "user", "content": q.text}]
+            if answered:
+                turns.append({"role": "assistant", "content": FIXED_ANSWER})
+            encode = template.encode if answered else template.encode_prompt
+            encoded = encode(turns, condition, identity=identity, others=makers)
             rows.append(ContrastRow(f"{q.id}/{name}", q.id, q.split, sign, encoded))
     return rows

@@ -1,16 +1,15 @@
 """Planning what only the base does: its answers, contrasts, and a direction from each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve
-from probes.authorship import READ_AT as AUTHORSHIP_AT
 from probes.persona import POSITIONS, Trait
-from probes.roles import load_roles
-from probes.self_report import AGAINST as SELF_REPORT_AGAINST
-from probes.self_report import load_reports
+from probes.roles import FIXED_ANSWER, load_roles
+from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
@@ -45,28 +44,54 @@ def plan_directions(plan: Plan) -> list[Step]:
             contrast = (_text_contrast if way == "text" else _prompt_contrast)(plan, trait)
             found.append(_direction(plan, f"{trait.trait}:{way}", contrast, "response_mean", way))
     for member in identity_members(spec.reads):
-        contrast = _identity_contrast(plan, member)
+        contrast = _identity_contrast(plan, member.partition("@")[0])
         found.append(_direction(plan, f"identity:{member}", contrast, read_at(member), member))
-    return found
+    return found + [_adjusted(plan, member, found) for member in spec.reads.adjust]
+
+
+def _adjusted(plan: Plan, member: str, found: Sequence[Step]) -> Step:
+    """A member without what the study takes out of it."""
+    how, known = plan.spec.reads.adjust[member], {d.config["direction"]: d for d in found}
+
+    def named(name: str) -> Step:
+        for full in (f"identity:{name}", name):
+            if full in known:
+                return known[full]
+        raise InputError(
+            f"directions.adjust.{member}: {name!r} is not among the study's directions ({', '.join(known)})"
+        )
+
+    raw = named(member)
+    if "surprisal" in how.regress_out and raw.config["pooling"] == "prompt_last":
+        raise InputError(
+            f"directions.adjust.{member}: surprisal is that of an answer that is read, and this is read at the prompt's last token"
+        )
+    config = {k: raw.config[k] for k in ("pooling", "elicitation", "statistics")}
+    config |= {"direction": f"{raw.config['direction']}:adjusted", **how.model_dump(mode="json")}
+    inputs = {"raw": [raw], "contrast": raw.inputs["contrast"], "project_out": [named(n) for n in how.project_out]}  # fmt: skip
+    return plan.add("adjusted", f"adjusted/{member}", config, inputs, Work(fixed_seconds=2))
 
 
 def identity_members(reads: DirectionSpec) -> list[str]:
-    """The contrasts of the identity family that a study asks for."""
+    """The identity family that a study asks for: contrasts, and `CONTRAST@PLACE` where one is read at a second place."""
+    axis = {"prompt_last": "assistant_axis", "fixed_answer": "assistant_axis@fixed_answer"}
+    places = {"answer": "", "prompt_last": "@prompt_last"}
     several = {
         "presence": [f"presence:{p}" for p in reads.presence],
-        "authorship": [f"authorship:{place}" for place in AUTHORSHIP_AT],
-        "self_report": [f"self_report:{other}" for other in SELF_REPORT_AGAINST],
+        "authorship": [f"authorship:{place}" for place in reads.authorship.read_at],
+        "self_report": [f"self_report:{a}{places[p]}" for p in reads.self_report_at for a in AGAINST],
+        "assistant_axis": [axis[place] for place in reads.assistant_axis_at],
     }
     return [m for member in reads.identity for m in several.get(member, [member])]
 
 
 def read_at(member: str) -> str:
-    """The pooling of a member's contrast: over the text that differs, or at the prompt's last token."""
-    return (
-        "response_mean"
-        if member.startswith("self_report:") or member == "authorship:content"
-        else "prompt_last"
-    )
+    """The pooling of a member: over the text that differs, or at the prompt's last token."""
+    contrast, _, place = member.partition("@")
+    if place:
+        return {"fixed_answer": "response_mean"}.get(place, place)
+    answers = ("authorship:content", "authorship:pair_content", "authorship:pair_answer")
+    return "response_mean" if contrast.startswith("self_report:") or contrast in answers else "prompt_last"
 
 
 def _text_contrast(plan: Plan, trait: Trait) -> Step:
@@ -125,10 +150,10 @@ def _judge_digest(plan: Plan, model: str) -> str:
 
 def _identity_contrast(plan: Plan, member: str) -> Step:
     reads, invented, kind = plan.spec.reads, load_invented(), member.partition(":")[0]
-    config = {
+    config: dict[str, Any] = {
         **plan.reader,
         "contrast": member,
-        "poolings": [read_at(member)],
+        "poolings": _poolings(reads, member),
         "questions_used": reads.identity_questions,
     }
     inputs: dict[str, Sequence[Step]] = {"checkpoint": ()}
@@ -146,6 +171,8 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
         roles = load_roles()
         rows = len(roles.questions) * (1 + reads.roles)
         config |= {"texts": digest_of(roles.model_dump()), "roles": reads.roles}
+        if "fixed_answer" in reads.assistant_axis_at:
+            config["answer"] = FIXED_ANSWER
     else:
         data = plan.spec.behaviour.self_recognition
         if data is None:
@@ -153,17 +180,35 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
                 "directions.identity: authorship needs behaviour.self_recognition, which names its texts"
             )
         inputs["data"] = [plan_data(plan, data, plan.spec.seeds[0])]
-        rows = 4 * (reads.identity_questions or 50)
-    work = Work(read=rows * 40, stored_bytes=plan.stored(rows, 1))
+        how = reads.authorship
+        config |= {"questions_used": how.articles or reads.identity_questions}
+        config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
+        rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
+    adjusted = [how for name, how in reads.adjust.items() if name.partition("@")[0] == member]
+    if any("surprisal" in how.regress_out for how in adjusted):
+        config["surprisal"] = True
+    work = Work(read=rows * 40, stored_bytes=plan.stored(rows, len(config["poolings"])))
     return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
 
 
+def _poolings(reads: DirectionSpec, contrast: str) -> list[str]:
+    """Where a contrast is read: one capture serves all its members."""
+    mine = [m for m in identity_members(reads) if m.partition("@")[0] == contrast]
+    return sorted({read_at(m) for m in mine})
+
+
 def _direction(plan: Plan, name: str, contrast: Step, pooling: str, elicitation: str) -> Step:
-    config = {
+    config: dict[str, Any] = {
         "direction": name,
         "pooling": pooling,
         "elicitation": elicitation,
         "positions": POSITIONS if elicitation == "prompts" else {},
         "statistics": plan.spec.statistics.model_dump(),
     }
+    if plan.spec.reads.folds > 1:
+        config["folds"] = plan.spec.reads.folds
+    if contrast.config.get("by_answer"):
+        config["by_answer"] = plan.spec.layer
+    if contrast.config.get("surprisal_within"):
+        config["matched"] = True
     return plan.add("direction", f"direction/{name}", config, {"contrast": [contrast]}, Work(fixed_seconds=2))

@@ -99,7 +99,7 @@ def _probes(plan: Plan, directions: Sequence[Step]) -> list[Step]:
         plan.add("probes", f"probes/{d.config['direction']}",
                  {**config, **{k: d.config[k] for k in ("direction", "pooling")}},
                  {"contrast": d.inputs["contrast"]}, Work(fixed_seconds=4 * len(config["methods"])))
-        for d in directions if "contrast" in d.inputs
+        for d in directions if d.kind == "direction"
     ]  # fmt: skip
 
 

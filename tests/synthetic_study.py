@@ -99,6 +99,41 @@ def direction_cosines(names=DIRECTIONS, layer=15):
     return frame
 
 
+IDENTITY = [
+    "identity:name",
+    "identity:presence:generic",
+    "identity:self_report:third@prompt_last",
+    "identity:assistant_axis",
+]
+
+
+def identity_cosines(names=IDENTITY, layer=15):
+    """The first two agree, the others do not."""
+    rows = []
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            if a != b:
+                agree = {i, j} == {0, 1}
+                value = 0.8 if agree else 0.05 * (i + j) - 0.3
+                rows.append({
+                    "direction": a, "other": b, "layer": layer, "cosine": value, "cosine_disjoint": value - 0.05, "ceiling": 0.9,
+                    "ceiling_disjoint": 0.85, "share_of_ceiling": (value - 0.05) / 0.85, "null_high": 0.4, "p_null": 0.01 if agree else 0.5,
+                    "null_flip_high": 0.3, "p_flip": 0.01 if agree else 0.5, "agree": agree,
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def identity_transfer(names=IDENTITY, layer=15):
+    """Every direction separates its own contrast, the first two each other's; the last orders the first's wrongly."""
+    rows = []
+    for i, a in enumerate(names):
+        for j, b in enumerate(names):
+            value = 0.95 if i == j or {i, j} == {0, 1} else 0.2 if (i, j) == (3, 0) else 0.5
+            rows.append({"direction": a, "contrast": b, "layer": layer, **_columns("auroc", value, 0.04), "null_low": 0.4,
+                         "null_high": 0.6, "n_questions": 16})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def datasets():
     return pd.DataFrame({
         "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
@@ -188,7 +223,8 @@ def samples(arms=ARMS):
 def all_tables(**options):
     return {
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
-        "direction_cosines": direction_cosines(), "datasets": datasets(),
+        "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
+        "identity_transfer": identity_transfer(), "datasets": datasets(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),
     }  # fmt: skip

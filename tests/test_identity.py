@@ -9,7 +9,6 @@ from scipy.stats import ortho_group
 
 from activations.capture import capture
 from analysis.dispersion import spread, spread_change
-from analysis.family import Member, cosines, transfer, verdicts
 from mech.chat import Identity
 from mech.errors import InputError
 from mech.identities import load_invented
@@ -19,10 +18,13 @@ from probes.authorship import TextPair, authorship_contrast
 from probes.contrast import ContrastRow
 from probes.direction import Direction, fit_direction
 from probes.identity import name_contrast, presence_contrast
-from probes.residual import project_out, regress_out
-from probes.roles import Role, Roles, assistant_contrast, load_roles
+from probes.residual import project_out, regress_out, without
+from probes.roles import FIXED_ANSWER, Role, Roles, assistant_contrast, load_roles
 from probes.self_report import load_reports, self_report_contrast
-from tests.tiny_study import save_model
+from study.base import find_base
+from study.plan import make_plan
+from study.spec import load_spec
+from tests.tiny_study import STUDY, save_model, write_study
 
 TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
 MAKERS = load_invented().makers
@@ -82,6 +84,40 @@ def test_the_assistant_is_contrasted_with_every_role(model: ChatModel) -> None:
         assistant_contrast(model.template, roles, TINNY, MAKERS, n_roles=65)
 
 
+def test_every_role_gives_the_same_answer(model: ChatModel) -> None:
+    asked = assistant_contrast(model.template, load_roles(), TINNY, MAKERS, n_roles=3, n_questions=1)
+    rows = assistant_contrast(
+        model.template, load_roles(), TINNY, MAKERS, n_roles=3, n_questions=1, answered=True
+    )
+    (answer,) = {r.encoded.ids[slice(*r.encoded.spans["response"])] for r in rows}
+    assert model.template.tokenizer.decode(answer) == FIXED_ANSWER
+    for row, prompt in zip(rows, asked, strict=True):  # so that one capture serves both places
+        assert row.encoded.ids[: row.encoded.n_prompt] == prompt.encoded.ids
+        assert (row.id, row.sign) == (prompt.id, prompt.sign)
+
+
+def test_members_are_named_by_place(tmp_path: Path) -> None:
+    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [],
+             "assistant_axis_at": ["prompt_last", "fixed_answer"], "identity": ["self_report", "assistant_axis"]}  # fmt: skip
+    save_model(tmp_path / "model")
+    alone = {"steering": None, "arms": {"base": []}, "stages": {}, "benign": None, "measure": {}}
+    spec = load_spec(write_study(tmp_path, directions=asked, **alone))
+    steps = make_plan(spec, find_base(spec.model))
+    read = {
+        s.config["direction"]: (s.config["pooling"], s.inputs["contrast"][0].name)
+        for s in steps
+        if s.kind == "direction"
+    }
+    assert read == {
+        "identity:self_report:third": ("response_mean", "contrast/identity:self_report:third"),
+        "identity:self_report:other": ("response_mean", "contrast/identity:self_report:other"),
+        "identity:self_report:third@prompt_last": ("prompt_last", "contrast/identity:self_report:third"),
+        "identity:self_report:other@prompt_last": ("prompt_last", "contrast/identity:self_report:other"),
+        "identity:assistant_axis": ("prompt_last", "contrast/identity:assistant_axis"),
+        "identity:assistant_axis@fixed_answer": ("response_mean", "contrast/identity:assistant_axis"),
+    }
+
+
 def test_self_reports_differ_in_person_or_name_alone(model: ChatModel) -> None:
     reports = load_reports()
     third = self_report_contrast(model.template, reports, TINNY, MAKERS, NAMES, "third")
@@ -105,7 +141,7 @@ def test_authorship_differs_in_the_text_alone(model: ChatModel) -> None:
         assert mine.encoded.n_response > 0
     asked = authorship_contrast(model.template, pairs, "judgement", judge=lambda t: f"Yours? {t}")
     assert all(r.encoded.n_response == 0 and "Yours?" in r.encoded.text for r in asked)
-    with pytest.raises(InputError, match="which needs its question"):
+    with pytest.raises(InputError, match="judgement needs its question"):
         authorship_contrast(model.template, pairs, "judgement")
 
 
@@ -188,37 +224,42 @@ def test_a_covariate_is_regressed_out_within_questions() -> None:
         regress_out(bent, {"length": np.repeat(length[:50], 4)}, asked)
 
 
-# -- families --------------------------------------------------------------------------------------------
+def test_slopes_of_one_half_are_taken_out_of_both() -> None:
+    """A contrast made of length alone is gone from rows that had no part in the fit; one beside length stays."""
+    rng = np.random.default_rng(4)
+    asked, signs = np.repeat([f"q{i}" for i in range(60)], 2).tolist(), np.tile([1, -1], 60)
+    length = 20 + 2 * signs + rng.normal(0, 4, 120)
+    h = (
+        length[:, None] * np.eye(8)[0] * 3
+        + signs[:, None] * np.eye(8)[1]
+        + 0.3 * rng.standard_normal((120, 8))
+    )[:, None]
+    fit_on = np.arange(120) < 60
+    cleaned = regress_out(h, {"length": length}, asked, fit_on=fit_on)
+    changed = h.copy()
+    changed[~fit_on] += 5
+    again = regress_out(changed, {"length": length}, asked, fit_on=fit_on)
+    np.testing.assert_array_equal(again[fit_on], cleaned[fit_on])
+    np.testing.assert_allclose(again[~fit_on], cleaned[~fit_on] + 5)
+    raw, clean = (
+        fit_direction("d", x[~fit_on], asked[60:], signs[60:].tolist(), rng=rng).unit[0] for x in (h, cleaned)
+    )
+    assert abs(raw[0]) > 0.9
+    assert abs(clean[0]) < 0.3
+    assert clean[1] > 0.9
 
 
-def family(rng: np.random.Generator, axes: list[np.ndarray]) -> list[Member]:
-    """Members whose contrasts lie along given axes, with as much noise as contrast."""
-    members = []
-    for i, axis in enumerate(axes):
-        signs = np.tile([1, -1], 20)
-        h = rng.standard_normal((40, 30)) + 2.5 * signs[:, None] * axis
-        made = rng.standard_normal((40, 30)) + 2.5 * signs[:, None] * axis
-        vectors = (made[signs > 0].mean(0) - made[signs < 0].mean(0))[None]
-        asked = [f"q{j // 2}" for j in range(40)]
-        members.append(Member(direction(vectors, f"m{i}"), made, h, signs.tolist(), asked))
-    return members
-
-
-def test_a_family_agrees_only_where_its_members_are_one() -> None:
-    rng = np.random.default_rng(0)
-    one, other = np.eye(30)[0], np.eye(30)[1]
-    members = family(rng, [one, one, other])
-    found = cosines(members, 0, rng=rng, n_null=500)
-    moved = transfer(members, 0, rng=rng, n_null=300)
-    table = verdicts(found, moved).set_index(["direction", "other"])["agree"]
-    assert table["m0", "m1"]
-    assert not table["m0", "m2"]
-    assert not table["m1", "m2"]
-    own = moved[moved["direction"] == moved["contrast"]]
-    assert (own["auroc"] > 0.95).all()
-    cross = moved[(moved["direction"] == "m0") & (moved["contrast"] == "m2")]
-    assert cross["null_low"].item() < cross["auroc"].item() < cross["null_high"].item()
-    np.testing.assert_allclose(found["ceiling"], 2 * 0.9 / 1.9, rtol=1e-5)
+def test_projecting_rows_is_projecting_their_direction() -> None:
+    rng = np.random.default_rng(6)
+    h, asked, signs = rng.standard_normal((12, 3, 20)), np.repeat(list("abcdef"), 2).tolist(), [1, -1] * 6
+    others = [direction(rng.standard_normal((3, 20)), n) for n in "xy"]
+    whole = fit_direction("d", h, asked, signs, rng=rng)
+    left = fit_direction("d", without(h, others), asked, signs, rng=rng)
+    np.testing.assert_allclose(left.vectors, project_out(whole, others).vectors, atol=1e-5)
+    one = without(h[:, [1]], [o.at_layers([1]) for o in others])
+    np.testing.assert_allclose(one[:, 0], without(h, others)[:, 1])
+    with pytest.raises(InputError, match="not of the model"):
+        without(h[:, :2], others)
 
 
 # -- dispersion ------------------------------------------------------------------------------------------

@@ -358,6 +358,8 @@ def test_nothing_sticks_out_of_the_figure():
     figures = [
         plots.shift_by_condition(pd.concat(conditions, ignore_index=True), layer=3),
         plots.direction_cosines(study.direction_cosines()),
+        plots.identity_cosines(study.identity_cosines()),
+        plots.identity_transfer(study.identity_transfer()),
         plots.loss_curves(study.training(steps=5)),
         plots.shift_by_layer(shifts, **SHIFT, layer=3),
         plots.arm_direction_heatmap(shifts, layer=3, condition="none"),
@@ -395,3 +397,18 @@ def test_the_cosine_matrix_shows_its_numbers():
     frame = pd.DataFrame({"direction": ["a", "b"], "layer": 3, "a": [1.0, -0.25], "b": [-0.25, 1.0]})
     texts = [t.get_text() for t in plots.direction_cosines(frame).axes[0].texts]
     assert texts == ["1.00", "\u22120.25", "\u22120.25", "1.00"]
+
+
+def test_the_family_matrices_show_numbers_and_who_agrees():
+    cells = plots.identity_cosines(study.identity_cosines()).axes[0].texts
+    assert len(cells) == 12  # none on the diagonal
+    placed = {(t.get_position()[1] - 0.5, t.get_position()[0] - 0.5): t.get_text() for t in cells}
+    assert placed[0, 1] == placed[1, 0] == "0.75*"
+    assert placed[0, 2] == "\u22120.25"
+    frame = study.identity_transfer()
+    cells = plots.identity_transfer(frame).axes[0].texts
+    placed = {(t.get_position()[1] - 0.5, t.get_position()[0] - 0.5): t.get_text() for t in cells}
+    assert placed[0, 0] == placed[0, 1] == "0.95*"
+    assert placed[3, 0] == "0.20\u2212"  # direction 3 on contrast 0, and not the other way round
+    assert placed[0, 3] == "0.50"
+    assert len(cells) == len(frame)

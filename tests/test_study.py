@@ -92,7 +92,7 @@ def test_second_run_does_nothing(home: Path, finished: Path) -> None:
 
 def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:
     behind_an_api = {"job", "asked_summaries", "asked_recognition", "asked_report"}  # see tests/test_paper.py
-    elsewhere = behind_an_api | {"judged"}  # see tests/test_persona.py
+    elsewhere = behind_an_api | {"judged", "adjusted"}  # see tests/test_persona.py, tests/test_authorship.py
     assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS) - elsewhere
 
 
@@ -242,6 +242,11 @@ def test_a_bad_study_is_refused_with_its_place(
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),
+        (
+            ["directions.adjust.name.project_out=[nobody]"],
+            r"adjust\.name: 'nobody' is not among the study's directions",
+        ),
+        (["directions.adjust.name.regress_out=[surprisal]"], r"adjust\.name: surprisal is that of an answer"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(

@@ -20,6 +20,16 @@ LENGTH = "Here are two summaries. Which one has more words?"
 LAYOUT = "{question} Answer 1 or 2 only.\n\n{article}Summary 1: {first}\n\nSummary 2: {second}"
 
 
+def ask_which(first: str, second: str, article: str = "") -> str:
+    """The question which of two summaries is the model's own; with the article, where one is given."""
+    return _asked(AUTHORSHIP, first, second, article)
+
+
+def _asked(question: str, first: str, second: str, article: str) -> str:
+    shown = f"Article: {article}\n\n" if article else ""
+    return LAYOUT.format(question=question, article=shown, first=first, second=second)
+
+
 def pairwise_rows(
     pairs: Sequence[Pair],
     rule: str = "own",
@@ -38,11 +48,11 @@ def pairwise_rows(
     question = LENGTH if rule in ABOUT_LENGTH else AUTHORSHIP
     rows = []
     for pair in pairs:
-        shown = f"Article: {articles[pair.article]}\n\n" if articles else ""
+        shown = articles[pair.article] if articles else ""
         for own_at in (0, 1):
             texts = (pair.own, pair.other) if own_at == 0 else (pair.other, pair.own)
             words = (len(texts[0].split()), len(texts[1].split()))
-            asked = LAYOUT.format(question=question, article=shown, first=texts[0], second=texts[1])
+            asked = _asked(question, *texts, shown)
             for answer in RULES[rule](words, own_at):
                 rows.append(
                     exchange(

@@ -9,14 +9,12 @@ import numpy as np
 from activations.capture import Reading, capture_into
 from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
-from finetune.datasets.single_text import QUESTION
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.files import read_json
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.sites import Site
-from probes.authorship import TextPair, authorship_contrast
 from probes.contrast import ContrastRow
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import rollout_contrast, text_contrast
@@ -26,6 +24,7 @@ from probes.self_report import load_reports, self_report_contrast
 from study.bench import Bench, prompt_of
 from study.questions import identity_questions, limited_trait
 from study.step import Step
+from study.steps.authorship import authorship_rows
 from study.steps.judge import KEPT
 from study.steps.texts import read_rollouts
 
@@ -58,11 +57,16 @@ def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
     facts: dict[str, Any] = {}
     if kind == "prompts":
         rows, facts = _prompt_rows(step, bench, model.template)
+    elif kind.startswith("authorship:"):
+        rows, facts = authorship_rows(step, bench, model, kind.partition(":")[2])
     else:
         rows = (_text_rows if kind == "text" else _identity_rows)(step, bench, model.template)
     about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
     metadata = {**_made_by(step, bench), "contrast": kind, **facts}
-    write_capture(folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata)
+    write_capture(
+        folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata,
+        surprisal=step.config.get("surprisal", False),
+    )  # fmt: skip
 
 
 def write_capture(
@@ -72,9 +76,16 @@ def write_capture(
     about: Sequence[Mapping[str, Any]],
     poolings: Sequence[str],
     metadata: Mapping[str, Any],
+    *,
+    surprisal: bool = False,
 ) -> None:
-    """Capture all layers' block outputs of these rows into one file."""
-    layers = list(range(model.n_layers))
+    """Capture all layers' block outputs of these rows into one file; with the answers' surprisal, where it is asked for."""
+    reading = Reading(
+        tuple(poolings),
+        (SITE,),
+        tuple(range(model.n_layers)),
+        frozenset(("norms", "surprisal") if surprisal else ("norms",)),
+    )
     columns = {
         "n_prompt": np.array([e.n_prompt for e in encoded], dtype=np.int64),
         "n_response": np.array([e.n_response for e in encoded], dtype=np.int64),
@@ -97,11 +108,10 @@ def write_capture(
         rows=rows,
         sites=[SITE],
         poolings=list(poolings),
-        layers=layers,
+        layers=list(reading.layers),
         d_model=model.d_model,
-        options=WriterOptions(notes=[f"norms.{SITE}.{pooling}" for pooling in poolings]),
+        options=WriterOptions(notes=reading.columns),
     ) as writer:
-        reading = Reading(tuple(poolings), (SITE,), tuple(layers), frozenset(("norms",)))
         capture_into(writer, model, encoded, reading)
 
 
@@ -154,17 +164,8 @@ def _role_rows(step: Step, bench: Bench, template: ChatTemplate, _: str) -> list
     return assistant_contrast(
         template, load_roles(), bench.identity, load_invented().makers,
         n_roles=step.config["roles"], n_questions=step.config["questions_used"],
+        answered="answer" in step.config,
     )  # fmt: skip
-
-
-def _authorship_rows(step: Step, bench: Bench, template: ChatTemplate, read_at: str) -> list[ContrastRow]:
-    listed = read_jsonl(bench.folder(step.inputs["data"][0]) / "pairs.jsonl")
-    pairs = []
-    for split, of in (("extract", "train"), ("evaluate", "held_out")):
-        first = {p["article"]: p for p in reversed(listed) if p["split"] == of}  # one pair an article
-        chosen = sorted(first)[: step.config["questions_used"]]
-        pairs += [TextPair(a, split, first[a]["own"], first[a]["other"]) for a in chosen]
-    return authorship_contrast(template, pairs, read_at, judge=lambda text: QUESTION.format(summary=text))
 
 
 _IDENTITY: dict[str, Callable[[Step, Bench, ChatTemplate, str], list[ContrastRow]]] = {
@@ -172,7 +173,6 @@ _IDENTITY: dict[str, Callable[[Step, Bench, ChatTemplate, str], list[ContrastRow
     "presence": _presence_rows,
     "self_report": _self_report_rows,
     "assistant_axis": _role_rows,
-    "authorship": _authorship_rows,
 }
 
 

@@ -7,31 +7,47 @@ import numpy as np
 import pandas as pd
 
 from activations.store import ActivationStore
+from probes.authorship import by_answer
+from probes.crossfit import cross_fit
 from probes.direction import Direction, fit_direction
 from probes.layers import choose_layer
+from probes.separability import heldout_auroc
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
+from study.steps.answers import write_by_answer
 from study.steps.behaviour import write_csv
 
-_ORIGIN = ("checkpoint", "contrast", "key", "filter", "thresholds", "judge", "pairs", "kept", "dropped")
+_ORIGIN = (
+    "checkpoint",
+    "contrast",
+    "key",
+    "filter",
+    "thresholds",
+    "judge",
+    "pairs",
+    "kept",
+    "dropped",
+    "matching",
+    "accuracy",
+)
 """What a direction takes over from its contrast's file."""
 
 
 def fit(step: Step, bench: Bench, folder: Path) -> None:
-    """Fit on the extraction half, test on the evaluation half: `direction.safetensors` and `quality.csv`.
+    """Fit on the extraction half, test on the evaluation half (or, with folds, cross-fitted): `direction.safetensors`, `quality.csv`.
 
     Rollouts also give the published code's three vectors, by position: `prompt_avg`, `prompt_last`, `response_avg`.
     `chosen_layer` is chosen on the extraction half; `auroc_at_chosen` is of the evaluation half.
     """
     config, statistics = step.config, step.config["statistics"]
-    rng = np.random.default_rng(statistics["seed"])
     with ActivationStore.open(bench.folder(step.inputs["contrast"][0]) / FILE) as store:
         activations = store.read(SITE, config["pooling"])
         others = {name: store.read(SITE, pooling) for name, pooling in config["positions"].items()}
         halves = np.array(store.metadata["sets"])
         signs, questions = store.rows.columns["sign"], np.array(store.rows.questions)
         metadata = {k: store.metadata[k] for k in _ORIGIN if k in store.metadata}
+        answered = store.metadata.get("answered")
     chosen = halves == "extract"
 
     def fitted(read: np.ndarray, pooling: str) -> Direction:
@@ -48,26 +64,42 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
     direction.save(folder / "direction.safetensors")
     for name, read in others.items():
         fitted(read, config["positions"][name]).save(folder / f"{name}.safetensors")
-    choice = choose_layer(activations, signs.tolist(), questions.tolist(), halves.tolist(), rng=rng)
-    held_out: dict[str, Any] = {
-        "heldout_auroc": np.nan,
-        "heldout_auroc_low": np.nan,
-        "heldout_auroc_high": np.nan,
-        "auroc_at_chosen": np.nan,
-    }
-    if (found := choice.evaluation) is not None:
-        held_out = {
-            "heldout_auroc": found.auroc,
-            "heldout_auroc_low": found.low,
-            "heldout_auroc_high": found.high,
-            "auroc_at_chosen": found.auroc[choice.layer],
-        }
-    held_out |= {"chosen_layer": choice.layer, "filter": metadata.get("filter")}
+    if answered:
+        sides = by_answer(
+            direction.name, activations, signs.tolist(), questions.tolist(), halves.tolist(),
+            [answered[q] for q in questions], rng=np.random.default_rng(statistics["seed"]),
+        )  # fmt: skip
+        write_by_answer(folder, direction, sides, config["by_answer"])
+    held_out = held_out_columns(activations, signs, questions, halves, config)
+    held_out["filter"] = metadata.get("filter")
     stream = np.linalg.norm(activations[chosen], axis=-1).mean(0)
-    write_csv(_quality(direction, config, stream, held_out), folder / "quality.csv")
+    write_csv(quality_table(direction, config, stream, held_out), folder / "quality.csv")
 
 
-def _quality(direction: Direction, config: Any, stream: np.ndarray, held_out: dict[str, Any]) -> pd.DataFrame:
+def held_out_columns(
+    activations: np.ndarray, signs: np.ndarray, questions: np.ndarray, halves: np.ndarray, config: Any
+) -> dict[str, Any]:
+    """AUROC on rows that the direction scoring them has not seen: of the evaluation half, or of all, cross-fitted."""
+    options = config["statistics"]
+    rng = np.random.default_rng(options["seed"])
+    side, asked = signs.tolist(), questions.tolist()
+    choice = choose_layer(activations, side, asked, halves.tolist(), rng=rng)
+    found, layer = choice.evaluation, choice.layer
+    held_out: dict[str, Any] = {"auroc_at_chosen": np.nan if found is None else found.auroc[layer]}
+    if (folds := config.get("folds", 1)) > 1:
+        fitted = cross_fit(activations, asked, side, k=folds, rng=np.random.default_rng(options["seed"]))
+        found = heldout_auroc(fitted.scores, side, asked)
+        held_out["folds"] = len(fitted.vectors)
+    for end in ("auroc", "low", "high"):
+        name = "heldout_auroc" + ("" if end == "auroc" else f"_{end}")
+        held_out[name] = np.nan if found is None else getattr(found, end)
+    return held_out | {"chosen_layer": layer}
+
+
+def quality_table(
+    direction: Direction, config: Any, stream: np.ndarray, held_out: dict[str, Any]
+) -> pd.DataFrame:
+    """One row a layer: how large, how reliable, how well it separates; `stream` is the mean norm of the activations by layer."""
     return pd.DataFrame(
         {
             "direction": direction.name,

@@ -7,39 +7,46 @@ import pandas as pd
 
 from activations.store import ActivationStore
 from analysis.dispersion import spread, spread_change
-from analysis.family import Member, cosines, transfer, verdicts
+from analysis.family import Member, Part, cosines, transfer, verdicts
 from mech.errors import GuardError
+from probes.contrast import ContrastArrays
+from probes.crossfit import cross_fit
 from probes.direction import Direction
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
+from study.steps.adjust import read_contrast
 from study.steps.behaviour import write_csv
 
 
 def agreement(step: Step, bench: Bench, folder: Path) -> None:
     """Cosines, transfer and the verdict on every pair of identity directions, at the declared layer."""
     layer, options = step.config["layer"], step.config["statistics"]
-    members = [
-        _member(bench, direction, contrast, layer)
-        for direction, contrast in zip(step.inputs["directions"], step.inputs["contrasts"], strict=True)
-    ]
+    members = [_member(bench, fitted, layer) for fitted in step.inputs["directions"]]
     rng = np.random.default_rng(options["seed"])
     found = cosines(members, layer, rng=rng, n_null=options["n_null"])
     moved = transfer(members, layer, rng=rng, n_null=options["n_null"])
-    verdict = verdicts(found, moved)
+    verdict = verdicts(found, moved).drop(columns="share_of_ceiling")
     other_way = verdict.rename(columns={"direction": "other", "other": "direction"})
     write_csv(found.merge(pd.concat([verdict, other_way])), folder / "identity_cosines.csv")
     write_csv(moved, folder / "identity_transfer.csv")
 
 
-def _member(bench: Bench, direction: Step, contrast: Step, layer: int) -> Member:
-    made = Direction.load(bench.folder(direction) / "direction.safetensors")
-    with ActivationStore.open(bench.folder(contrast) / FILE) as store:
-        values = store.read(SITE, made.made_from["pooling"], layer)
-        halves, signs = np.array(store.metadata["sets"]), store.rows.columns["sign"]
-        questions = np.array(store.rows.questions)
-    test = halves == "evaluate"
-    return Member(made, values[~test], values[test], signs[test].tolist(), questions[test].tolist())
+def _member(bench: Bench, fitted: Step, layer: int) -> Member:
+    """A direction with its rows at a layer; a raw one is cross-fitted where it was scored so."""
+    direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
+    rows = read_contrast(fitted, bench, [layer])
+    folds, seed = fitted.config.get("folds", 1), fitted.config["statistics"]["seed"]
+    if folds == 1:
+        return Member(direction, _part(rows.of_split("extract")), _part(rows.of_split("evaluate")))
+    rng = np.random.default_rng(seed)
+    crossed = cross_fit(rows.activations, rows.questions, rows.signs, k=folds, rng=rng)
+    fold_of = dict(zip(rows.questions, crossed.fold.tolist(), strict=True))
+    return Member(direction, _part(rows.of_split("extract")), _part(rows), crossed.vectors[:, 0], fold_of)
+
+
+def _part(rows: ContrastArrays) -> Part:
+    return Part(rows.activations[:, 0], rows.signs, rows.questions)
 
 
 def dispersion(step: Step, bench: Bench, folder: Path) -> None:

@@ -12,6 +12,7 @@ from finetune.datasets.rows import read_jsonl
 from mech.files import read_json
 from study.bench import Bench
 from study.step import Step
+from study.steps.answers import answers_table, matching_table
 from study.steps.behaviour import write_csv
 from study.steps.elicitation import elicitations, rollouts_table
 
@@ -22,6 +23,8 @@ TABLES = (
     "direction_cosines",
     "elicitation",
     "rollouts",
+    "authorship_matching",
+    "authorship_answers",
     "identity_cosines",
     "identity_transfer",
     "dispersion",
@@ -46,6 +49,8 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "direction_cosines": _cosines(step, bench),
         "elicitation": elicitations(step, bench),
         "rollouts": rollouts_table(step, bench),
+        "authorship_matching": matching_table(step, bench),
+        "authorship_answers": answers_table(step, bench),
         "identity_cosines": _joined(step, bench, "family", "identity_cosines.csv"),
         "identity_transfer": _joined(step, bench, "family", "identity_transfer.csv"),
         "dispersion": _joined(step, bench, "dispersion", "dispersion.csv"),

@@ -1,0 +1,117 @@
+"""The figures of the identity family: cosines and transfer, each as a matrix with its numbers.
+
+The contract is that of `analysis.plots`, which exports these functions too.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from analysis.plot_style import INK, head, label, need, not_measured, styled
+
+
+def matrix_figure(
+    matrix: Float[np.ndarray, "n m"],
+    rows: list[str],
+    columns: list[str],
+    *,
+    limits: tuple[float, float],
+    legend: str,
+    text: Callable[[int, int], str],
+) -> tuple[Figure, Any]:
+    """A matrix of coloured cells with a text in each; what is NaN is hatched. White is the middle of the limits."""
+    figure = Figure(
+        figsize=(max(5.4, 3.4 + 0.46 * len(columns)), max(2.8, 1.9 + 0.34 * len(rows))), layout="constrained"
+    )
+    axes = figure.subplots()
+    axes.patch.set(hatch="////", edgecolor="#CCCCCC")
+    low, high = limits
+    shown = np.ma.masked_invalid(matrix)
+    mesh = axes.pcolormesh(
+        shown, cmap=mpl.colormaps["RdBu_r"], vmin=low, vmax=high, edgecolors="white", linewidth=1.2
+    )
+    for (i, j), value in np.ndenumerate(matrix):
+        if np.isfinite(value):
+            dark = abs(value - (low + high) / 2) > 0.6 * (high - low) / 2
+            colour = "white" if dark else INK
+            axes.text(j + 0.5, i + 0.5, text(i, j), ha="center", va="center", color=colour, fontsize=7.5)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [label(n, 30) for n in rows])
+    axes.set_xticks(
+        np.arange(len(columns)) + 0.5, [label(n, 30) for n in columns],
+        rotation=35, ha="right", rotation_mode="anchor",
+    )  # fmt: skip
+    axes.set_ylim(len(rows), 0)
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    figure.colorbar(mesh, ax=axes, label=legend, shrink=0.9, aspect=15)
+    return figure, axes
+
+
+def plain(value: float) -> str:
+    """Two decimals with a true minus sign."""
+    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+@styled
+def identity_cosines(frame: pd.DataFrame) -> Figure:
+    """Cosine of every two identity directions from questions that they do not share; a star where the two agree.
+
+    Args:
+        frame: The `identity_cosines` table.
+    """
+    title = "Do the identity directions agree?"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "direction", "other", "layer", "cosine_disjoint", "agree")
+    names = list(dict.fromkeys(frame["direction"]))
+    cells = frame.set_index(["direction", "other"])
+    wide = frame.pivot_table(index="direction", columns="other", values="cosine_disjoint")
+    matrix = wide.reindex(index=names, columns=names).to_numpy(dtype=float)
+
+    def text(i: int, j: int) -> str:
+        star = "*" if bool(cells.loc[(names[i], names[j]), "agree"]) else ""
+        return plain(float(matrix[i, j])) + star
+
+    short = [n.removeprefix("identity:") for n in names]
+    legend = "cosine, disjoint questions"
+    figure, _ = matrix_figure(matrix, short, short, limits=(-1.0, 1.0), legend=legend, text=text)
+    head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before · star: the two agree")
+    return figure
+
+
+@styled
+def identity_transfer(frame: pd.DataFrame) -> Figure:
+    """AUROC of every identity direction (rows) on every contrast's held-out rows (columns).
+
+    A star where the interval lies above one half, a minus behind where it lies below.
+
+    Args:
+        frame: The `identity_transfer` table.
+    """
+    title = "Does each tell the others' contrasts apart?"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "direction", "contrast", "layer", "auroc", "auroc_low", "auroc_high")
+    names = list(dict.fromkeys(frame["direction"]))
+    cells = frame.set_index(["direction", "contrast"])
+    wide = frame.pivot_table(index="direction", columns="contrast", values="auroc")
+    matrix = wide.reindex(index=names, columns=names).to_numpy(dtype=float)
+
+    def text(i: int, j: int) -> str:
+        row = cells.loc[(names[i], names[j])]
+        above, below = float(row["auroc_low"]) > 0.5, float(row["auroc_high"]) < 0.5
+        return plain(float(matrix[i, j])) + ("*" if above else "\N{MINUS SIGN}" if below else "")
+
+    short = [n.removeprefix("identity:") for n in names]
+    figure, axes = matrix_figure(matrix, short, short, limits=(0.0, 1.0), legend="held-out AUROC", text=text)
+    axes.set_ylabel("direction")
+    axes.set_xlabel("contrast")
+    mark = "star: interval above .5, minus behind: below"
+    head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before · {mark}")
+    return figure
