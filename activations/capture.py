@@ -112,7 +112,7 @@ def capture_into(
     """
     if not rows or not reading.poolings or not reading.sites or not reading.layers:
         raise InputError("nothing to capture: rows, poolings, sites and layers must each name something")
-    spans = [[pooled_span(p, row) for p in reading.poolings] for row in rows]
+    spans = [_spans(reading.poolings, row, i) for i, row in enumerate(rows)]
     if "surprisal" in reading.notes:
         model.check_head()  # now: later it would run a pass through the hooks
     foreign = None if backend == "hf" else _foreign(backend, model, reading)
@@ -122,6 +122,13 @@ def capture_into(
         if nonfinite == "raise":
             read.check_finite(one)
         read.hand_over(sink, one, reading)
+
+
+def _spans(poolings: Sequence[str], row: Encoded, i: int) -> list[tuple[int, int]]:
+    try:
+        return [pooled_span(p, row) for p in poolings]
+    except InputError as error:
+        raise InputError(f"row {i}: {error}") from error
 
 
 def _foreign(backend: str, model: ChatModel, reading: Reading) -> BackendReader:

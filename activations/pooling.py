@@ -5,7 +5,7 @@ Every pooling but `tokens` is a mean over one span of tokens, known from the row
 - `prompt_last`: the last token before the assistant's answer
 - `response_mean`: all tokens of the answer (not the token that ends the turn)
 - `response_first_K`: the first K tokens of the answer (all, where it is shorter)
-- `span:NAME`: a named span of the row (`prompt`, `response`, `closing`, and those that the row was encoded with)
+- `span:NAME`: a named span of the row (`prompt`, `response`, `closing`, and those marked by `ChatTemplate.mark`)
 - `tokens`: every token of the row, each its own vector
 """
 
@@ -30,11 +30,6 @@ def pooled_span(pooling: str, row: Encoded) -> tuple[int, int]:
     if stop <= start:
         raise InputError(f"pooling {pooling}: a row of {len(row.ids)} tokens has none for it (no response?)")
     return start, stop
-
-
-def check_pooling(pooling: str) -> None:
-    """Refuse a pooling that does not exist."""
-    _span(pooling, Encoded((0, 0, 0), 1, 1, ""))
 
 
 def _span(pooling: str, row: Encoded) -> tuple[int, int]:

@@ -7,7 +7,7 @@ nothing in it, a prompt is a prefix of prompt + response.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -77,16 +77,19 @@ class Encoded:
     n_prompt: int
     n_response: int
     text: str
+    marked: tuple[tuple[str, int, int], ...] = ()
+    """Further spans: name, first token, the token behind (`ChatTemplate.mark`)."""
 
     @property
     def spans(self) -> dict[str, tuple[int, int]]:
         """Token spans by name."""
         end = self.n_prompt + self.n_response
-        return {
+        whose = {
             "prompt": (0, self.n_prompt),
             "response": (self.n_prompt, end),
             "closing": (end, len(self.ids)),
         }
+        return whose | {name: (start, stop) for name, start, stop in self.marked}
 
 
 class ChatTemplate:
@@ -280,20 +283,45 @@ class ChatTemplate:
         Raises:
             InputError: no token lies there, or the tokenizer cannot say where its tokens lie.
         """
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise InputError("reading a piece of a prompt needs a fast tokenizer (one that keeps offsets)")
-        found = self.tokenizer(encoded.text, add_special_tokens=False, return_offsets_mapping=True)
-        inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < stop and b > start]
-        if not inside or tuple(found["input_ids"]) != encoded.ids:
-            raise InputError(f"characters {start} to {stop} of the row: no token lies there")
-        first, last = inside[0], inside[-1] + 1
+        first, last = self._tokens_at(encoded, start, stop)
         return Encoded(encoded.ids[:last], first, last - first, encoded.text)
+
+    def mark(self, encoded: Encoded, **pieces: str | tuple[int, int]) -> Encoded:
+        """The row with named spans, for the pooling `span:NAME`.
+
+        A token that lies only partly in a piece belongs to it.
+
+        Args:
+            encoded: the row.
+            pieces: by name, a text that the row holds once, or its first character in `encoded.text` and the one behind it.
+
+        Raises:
+            InputError: a name that is taken or empty text; a text that the row does not hold, or holds more than once;
+                no token lies there, or the tokenizer cannot say where its tokens lie.
+        """
+        marked = list(encoded.marked)
+        for name, piece in pieces.items():
+            if name in encoded.spans:
+                raise InputError(f"span {name}: the row has one of that name")
+            start, stop = _characters(encoded.text, name, piece) if isinstance(piece, str) else piece
+            marked.append((name, *self._tokens_at(encoded, start, stop)))
+        return replace(encoded, marked=tuple(marked))
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Token ids of already rendered text: nothing is added to it."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     # -- inside ----------------------------------------------------------------------------------
+
+    def _tokens_at(self, encoded: Encoded, start: int, stop: int) -> tuple[int, int]:
+        """The half-open span of tokens that characters of a row lie in."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise InputError("finding a piece of a row needs a fast tokenizer (one that keeps offsets)")
+        found = self.tokenizer(encoded.text, add_special_tokens=False, return_offsets_mapping=True)
+        inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < stop and b > start]
+        if not inside or tuple(found["input_ids"]) != encoded.ids:
+            raise InputError(f"characters {start} to {stop} of the row: no token lies there")
+        return inside[0], inside[-1] + 1
 
     def _apply(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         turns = [{"role": m["role"], "content": m["content"]} for m in messages]
@@ -355,3 +383,11 @@ def system_text(condition: SystemPrompt, identity: Identity | None, others: Mapp
 
 def _user(content: str) -> Message:
     return {"role": "user", "content": content}
+
+
+def _characters(text: str, name: str, piece: str) -> tuple[int, int]:
+    """Where a text lies in another that holds it once."""
+    if not piece or (n := text.count(piece)) != 1:
+        what = f"{n} times in the row" if piece else "empty"
+        raise InputError(f"span {name}: {piece[:60]!r} is {what}; give its characters (start, stop)")
+    return text.index(piece), text.index(piece) + len(piece)

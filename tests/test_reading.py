@@ -1,9 +1,10 @@
-"""Capture, scores and generation against Hugging Face, nnsight and TransformerLens."""
+"""Capture against Hugging Face, nnsight and TransformerLens, on every architecture."""
 
 import copy
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from mech.batching import plan_batches
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
 from mech.forward import Pass
-from mech.generate import Sampling, generate
 from mech.models import ChatModel, load_model
 from mech.packed_attention import attends_to_everything, can_pack
 from mech.packing import Pack, plan_packs
@@ -83,6 +83,8 @@ def architectures() -> dict[str, Any]:
         "qwen2": t.Qwen2Config(**GROUPED),
         "qwen3": t.Qwen3Config(**GROUPED),
         "gemma2": t.Gemma2Config(**GROUPED, sliding_window=4096, query_pre_attn_scalar=8),
+        "gemma3": t.Gemma3TextConfig(**GROUPED, sliding_window=4096, query_pre_attn_scalar=8),
+        "seed_oss": t.SeedOssConfig(**GROUPED),
         "mistral-sliding": t.MistralConfig(**GROUPED, sliding_window=8),
         "mixtral": t.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2),
         "gpt_neox": t.GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=True),
@@ -103,7 +105,7 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
         transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
     )
     rows = conversations(other)
-    assert attends_to_everything(other) == (name not in ("mistral-sliding", "gemma2"))
+    assert attends_to_everything(other) == (name not in ("mistral-sliding", "gemma2", "gemma3"))
     assert can_pack(other) == attends_to_everything(other)
     ours = capture(other, rows, poolings=["prompt_last", "response_mean"], token_budget=200)
     for i, row in enumerate(rows):
@@ -118,7 +120,46 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
     torch.testing.assert_close(logits, plain, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox", "qwen3"])
+def test_marked_spans_are_pooled_like_any_other(model: ChatModel) -> None:
+    """Marks differ from row to row, also between rows of the same tokens; padded and packed alike."""
+    template, rows = model.template, conversations(model)
+    marked = [
+        template.mark(r, subject="river" if "river" in r.text else "question", half=(2, 9)) for r in rows
+    ]
+    marked[-1] = template.mark(rows[-1], subject=(1, 7), half=(0, 4))  # its tokens are those of row 3
+    for packs in (True, False):
+        with patch("mech.forward.can_pack", return_value=packs):
+            found = capture(model, marked, poolings=["span:subject", "span:half"], token_budget=150)
+        for i, row in enumerate(marked):
+            for name in ("subject", "half"):
+                start, stop = row.spans[name]
+                pieces = model.tokenizer.convert_ids_to_tokens(list(row.ids[start:stop]))
+                assert start < stop, pieces
+                for layer, h in enumerate(blocks_output(model, row)):
+                    assert_close(found["resid_post", f"span:{name}"][i, layer], h[start:stop].mean(0).numpy())
+    start, stop = marked[1].spans["subject"]
+    assert model.tokenizer.decode(marked[1].ids[start:stop]).strip() == "river"
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said"),
+    [
+        ({"response": "river"}, "has one of that name"),
+        ({"x": "sea"}, "0 times"),
+        ({"x": ""}, "empty"),
+        ({"x": "the"}, "times in the row; give its characters"),
+        ({"x": (100_000, 100_001)}, "no token lies there"),
+    ],
+)
+def test_marks_that_mean_nothing_are_refused(pieces: dict[str, Any], said: str, model: ChatModel) -> None:
+    row = conversations(model)[1]
+    with pytest.raises(InputError, match=said):
+        model.template.mark(row, **pieces)
+    with pytest.raises(InputError, match="row 1: unknown pooling 'span:x'"):
+        capture(model, [model.template.mark(row, x="river"), row], poolings=["span:x"])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt2", "gpt_neox", "qwen3", "seed_oss"])
 def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) -> None:
     import transformers
 
@@ -341,58 +382,3 @@ def test_transformer_lens_reads_the_same(model: ChatModel) -> None:
                 assert_close(
                     ours[i, layer], cache[f"blocks.{layer}.hook_out"][0, row.n_prompt - 1].detach().numpy()
                 )
-
-
-# -- scores and generation --------------------------------------------------------------------------------
-
-
-def test_logprobs_are_those_of_a_plain_forward_pass(model: ChatModel) -> None:
-    rows = conversations(model)
-    for row, ours in zip(rows, response_logprobs(model, rows, token_budget=150), strict=True):
-        start, stop = row.spans["response"]
-        with torch.no_grad():
-            share = model.hf(input_ids=torch.tensor([row.ids])).logits[0].log_softmax(-1)
-        plain = torch.stack([share[t - 1, row.ids[t]] for t in range(start, stop)])
-        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
-
-
-def test_greedy_generation_is_hugging_faces(model: ChatModel) -> None:
-    prompts = conversations(model)
-    ours = generate(model, prompts, Sampling(max_new_tokens=8, batch_size=4))
-    for row, text in zip(prompts, ours, strict=True):
-        ids = torch.tensor([row.ids[: row.n_prompt]])
-        out = model.hf.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
-        answer = out[0, row.n_prompt :].tolist()
-        end = (
-            answer.index(model.tokenizer.eos_token_id)
-            if model.tokenizer.eos_token_id in answer
-            else len(answer)
-        )
-        assert text == model.tokenizer.decode(answer[:end], skip_special_tokens=True)
-
-
-def test_samples_do_not_depend_on_batches(model: ChatModel) -> None:
-    prompts = conversations(model)
-    texts = [generate(model, prompts, Sampling(8, 1.0, seed=3, batch_size=size)) for size in (1, 3, 64)]
-    assert texts[0] == texts[1] == texts[2]
-    assert texts[0] != generate(model, prompts, Sampling(8, 1.0, seed=4))
-    assert texts[0][3] != texts[0][-1]  # equal prompts in two rows are two samples
-
-
-def test_sampling_is_from_the_softmax(model: ChatModel) -> None:
-    """2,000 samples of one token against the model's own distribution: chi-square over its likeliest tokens."""
-    from scipy.stats import chisquare
-
-    prompt = conversations(model, 1)[0]
-    share = (next_token_logits(model, [prompt])[0].double() / 0.7).softmax(-1)
-    n = 2000
-    from mech.generate import _GumbelNoise
-
-    noise = _GumbelNoise(Sampling(1, 0.7, seed=0), list(range(n)))
-    logits = next_token_logits(model, [prompt]).expand(n, -1)
-    drawn = noise(torch.zeros(n, 1, dtype=torch.long), logits).argmax(-1)
-    counts = torch.bincount(drawn, minlength=len(share)).double()
-    likely = share.argsort(descending=True)[:12]
-    observed = [*counts[likely].tolist(), n - float(counts[likely].sum())]
-    expected = [*(n * share[likely]).tolist(), n * (1 - float(share[likely].sum()))]
-    assert chisquare(observed, expected).pvalue > 1e-3
