@@ -1,7 +1,7 @@
 """Writing while the model computes: a sink whose work is done by a thread of its own."""
 
-from queue import Queue
-from threading import Thread
+from queue import SimpleQueue
+from threading import Condition, Thread
 from types import TracebackType
 from typing import Any
 
@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 from activations.sinks import Sink
 
-WAITING = 256
-"""Blocks of vectors that may wait: enough to even out a pass's layers, few enough to bound memory."""
+WAITING = 64 * 2**20
+"""Bytes of vectors that may wait: enough to even out a pass's layers, few enough to bound memory."""
 
 
 class Background:
@@ -22,7 +22,8 @@ class Background:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
-        self._queue: Queue[tuple[str, tuple[Any, ...]] | None] = Queue(WAITING)
+        self._queue: SimpleQueue[tuple[str, tuple[Any, ...]] | None] = SimpleQueue()
+        self._waiting, self._room = 0, Condition()
         self._error: BaseException | None = None
         self._thread = Thread(target=self._work, daemon=True)
 
@@ -58,6 +59,11 @@ class Background:
     def _put(self, what: str, given: tuple[Any, ...]) -> None:
         if self._error is not None:
             raise self._error
+        size = _bytes(given)
+        with self._room:
+            # A block larger than what may wait goes through alone.
+            self._room.wait_for(lambda: not self._waiting or self._waiting + size <= WAITING)
+            self._waiting += size
         self._queue.put((what, given))
 
     def _work(self) -> None:
@@ -67,3 +73,10 @@ class Background:
                     getattr(self._sink, item[0])(*item[1])
                 except BaseException as error:  # noqa: BLE001  (it is raised where the blocks come from)
                     self._error = error
+            with self._room:
+                self._waiting -= _bytes(item[1])
+                self._room.notify()
+
+
+def _bytes(given: tuple[Any, ...]) -> int:
+    return sum(x.nbytes for x in given if isinstance(x, np.ndarray))

@@ -5,7 +5,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -160,3 +162,25 @@ def test_what_a_background_sink_cannot_write_is_raised(model: ChatModel) -> None
     sink = Background(Full([3], [0]))
     with pytest.raises(OSError, match="No space left"), sink:
         sink.write("resid_post", "prompt_last", 0, np.array([0]), np.zeros((1, 4), np.float32))
+
+
+def test_what_waits_to_be_written_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow disk holds the model up instead of filling memory; a block above the bound still goes through."""
+    block = np.zeros((4, 4), np.float32)
+    row = np.arange(4)
+    size = block.nbytes + row.nbytes
+    monkeypatch.setattr("activations.background.WAITING", 3 * size)
+    given, behind = [0], []
+
+    class Slow(ArraySink):
+        def write(self, *args: Any) -> None:
+            time.sleep(0.002)
+            behind.append(given[0] - len(behind))
+
+    with Background(Slow([1] * 4, [0])) as sink:
+        for _ in range(30):
+            sink.write("resid_post", "prompt_last", 0, row, block)
+            given[0] += 1
+        sink.write("resid_post", "prompt_last", 0, np.arange(100), np.zeros((100, 4), np.float32))
+    assert len(behind) == 31
+    assert 1 < max(behind) <= 4  # three blocks that wait, and one whose `write` has not yet returned
