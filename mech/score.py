@@ -24,9 +24,7 @@ def response_logprobs(
     Raises:
         InputError: a row has no response, or no prompt before it.
     """
-    for i, row in enumerate(rows):
-        if row.n_response < 1 or row.n_prompt < 1:
-            raise InputError(f"row {i} has no response to score, or nothing before it that predicts it")
+    _check_scored(rows)
     found: dict[int, Tensor] = {}
 
     def score(one: Pass) -> list[Tensor]:
@@ -57,6 +55,59 @@ def response_scores(
 
 
 @torch.no_grad()
+def response_states(
+    model: ChatModel, rows: Sequence[Encoded], *, token_budget: int = 2048
+) -> list[Float[Tensor, "n_response d"]]:
+    """Final-norm states (on the CPU) that predict each row's response tokens: what `response_kl` compares.
+
+    Raises:
+        InputError: a row has no response, or no prompt before it.
+    """
+    _check_scored(rows)
+    found: dict[int, Tensor] = {}
+
+    def states(one: Pass) -> list[Tensor]:
+        hidden = one.run()
+        spans = [rows[i].spans["response"] for i in one.members]
+        return [hidden[list(p[a - 1 : b - 1])].cpu() for p, (a, b) in zip(one.places, spans, strict=True)]
+
+    for one, kept in run_rows(model, rows, states, token_budget=token_budget):
+        found.update(zip(one.members, kept, strict=True))
+    return [found[i] for i in range(len(rows))]
+
+
+@torch.no_grad()
+def response_kl(
+    model: ChatModel,
+    before: Sequence[Float[Tensor, "_ d"]],
+    after: Sequence[Float[Tensor, "_ d"]],
+    *,
+    chunk: int = 128,
+) -> list[Float[Tensor, " _"]]:
+    """KL(before ‖ after) of the next token's distribution, in nats, token by token of each row.
+
+    What an intervention does to text it should leave alone: take `before` without and `after` within it.
+
+    Args:
+        model: whose output head both go through.
+        before: `response_states` of the rows.
+        after: of the same rows, under something else.
+        chunk: tokens whose logits are held at once.
+    """
+    found = []
+    for a, b in zip(before, after, strict=True):
+        parts = []
+        for start in range(0, len(a), chunk):
+            p, q = (
+                model.logits(h[start : start + chunk].to(model.device)).float().log_softmax(-1)
+                for h in (a, b)
+            )
+            parts.append((p.exp() * (p - q)).sum(-1).cpu())
+        found.append(torch.cat(parts))
+    return found
+
+
+@torch.no_grad()
 def next_token_logits(
     model: ChatModel, rows: Sequence[Encoded], *, token_budget: int = 2048
 ) -> Float[Tensor, "n vocab"]:
@@ -71,3 +122,9 @@ def next_token_logits(
     for one, logits in run_rows(model, prompts, score, token_budget=token_budget):
         found.update(zip(one.members, logits, strict=True))
     return torch.stack([found[i] for i in range(len(rows))])
+
+
+def _check_scored(rows: Sequence[Encoded]) -> None:
+    for i, row in enumerate(rows):
+        if row.n_response < 1 or row.n_prompt < 1:
+            raise InputError(f"row {i} has no response to score, or nothing before it that predicts it")
