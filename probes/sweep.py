@@ -30,8 +30,8 @@ class Grid:
     layers: tuple[int, ...]
     strengths: tuple[float, ...]
     """Times the direction as it is. 0, the model as it is, is always run, once."""
-    controls: int = 3
-    """Random directions of the same norm, each at the same layers and strengths."""
+    controls: int = 5
+    """Random directions of the same norm for each direction and layer, each at the same strengths."""
     seed: int = 0
     """Of the random directions."""
 
@@ -46,10 +46,9 @@ class Cell:
     control: int
     """0: the direction itself; else which random one."""
 
-    @property
-    def key(self) -> str:
-        """Its name in a journal."""
-        return f"{self.direction}/{self.layer}/{self.strength!r}/{self.control}"
+    def key(self, vectors: np.ndarray) -> str:
+        """Its name in a journal, where another direction of the same name has another."""
+        return f"{self.direction}/{_digest(vectors)}/{self.layer}/{self.strength!r}/{self.control}"
 
 
 def sweep(
@@ -83,7 +82,6 @@ def sweep(
     _check(model, directions, grid, neutral)
     about = {
         "checkpoint": model.checkpoint.key, "dtype": str(model.dtype), "seed": grid.seed,
-        "directions": {d.name: digest_of(d.vectors.tolist()) for d in directions},
         "rows": digest_of([[r.question, r.sign, list(r.encoded.ids)] for r in rows]),
         "neutral": digest_of([list(r.ids) for r in neutral]),
     }  # fmt: skip
@@ -106,8 +104,8 @@ def sweep(
         cells = list(_cells(directions, grid))
         vectors = {d.name: d.vectors for d in directions}
         for cell in track(cells, "steering"):
-            vector = _vector(vectors[cell.direction][cell.layer], cell, grid.seed)
-            finish(cell.key, Add(vector, [cell.layer], cell.strength))
+            vector = _vector(vectors[cell.direction], cell, grid.seed)
+            finish(cell.key(vectors[cell.direction]), Add(vector, [cell.layer], cell.strength))
     return _frame(model, rows, cells, vectors, done)
 
 
@@ -120,10 +118,13 @@ def _check(model: ChatModel, directions: Sequence[Direction], grid: Grid, neutra
         raise InputError(f"layers {wrong}: the model has 0 to {model.n_layers - 1}")
     if len({d.name for d in directions}) < len(directions):
         raise InputError("two directions of one name: rename one")
-    if grid.controls < 1:
-        raise InputError(
-            "controls: a sweep without a random direction beside it cannot be read; take 1 or more"
-        )
+    for name, values in (("layers", grid.layers), ("strengths", grid.strengths)):
+        if len(set(values)) < len(values):
+            raise InputError(f"{name} {values}: one stands there twice")
+    if not grid.layers or not any(grid.strengths):
+        raise InputError("a sweep needs a layer and a strength other than 0")
+    if grid.controls < 2:
+        raise InputError("controls: one random direction does not say how much they differ; take 2 or more")
 
 
 def _cells(directions: Sequence[Direction], grid: Grid) -> Iterator[Cell]:
@@ -134,11 +135,17 @@ def _cells(directions: Sequence[Direction], grid: Grid) -> Iterator[Cell]:
                     yield Cell(direction.name, layer, float(strength), k)
 
 
-def _vector(vector: np.ndarray, cell: Cell, seed: int) -> np.ndarray:
-    """The direction, or the random one of this number: the same at every strength of a layer."""
+def _vector(vectors: np.ndarray, cell: Cell, seed: int) -> np.ndarray:
+    """The direction at the cell's layer, or its random one of this number: the same at every strength."""
+    vector: np.ndarray = vectors[cell.layer]
     if not cell.control:
         return vector
-    return control(vector, int(np.random.SeedSequence([seed, cell.layer, cell.control]).generate_state(1)[0]))
+    drawn = np.random.SeedSequence([seed, int(_digest(vectors), 16), cell.layer, cell.control])
+    return control(vector, int(drawn.generate_state(1)[0]))
+
+
+def _digest(vectors: np.ndarray) -> str:
+    return digest_of(vectors.tolist())[:12]
 
 
 def _frame(
@@ -151,7 +158,7 @@ def _frame(
     frame = []
     for cell in cells:
         size = float(np.linalg.norm(vectors[cell.direction][cell.layer]))
-        found = done[cell.key]
+        found = done[cell.key(vectors[cell.direction])]
         frame += [
             {**vars(cell), "dose": abs(cell.strength) * size / float(stream[cell.layer]), "question": question,
              "log_odds": odds, "change": odds - unsteered[question], "kl": found["kl"]}

@@ -16,6 +16,7 @@ from study.cli_finetune import data_app, finetune
 from study.cli_probes import direction_app, persona_app, screen
 from study.cli_steer import steer
 from study.cli_store import store_app
+from study.cli_sweep import sweep
 
 app = typer.Typer(
     name="mech",
@@ -32,6 +33,7 @@ app.command()(screen)
 app.add_typer(store_app, name="store")
 app.add_typer(direction_app, name="direction")
 app.command()(steer)
+app.command()(sweep)
 app.add_typer(persona_app, name="persona")
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from analysis.sweep import best_cell, doses
+from analysis.sweep import best_cell, beyond, doses
 from mech.chat import SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
@@ -19,6 +20,7 @@ from probes.direction import Direction, fit_direction
 from probes.persona import load_trait, text_contrast
 from probes.steer import trait_log_odds
 from probes.sweep import Grid, sweep
+from study.cli import app
 from tests.tiny_study import save_model
 
 
@@ -79,7 +81,7 @@ def test_a_killed_sweep_goes_on_and_a_larger_one_keeps_what_is_done(
     model: ChatModel, rows: list[ContrastRow], direction: Direction, tmp_path: Path
 ) -> None:
     def run(strengths: tuple[float, ...], journal: Path | None) -> pd.DataFrame:
-        grid = Grid((1,), strengths, controls=1)
+        grid = Grid((1,), strengths, controls=2)
         return sweep(model, [direction], rows[:4], grid, neutral=[rows[0].encoded], journal=journal)
 
     asked = []
@@ -95,9 +97,9 @@ def test_a_killed_sweep_goes_on_and_a_larger_one_keeps_what_is_done(
         with pytest.raises(KeyboardInterrupt):
             run((1.0, 2.0), tmp_path / "j")
         first = run((1.0, 2.0), tmp_path / "j")
-        assert len(asked) == 4 + 2  # unsteered and four cells, one of them twice: it was cut off
+        assert len(asked) == 6 + 2  # unsteered and six cells, one of them twice: it was cut off
         more = run((1.0, 2.0, 3.0), tmp_path / "j")
-        assert len(asked) == 6 + 2
+        assert len(asked) == 8 + 3
     pd.testing.assert_frame_equal(first, run((1.0, 2.0), None))
     assert set(more["strength"]) == {1, 2, 3}
     with pytest.raises(InputError, match="other"):
@@ -113,7 +115,12 @@ def test_a_killed_sweep_goes_on_and_a_larger_one_keeps_what_is_done(
 
 @pytest.mark.parametrize(
     ("grid", "said"),
-    [(Grid((9,), (1.0,)), "layers"), (Grid((1,), (1.0,), controls=0), "controls")],
+    [
+        (Grid((9,), (1.0,)), "layers"),
+        (Grid((1,), (1.0,), controls=1), "controls"),
+        (Grid((1, 1), (1.0,)), "twice"),
+        (Grid((1,), (0.0,)), "other than 0"),
+    ],
 )
 def test_a_sweep_that_could_not_be_read_is_refused(
     grid: Grid, said: str, model: ChatModel, rows: list[ContrastRow], direction: Direction
@@ -148,19 +155,43 @@ def test_the_best_cell_is_sound_and_reported_on_other_questions() -> None:
     assert table.loc[(1, 4.0), "beyond_low"] < 1.2 < table.loc[(1, 4.0), "beyond_high"]
     assert table.loc[(0, 4.0), "beyond_low"] < 0 < table.loc[(0, 4.0), "beyond_high"]
     with pytest.raises(InputError, match="takes four"):
-        best_cell(synthetic(effect=0).query("question < 'q03'"), max_kl=1.0, rng=rng)
+        best_cell(synthetic(effect=0.0).query("question < 'q03'"), max_kl=1.0, rng=rng)
 
 
-def test_where_nothing_moves_the_chosen_cell_is_not_rewarded() -> None:
-    """Over 200 null sweeps the half that chooses is optimistic, the half that reports is not."""
+@pytest.mark.parametrize("own", [0.0, 0.05, 0.2])
+def test_where_a_direction_is_one_more_random_one_its_cell_is_not_rewarded(own: float) -> None:
+    """Every direction has an effect of its own, the same for all questions: the interval must know that it could be another.
+
+    The half that chooses is optimistic, the half that reports is not.
+    """
     rng = np.random.default_rng(2)
-    chosen, reported = [], []
-    for _ in range(200):
-        table = synthetic(effect=0)
-        table["change"] = rng.standard_normal(len(table))
-        best = best_cell(table, max_kl=5.0, rng=rng, n_boot=200)
-        assert best is not None
-        chosen.append(best.chosen_on)
-        reported.append(best.beyond.low <= 0 <= best.beyond.high)
-    assert np.mean(chosen) > 0.2
-    assert np.mean(reported) >= 0.9
+    chosen, covered = [], []
+    for _ in range(100):
+        table = synthetic(effect=0.0)
+        effects = own * rng.standard_normal((3, 4))[table["layer"], table["control"]] * table["strength"]
+        table["change"] = effects + 0.05 * rng.standard_normal(len(table))
+        at = table[(table["layer"] == 1) & (table["strength"] == 2)]
+        found = beyond(at, rng=rng, n_boot=200)
+        covered.append(found.low <= 0 <= found.high)
+        if len(chosen) < 20:
+            best = best_cell(table, max_kl=5.0, rng=rng, n_boot=200)
+            assert best is not None
+            chosen.append(abs(best.chosen_on))
+    assert np.mean(chosen) > 0.02 + own
+    assert np.mean(covered) >= 0.93
+
+
+def test_the_command_writes_tables_and_figure_and_says_what_was_found(
+    model: ChatModel, direction: Direction, tmp_path: Path
+) -> None:
+    direction.save(tmp_path / "d.safetensors")
+    given = ["sweep", str(model.checkpoint.path), str(tmp_path / "d.safetensors"), "--trait", "evil", "--questions", "4",
+             "--layer", "1", "--strength", "0.5", "--controls", "2", "--out", str(tmp_path / "out")]  # fmt: skip
+    for max_kl, said in (("1000", "chosen on half"), ("0", "no cell")):
+        result = CliRunner().invoke(app, [*given, "--max-kl", max_kl])
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+    table = pd.read_csv(tmp_path / "out" / "doses.csv")
+    assert table[["layer", "strength", "n_questions"]].to_numpy().tolist() == [[1, 0.5, 4]]
+    assert (tmp_path / "out" / "dose_response.png").stat().st_size > 5000
+    assert CliRunner().invoke(app, [*given[:3], *given[3:6], "3", *given[7:]]).exit_code != 0

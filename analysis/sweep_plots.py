@@ -1,0 +1,73 @@
+"""The figure of a steering sweep; the contract is that of `analysis.plots`."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.plot_style import (
+    BLACK,
+    GREY,
+    axis_labels,
+    direction_styles,
+    head,
+    interval_bars,
+    key,
+    label,
+    need,
+    not_measured,
+    numbers,
+    panels,
+    styled,
+)
+
+
+@styled
+def dose_response(frame: pd.DataFrame, *, max_kl: float) -> Figure:
+    """Change of the trait's log-odds against strength, one panel a layer.
+
+    Point and bar = the direction and its interval over questions, hollow where neutral text is damaged beyond `max_kl`; grey =
+    the mean over random directions of its norm, and as a band the largest |change| among them.
+
+    Args:
+        frame: of `analysis.sweep.doses`.
+        max_kl: nats a neutral token.
+    """
+    title = "What adding a direction does, beside random directions of its norm"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "direction", "layer", "strength", "change", "kl", "control_change", "control_max")
+    styles = direction_styles(list(dict.fromkeys(frame["direction"])))
+    layers = sorted(frame["layer"].unique())
+    figure, cells = panels(len(layers), sharex=True, sharey=True)
+    for axes, layer in zip(cells, layers, strict=True):
+        axes.axhline(0, color=BLACK, lw=0.8)
+        axes.axvline(0, color=BLACK, lw=0.8)
+        axes.set_title(f"layer {layer}", fontsize=9)
+        for name, style in styles.items():
+            rows = frame[(frame["layer"] == layer) & (frame["direction"] == name)].sort_values("strength")
+            _draw(axes, rows, style.colour, style.marker, max_kl)
+    axis_labels(cells, x="strength", y="change of log-odds\n(nats a token)")
+    handles = [Line2D([], [], color=s.colour, marker=s.marker, label=label(n)) for n, s in styles.items()]
+    handles += [
+        Line2D(
+            [], [], color=BLACK, marker="o", mfc="white", lw=0, label=f"damage above {max_kl:g} nats a token"
+        ),
+        Line2D([], [], color=GREY, label="random: mean, and largest |change|"),
+    ]
+    key(figure, handles, columns=3)
+    n = sorted(frame["n_questions"].unique())
+    head(figure, title, f"questions: {', '.join(map(str, n))} · bars: 95 % over questions")
+    return figure
+
+
+def _draw(axes: Any, rows: pd.DataFrame, colour: Any, marker: str, max_kl: float) -> None:
+    x, y = numbers(rows, "strength"), numbers(rows, "change")
+    largest = numbers(rows, "control_max")
+    axes.fill_between(x, -largest, largest, color=GREY, alpha=0.25, lw=0)
+    axes.plot(x, numbers(rows, "control_change"), color=GREY, lw=1)
+    axes.errorbar(x, y, yerr=interval_bars(rows, "change"), color=colour, lw=1.5, capsize=2)
+    broken = numbers(rows, "kl") > max_kl
+    for mask, face in ((~broken, colour), (broken, "white")):
+        axes.plot(x[mask], y[mask], marker=marker, lw=0, markersize=5, color=colour, mfc=face)
