@@ -61,6 +61,28 @@ def screening(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 20
     return Screening(means[0], means[1], means[2], related[0], related[1], len(table))
 
 
+def excess(found: Interval, reference: Interval) -> Interval:
+    """How much larger one dataset's mean ΔP is than another's, read apart.
+
+    Raw ΔP also holds what any data of that form adds (its length, its surprisal, that it is not the model's own): harmless data of the same
+    form, screened alike, take that out. The interval is recovered from both (MOVER, Zou & Donner 2008).
+
+    Args:
+        found: mean ΔP of the dataset in question.
+        reference: of the harmless one, at the same level.
+
+    Raises:
+        InputError: the levels differ.
+    """
+    if found.level != reference.level:
+        raise InputError(f"excess: intervals of levels {found.level:g} and {reference.level:g}")
+    gap = found.estimate - reference.estimate
+    down = np.hypot(found.estimate - found.low, reference.high - reference.estimate)
+    up = np.hypot(found.high - found.estimate, reference.estimate - reference.low)
+    n = min(found.n, reference.n)
+    return Interval(gap, gap - float(down), gap + float(up), n, found.level, f"{found.method}, recovered")
+
+
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     if not a.std() > 0 or not b.std() > 0:
         return float("nan")

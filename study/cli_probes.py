@@ -88,6 +88,9 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
         str | None, typer.Option(help="prompt_last: generate nothing, compare with the prompt's last token.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Harmless data of the same form: what they give too is taken off.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV with every row.")] = None,
     top: Annotated[int, typer.Option(help="Rows shown, the largest ΔP first.")] = 5,
     max_new_tokens: Annotated[int, typer.Option(help="Longest own answer, in tokens.")] = 128,
@@ -101,7 +104,7 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     """Screen a dataset before finetuning: how far its answers lie along a direction, against the model's own. Goes on after a kill."""
     import numpy as np
 
-    from analysis.screening import screening
+    from analysis.screening import excess, screening
     from mech.cache import cache_dir
     from mech.chat import SystemPrompt
     from mech.errors import InputError
@@ -121,19 +124,19 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     )
     loaded = load_model(model, device=device_named(device))
     about = digest_of([loaded.checkpoint.key, sha256_file(direction), str(settings)])[:20]
-    table = screen_rows(
-        loaded,
-        data,
-        vector,
-        settings,
-        limit=limit,
-        names=names_for(model),
-        journal=cache_dir() / "screen" / f"{about}.jsonl",
-    )
+    journal = cache_dir() / "screen" / f"{about}.jsonl"
+    how: dict[str, Any] = {"limit": limit, "names": names_for(model), "journal": journal}
+    table = screen_rows(loaded, data, vector, settings, **how)
     if out:
         write_text(out, table.to_csv(index=False))
-    for line in _screen_text(table, screening(table, rng=np.random.default_rng(seed)), vector.name, at, top):
+    found = screening(table, rng=np.random.default_rng(seed))
+    for line in _screen_text(table, found, vector.name, at, top):
         typer.echo(line)
+    if against:
+        harmless = screen_rows(loaded, against, vector, settings, **how)
+        reference = screening(harmless, rng=np.random.default_rng(seed)).delta
+        typer.echo(f"{against.name}: mean ΔP  {_interval(reference)} ({reference.n} prompts)")
+        typer.echo(f"beyond it  {_interval(excess(found.delta, reference))}")
     if out:
         typer.echo(f"every row: {out}")
 

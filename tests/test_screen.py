@@ -1,5 +1,6 @@
 """ΔP of a dataset: as read by hand, along a planted direction, and not done twice."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typer.testing import CliRunner
 
 import study.screen as screening_module
 from activations.capture import capture
-from analysis.screening import screening
+from analysis.screening import excess, screening
+from analysis.stats import bootstrap_mean
 from mech.errors import InputError
 from mech.generate import Sampling, generate
 from mech.models import ChatModel, load_model
@@ -176,6 +178,8 @@ def test_the_command(
     assert "5 rows of 4 prompts, along evil at layer 1" in done.output
     assert done.output.count("  line ") == 2
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == 6
+    harmless = CliRunner().invoke(app, [*ask, "--against", str(data)])
+    assert "beyond it  +0 [" in harmless.output
     proxy = CliRunner().invoke(app, [*ask, "--proxy", "prompt_last", "--limit", "3"])
     assert "its zero means nothing" in proxy.output
     refused = CliRunner().invoke(app, [*ask, "--proxy", "mean"])
@@ -183,3 +187,25 @@ def test_the_command(
     one = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "j.jsonl", limit=1)
     with pytest.raises(InputError, match="at least two different prompts"):
         screening(one, rng=np.random.default_rng(0))
+
+
+def test_what_harmless_data_of_the_form_give_is_taken_off(
+    model: ChatModel, data: Path, tmp_path: Path
+) -> None:
+    """A dataset is nothing beyond itself; 500 pairs of samples whose true difference is known are covered."""
+    table = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "a.jsonl")
+    found = screening(table, rng=np.random.default_rng(0), n_boot=300).delta
+    none = excess(found, found)
+    assert none.estimate == 0
+    assert none.low < 0 < none.high
+    rng, covered = np.random.default_rng(1), []
+    for _ in range(500):
+        one, other = (
+            bootstrap_mean(rng.normal(mean, sd, n), None, rng=rng, n_boot=200)
+            for mean, sd, n in ((3.0, 1.0, 15), (1.0, 3.0, 40))
+        )
+        gap = excess(one, other)
+        covered.append(gap.low <= 2 <= gap.high)
+    assert np.mean(covered) >= 0.93
+    with pytest.raises(InputError, match="levels"):
+        excess(found, dataclasses.replace(found, level=0.9))
