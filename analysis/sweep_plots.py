@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -34,7 +35,7 @@ def dose_response(frame: pd.DataFrame, *, max_kl: float) -> Figure:
         frame: of `analysis.sweep.doses`.
         max_kl: nats a neutral token.
     """
-    title = "What adding a direction does, beside random directions of its norm"
+    title = "What adding a direction does, beside random ones of its norm"
     if frame.empty:
         return not_measured(title)
     need(frame, "direction", "layer", "strength", "change", "kl", "control_change", "control_max")
@@ -64,9 +65,14 @@ def dose_response(frame: pd.DataFrame, *, max_kl: float) -> Figure:
 
 def _draw(axes: Any, rows: pd.DataFrame, colour: Any, marker: str, max_kl: float) -> None:
     x, y = numbers(rows, "strength"), numbers(rows, "change")
-    largest = numbers(rows, "control_max")
-    axes.fill_between(x, -largest, largest, color=GREY, alpha=0.25, lw=0)
-    axes.plot(x, numbers(rows, "control_change"), color=GREY, lw=1)
+    # At strength 0 nothing moves, whichever the direction.
+    order = np.argsort(np.append(x, 0.0))
+    at, largest, mean = (
+        np.append(part, 0.0)[order]
+        for part in (x, numbers(rows, "control_max"), numbers(rows, "control_change"))
+    )
+    axes.fill_between(at, -largest, largest, color=GREY, alpha=0.25, lw=0)
+    axes.plot(at, mean, color=GREY, lw=1)
     axes.errorbar(x, y, yerr=interval_bars(rows, "change"), color=colour, lw=1.5, capsize=2)
     broken = numbers(rows, "kl") > max_kl
     for mask, face in ((~broken, colour), (broken, "white")):
