@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune.fused import fused_lora
+from finetune.fused_norm import fused_norms
 from finetune.labels import TrainingRow
 from finetune.loop import Job, run
 from finetune.outcome import done_before, stamp_of, write_outcome
@@ -134,7 +135,11 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
     try:
         if settings.shard:
             _shard(model, adapted)
-        with fused_lora(adapted), checkpointing(model, on=settings.gradient_checkpointing):
+        with (
+            fused_lora(adapted),
+            fused_norms(model.causal) if not settings.shard else nullcontext(),
+            checkpointing(model, on=settings.gradient_checkpointing),
+        ):
             adapted.train()
             yield adapted
     finally:
