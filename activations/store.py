@@ -219,7 +219,7 @@ class ActivationStore:
         return to_xarray(self, site, pooling, layers, rows)
 
     def export(self, path: Path | str) -> None:
-        """Write everything as `.npz` or `.safetensors`; the store must fit in memory. See `store_export`."""
+        """Write everything as `.npz`, `.safetensors` or persona_vectors' `.pt`; the store must fit in memory. See `store_export`."""
         from activations.store_export import export
 
         export(self, Path(path))
