@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from mech.errors import FileFormatError, InputError
 
@@ -62,6 +62,21 @@ class Rows:
     def n_tokens(self) -> np.ndarray:
         """Tokens of each row."""
         return np.array([len(t) for t in self.tokens], dtype=np.int64)
+
+    def mask(self, row: int, of: Literal["prompt", "response"]) -> Bool[np.ndarray, " tokens"]:
+        """Which of a row's tokens are its prompt's or its response's, by the columns `n_prompt` and `n_response`.
+
+        Raises:
+            InputError: the rows have no such columns.
+        """
+        if missing := {"n_prompt", "n_response"} - self.columns.keys():
+            raise InputError(
+                f"rows: no column {' and no '.join(sorted(missing))}: whose each token is was not stored"
+            )
+        start, length = int(self.columns["n_prompt"][row]), int(self.columns["n_response"][row])
+        at = np.arange(len(self.tokens[row]))
+        inside: np.ndarray = at < start if of == "prompt" else (at >= start) & (at < start + length)
+        return inside
 
 
 @dataclass(frozen=True)
