@@ -18,7 +18,7 @@ from activations.store import ActivationStore, Problem
 from activations.store_format import Rows
 from activations.store_writer import ShardWriter, WriterOptions, sweep_stale
 from mech.chat import Encoded
-from mech.errors import FileFormatError, InputError
+from mech.errors import FileFormatError, GuardError, InputError
 from mech.files import digest_of, folder_lock, read_json, sha256_file, write_json
 from mech.models import ChatModel
 from mech.sites import n_heads, site_width
@@ -195,8 +195,11 @@ def _capture_shard(
         options=options,
     )
     nonfinite: Literal["raise", "pass"] = "raise" if storing.nan == "raise" else "pass"
-    with writer, Background(writer) as sink:
-        capture_into(
-            sink, model, encoded, reading,
-            nonfinite=nonfinite, token_budget=storing.token_budget, backend=storing.backend,
-        )  # fmt: skip
+    try:
+        with writer, Background(writer) as sink:
+            capture_into(
+                sink, model, encoded, reading,
+                nonfinite=nonfinite, token_budget=storing.token_budget, backend=storing.backend,
+            )  # fmt: skip
+    except GuardError as error:  # which counts the rows that it was given
+        raise GuardError(f"{path}, whose row 0 is {rows.ids[0]!r}: {error}") from error

@@ -117,7 +117,8 @@ def test_nan_stops_the_capture_or_is_marked(tmp_path: Path) -> None:
     with torch.no_grad():
         broken.blocks[1].mlp.down_proj.weight[0] = float("nan")  # type: ignore[union-attr,operator,index]
     encoded, reading = conversations(broken, 3), Reading(("prompt_last",), ("resid_post",), (0, 1))
-    with pytest.raises(GuardError, match=r"row \d: resid_post at layer 1 is not finite"):
+    named = r"shard-00000\.h5, whose row 0 is 'r0': row \d: resid_post at layer 1 is not finite"
+    with pytest.raises(GuardError, match=named):
         capture_store(tmp_path / "a", broken, rows_of(encoded), encoded, reading)
     assert not list((tmp_path / "a").iterdir())
     capture_store(tmp_path / "b", broken, rows_of(encoded), encoded, reading, storing=Storing(nan="mark"))
