@@ -151,6 +151,8 @@ class MeasureSpec(Part):
     """How the base's answers are made."""
     own_text: tuple[str, ...] = ()
     """Arms that are also measured on their own answers (the 2×2 of weights and text)."""
+    surprisal: bool = False
+    """Store each answer's mean surprisal (nats a token) beside every capture: a third more time where the vocabulary is large for the model."""
 
 
 class JudgeSpec(Part):
