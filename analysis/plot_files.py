@@ -135,7 +135,7 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         (
             "Nulls, both ways: above 97.5 % of |cosines| with directions of the other contrast's covariance, and p < .05 against "
-            "sign flips of its paired differences; not corrected for the number of pairs. Noise alone keeps a cosine below its "
+            "sign flips of its paired differences; two stars: still so with the number of pairs reckoned with (Holm, Bonferroni). Noise alone keeps a cosine below its "
             "ceiling (table)"
         ),
     ),

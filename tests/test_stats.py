@@ -149,6 +149,19 @@ def test_p_values_are_uniform_where_nothing_happened() -> None:
     assert two_sided_p(np.array([9.0]), np.zeros((99, 1)))[0] == 0.01
 
 
+def test_of_many_layers_of_nothing_hardly_one_stands_out_when_all_are_reckoned_with() -> None:
+    generator, raw, corrected = rng(12), [], []
+    for _ in range(120):
+        base = generator.standard_normal((8, 10, 12))
+        tuned = base + generator.standard_normal((1, 10, 12))
+        along = generator.standard_normal((10, 12))
+        shift = shift_by_layer(base, tuned, along, np.arange(8), rng=generator, n_boot=20, n_null=200)
+        raw.append(shift.p_random.min() < 0.05)
+        corrected.append(shift.p_random_max.min() < 0.05)
+    assert np.mean(raw) > 0.25
+    assert np.mean(corrected) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 120)
+
+
 def stream(seed: int, n: int = 12) -> np.ndarray:
     return rng(seed).standard_normal((n, 2, 8))
 
@@ -180,6 +193,8 @@ def test_benign_is_subtracted_pair_by_pair() -> None:
     tuned, benign = base + noise + 0.5, base + noise
     shift = shift_by_layer(base, tuned, np.ones((2, 8)), np.arange(12), rng=rng(), benign=benign)
     frame = to_frame(shift, arm="em")
+    for name in ("p_random", "p_covariance"):
+        assert (frame[f"{name}_max"] >= frame[name]).all()
     np.testing.assert_allclose(frame["minus_benign"], 0.5 * np.sqrt(8))  # what they share leaves no spread
     np.testing.assert_allclose(frame["minus_benign_high"] - frame["minus_benign_low"], 0, atol=1e-9)
     np.testing.assert_allclose(frame["sd"] * frame["base_sd"], frame["raw"])
