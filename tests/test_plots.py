@@ -403,7 +403,7 @@ def test_the_family_matrices_show_numbers_and_who_agrees():
     cells = plots.identity_cosines(study.identity_cosines()).axes[0].texts
     assert len(cells) == 12  # none on the diagonal
     placed = {(t.get_position()[1] - 0.5, t.get_position()[0] - 0.5): t.get_text() for t in cells}
-    assert placed[0, 1] == placed[1, 0] == "0.75*"
+    assert placed[0, 1] == placed[1, 0] == "0.75**"
     assert placed[0, 2] == "\u22120.25"
     frame = study.identity_transfer()
     cells = plots.identity_transfer(frame).axes[0].texts
