@@ -12,7 +12,7 @@ from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.identities import load_invented
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel, Merge, load_model
 from study.paths import StudyPaths
 from study.spec import StudySpec
 from study.spec_parts import ModelSpec
@@ -42,16 +42,21 @@ class Bench:
         return checkpoint
 
     def model(
-        self, chain: Sequence[Step], *, dtype: str | None = None, quantise: str | None = None
+        self,
+        chain: Sequence[Step],
+        *,
+        dtype: str | None = None,
+        merge: Merge = True,
+        quantise: str | None = None,
     ) -> ChatModel:
-        """The checkpoint of these trainings, adapters merged, loaded unless it is at hand."""
+        """The checkpoint of these trainings, loaded unless it is at hand; the arguments are `load_model`'s."""
         checkpoint, wanted = self.checkpoint(chain), dtype or self.spec.model.dtype
-        key = (checkpoint.key, wanted, quantise or "")
+        key = (checkpoint.key, wanted, str(merge), quantise or "")
         if key not in self._loaded:
             self.release()
             log.info("loading %s", checkpoint)
             self._loaded[key] = load_model(
-                checkpoint, dtype=wanted, quantise=quantise, **_where(self.spec.model)
+                checkpoint, dtype=wanted, merge=merge, quantise=quantise, **_where(self.spec.model)
             )
         return self._loaded[key]
 
