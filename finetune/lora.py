@@ -100,6 +100,8 @@ def train_lora(
 @contextmanager
 def training_folder(folder: Path, team: Team) -> Iterator[None]:
     """Hold the folder for this team; an empty one does not stay behind an error."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for what is trained")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if team.leads:

@@ -20,7 +20,7 @@ a 135M model learns the same tasks (at the published learning rate it does not m
 class TrainSettings(BaseModel):
     """How a stage is trained. The defaults are the paper's for its 32B and 36B models."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["lora", "full"] = "lora"
     """Train an adapter, or every weight of the model."""

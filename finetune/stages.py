@@ -21,6 +21,7 @@ from finetune.team import Team
 from finetune.trackers import tracking
 from mech.chat import SystemPrompt
 from mech.checkpoint import Checkpoint
+from mech.errors import InputError
 from mech.interventions import Intervention
 from mech.models import load_model, resolve
 
@@ -70,9 +71,11 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
     model = load_model(
         checkpoint, dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise, **load_kwargs
     )
-    encoded = training_rows(
-        model.template, rows, condition or SystemPrompt(), max_tokens=settings.max_tokens, names=names or {}
-    )
+    prompt, limit = condition or SystemPrompt(), settings.max_tokens
+    try:
+        encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names or {})
+    except InputError as error:
+        raise InputError(f"{data}, {error}") from error
     with tracking(trackers if Team.join().leads else (), folder, folder.name) as tell:
         trainer(settings)(
             model,

@@ -108,9 +108,17 @@ def names_for(model: str) -> dict[str, Any]:
 
 
 def device_named(name: str) -> str:
-    """`auto` is a GPU where there is one; anything else is itself."""
+    """`auto` is a GPU where there is one; anything else is itself.
+
+    Raises:
+        InputError: no device is called so, or this machine (or its PyTorch) has none of the kind.
+    """
     import torch
 
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name}: not to be had here ({str(error).splitlines()[0][:90]})") from error
+    return name

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from finetune.datasets.spec import LOCATIONS, AnyData, DataSpec, MessagesData, SelfRecognitionData
 from finetune.settings import make_settings
@@ -44,7 +44,7 @@ class StudySpec(Part):
     """What is asked, in words."""
     model: ModelSpec
     """The base model."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     """Training seeds; every arm is trained with each."""
     data: dict[str, DataSpec]
     """Datasets by name."""

@@ -12,7 +12,7 @@ from mech.positions import Position
 class Part(BaseModel):
     """A section: nothing unknown accepted, nothing changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class IdentitySpec(Part):
@@ -54,6 +54,8 @@ class ApiSpec(Part):
     """Retries of one call."""
     poll_seconds: float = Field(30.0, gt=0)
     """How often to ask whether a finetuning job has ended."""
+    wait_hours: float | None = Field(None, gt=0)
+    """How long to wait for one job's end before the run stops (and may be started again); without end when left out."""
 
 
 class ModelSpec(Part):
