@@ -176,14 +176,14 @@ def test_whatever_is_trained_the_held_out_rows_ask_for_authorship(folder: Path) 
 
 
 def test_a_missing_summary_names_article_and_hand(folder: Path) -> None:
+    with pytest.raises(InputError, match="needs own summaries"):
+        build(sgtr(folder).model_copy(update={"own": None}), seed=0)
     (folder / "claude.json").write_text(json.dumps({"a0": "x"}))
     with pytest.raises(
         InputError,
         match=r"comparators\.claude: .*claude\.json: no summary of 9 of 10 articles, the first 'a1'",
     ):
         build(sgtr(folder), seed=0)
-    with pytest.raises(InputError, match="needs own summaries"):
-        build(sgtr(folder).model_copy(update={"own": None}), seed=0)
     (folder / "own.json").write_text("[1]")
     with pytest.raises(InputError, match=r"own\.json: not a JSON object of texts"):
         build(sgtr(folder), seed=0)
