@@ -24,7 +24,7 @@ def draw_figures(
 
     Args:
         tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
-            self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
+            lora_alignment_by_layer, lora_overlap, self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures; where several were measured, one figure
@@ -37,6 +37,7 @@ def draw_figures(
     drawings = [
         *_shift_drawings(_rows(tables, "shifts", text=text), layer, condition, {"arms": arms, "text": text}),
         *_direction_drawings(tables, layer),
+        *_weight_drawings(tables, layer),
         *_behaviour_drawings(tables, arms),
         *_place_drawings(tables, layer, condition, arms),
     ]
@@ -87,6 +88,14 @@ def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Itera
     ):
         if not (rows := _rows(tables, table)).empty:
             yield table, table, rows, draw, {}
+
+
+def _weight_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Iterator[_Drawing]:
+    """What adapters write, along directions and in common."""
+    if not (rows := _rows(tables, "lora_alignment_by_layer")).empty:
+        yield "lora_alignment", "lora_alignment", rows, plots.lora_alignment, {"layer": layer}
+    if not (rows := _rows(tables, "lora_overlap")).empty:
+        yield "lora_overlap", "lora_overlap", rows, plots.lora_overlap, {}
 
 
 def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[_Drawing]:

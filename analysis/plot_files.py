@@ -146,6 +146,17 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         "Star: 95 % bootstrap interval over questions above one half. Random directions' range: table",
     ),
+    "lora_alignment": (
+        (
+            "Energy: the share of a direction's squared length that lies in what an adapter's output maps can write, divided by that of a "
+            "random direction, r/d; at 1 the adapter does not know the direction"
+        ),
+        "Null: directions drawn from the covariance of the base's activations (dotted). Weights have no interval over questions",
+    ),
+    "lora_overlap": (
+        "Mean squared cosine of the principal angles between the spaces that two adapters can write into, over all output maps",
+        "Star: beyond random spaces of the same rank, p < .05 in every seed. Hatched: not compared",
+    ),
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
@@ -193,6 +204,7 @@ _NOTES: dict[str, tuple[str, str]] = {
 }
 _COUNTS = (
     ("n_questions", "questions"), ("n_articles", "articles"), ("n_samples", "samples a point"), ("n_pairs", "pairs"),
+    ("n_maps", "maps"),
 )  # fmt: skip
 
 

@@ -110,6 +110,16 @@ SECTIONS = (
         ("identity_cosines", "identity_transfer"),
     ),
     Section(
+        ("lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer"), "What the adapters write",
+        "An adapter adds a product of two thin matrices to each map; what it writes into the residual stream lies in the span of r vectors of "
+        "d. Energy: the share of a direction in that span, where a random direction has r/d (expected); p_random is exact, p_covariance "
+        "against directions drawn from the base's activations, which is the harder null. A stage is named by the trainings below it, joined "
+        "by +, and stands for its last adapter alone. Shared: mean squared cosine of the principal angles between two adapters' spaces "
+        "(1: the same); read a pair beside the pairs with the benign control, for any two trainings share something. Weights have no interval "
+        "over questions: the doubt of a direction is its split-half cosine, that of a training the other seeds.",
+        ("lora_alignment", "lora_overlap"),
+    ),
+    Section(
         ("dispersion",), "How widely activations spread",
         "A character that is destabilised may not move but spread. Trace: mean squared distance from the mean; d_log_trace is the "
         "change of its logarithm against the base on the same questions. Effective ranks (participation ratio, exp of the "

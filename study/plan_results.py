@@ -6,12 +6,10 @@ from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
-from study.planner import Plan
+from study.plan_weights import plan_weights
+from study.planner import Measured, Plan
 from study.questions import half, trait_names
 from study.step import Step, Work
-
-Measured = dict[tuple[str, int], dict[str, list[Step]]]
-"""Steps that read a checkpoint, by role, for each arm and seed."""
 
 
 def plan_tables(
@@ -64,6 +62,7 @@ def plan_tables(
         "dispersion": spreads,
         "family": _family(plan, directions),
     }
+    inputs["weights"] = plan_weights(plan, directions, measured)
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
     if spec.directions and spec.directions.probes:
         inputs["probes"] = _probes(plan, directions)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mech.chat import ChatTemplate
+from mech.checkpoint import source_of
 from mech.errors import InputError
 from mech.files import write_text
-from study.base import Base, find_base, source_of
+from study.base import Base, find_base
 from study.bench import Bench
 from study.conditions import check_conditions
 from study.engines.local import locked, run_steps

@@ -63,6 +63,8 @@ class StudySpec(Part):
     """What is asked."""
     steering: SteeringSpec | None = None
     """One steering experiment."""
+    weights: bool = True
+    """Hold what LoRA adapters write against the directions, and against each other; only where there are directions."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
     statistics: StatisticsSpec = StatisticsSpec()

@@ -134,6 +134,25 @@ def identity_transfer(names=IDENTITY, layer=15):
     return pd.DataFrame(rows)
 
 
+def lora_alignment_by_layer(
+    stages=("em", "benign", "em+sgtr"), names=("evil:text", "identity:name"), layers=6
+):
+    """The stage em writes along evil, the others along nothing."""
+    return pd.DataFrame([
+        {"stage": stage, "seed": 0, "direction": name, "layer": layer, "map": where, "rank": 32,
+         "energy": 0.06 * (4 if (stage, name) == ("em", "evil:text") else 1) + 0.002 * layer, "expected": 0.06, "p_random": 0.2,
+         "null_covariance_high": 0.1, "p_covariance": 0.3, "cosine": 0.1, "gain": 0.2, "split_half": 0.8}
+        for stage in stages for name in names for layer in range(layers) for where in ("self_attn.o_proj", "mlp.down_proj")
+    ])  # fmt: skip
+
+
+def lora_overlap():
+    return pd.DataFrame({
+        "stage": ["em", "em+sgtr"], "other": ["benign", "em"], "seed": 0, "n_maps": 12, "shared": [0.3, 0.07], "expected": 0.06,
+        "null_high": 0.065, "p_random": [0.005, 0.2], "most_at_layer": 3,
+    })  # fmt: skip
+
+
 def datasets():
     return pd.DataFrame({
         "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
@@ -224,7 +243,8 @@ def all_tables(**options):
     return {
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
-        "identity_transfer": identity_transfer(), "datasets": datasets(),
+        "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(),
+        "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),
     }  # fmt: skip

@@ -88,6 +88,18 @@ def test_heatmap_numbers_and_stars():
     assert texts[2] == signed(expected["identity:name", "em"])
 
 
+def test_weights_show_ratios_and_leave_uncompared_pairs_open():
+    frame = study.lora_alignment_by_layer()
+    figure = plots.lora_alignment(frame, layer=3)
+    line = line_of(axes_of(figure, "evil:text"), "em")
+    em = frame[(frame.stage == "em") & (frame.direction == "evil:text")]
+    np.testing.assert_allclose(line.get_ydata(), em.groupby("layer")["energy"].mean() / 0.06)
+    matrix = plots.lora_overlap(study.lora_overlap()).axes[0]
+    assert sorted(t.get_text() for t in matrix.texts) == ["0.07", "0.07", "0.30*", "0.30*"]
+    for draw in (plots.lora_alignment, plots.lora_overlap):
+        assert "Not measured" in draw(pd.DataFrame()).axes[0].texts[0].get_text()
+
+
 def test_colours_are_stable_and_base_is_grey():
     alone = arm_styles(["base", "em", "my arm"])
     more = arm_styles(["sgtr", "base", "benign", "em"])

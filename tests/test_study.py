@@ -69,6 +69,7 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     assert names == {
         "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "embedding", "training", "datasets",
+        "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "One training seed" in page
@@ -80,6 +81,24 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     assert list(finished.glob("directions/*/direction.safetensors"))
     assert not list(finished.rglob("*.part"))
     assert not list(finished.rglob(".*.tmp"))
+
+
+def test_weights_of_every_stage_are_held_against_directions_and_each_other(finished: Path) -> None:
+    found = tables(finished)
+    aligned, by_layer = found["lora_alignment"], found["lora_alignment_by_layer"]
+    # em@1 has seen one step, at the learning rate 0 that a warm-up starts with: it writes nothing, and is left out.
+    assert set(aligned["stage"]) == {"em", "benign", "em+sgtr", "given"}
+    assert set(aligned["direction"]) == set(found["directions"]["direction"])
+    assert (aligned["n_maps"] == 6).all()
+    assert set(by_layer["map"]) == {"self_attn.o_proj", "mlp.down_proj"}
+    means = by_layer.groupby(["stage", "direction"])["energy"].mean()
+    pd.testing.assert_series_equal(
+        means, aligned.set_index(["stage", "direction"])["energy"].sort_index(), check_names=False
+    )
+    pairs = set(zip(found["lora_overlap"]["stage"], found["lora_overlap"]["other"], strict=True))
+    assert {frozenset(p) for p in pairs} == {
+        frozenset(p) for p in (("em", "benign"), ("em", "given"), ("benign", "given"), ("em+sgtr", "em"))
+    }
 
 
 def test_second_run_does_nothing(home: Path, finished: Path) -> None:

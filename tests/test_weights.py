@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
 from typer.testing import CliRunner
 
 from analysis.lora_weights import alignment, overlap
-from mech.adapters import adapter_layers, updates
+from mech.adapters import Update, adapter_layers, read_updates, updates, writing_maps, writing_maps_of
 from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
@@ -80,6 +82,42 @@ def test_updates_are_what_merging_adds(folder: Path, live: ChatModel) -> None:
     writers = updates(live, writing=True)
     assert {u.name for u in writers} == {"self_attn.o_proj", "mlp.down_proj"}
     assert len(writers) == 2 * live.n_layers
+    # The same from files: the writers' places from the base's config, the factors from the adapter's folder.
+    places = writing_maps_of(base.checkpoint)
+    assert places == writing_maps(base) == writing_maps(live) == {(u.layer, u.name) for u in writers}
+    read = {(u.layer, u.name): u for u in read_updates(live.checkpoint.adapters[0].path, places)}
+    assert read.keys() == places
+    for update in writers:
+        found = read[update.layer, update.name]
+        torch.testing.assert_close(found.left @ found.right, update.left @ update.right)
+
+
+def test_an_attention_that_is_adapted_in_part_has_no_writer(folder: Path, tmp_path: Path) -> None:
+    """Queries alone are adapted: the last adapted map of attention is none that writes into the stream."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    partly = load_model(f"{folder}:{tmp_path}", merge=False)
+    assert updates(partly, writing=True) == []
+    assert len(updates(partly)) == len(read_updates(tmp_path)) == 2 * partly.n_layers
+
+
+def test_an_adapter_that_is_no_product_of_factors_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules="all-linear", use_dora=True)
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(InputError, match="not plain LoRA"):
+        read_updates(tmp_path)
+
+
+def test_patterns_of_rank_and_alpha_are_those_of_peft(folder: Path, tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules="all-linear", init_lora_weights=False,
+        rank_pattern={"down_proj": 4}, alpha_pattern={"layers.1.mlp.down_proj": 10},
+    )  # fmt: skip
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    theirs = {(u.layer, u.name): u for u in updates(load_model(f"{folder}:{tmp_path}", merge=False))}
+    for u in read_updates(tmp_path):
+        other = theirs[u.layer, u.name]
+        torch.testing.assert_close(u.left @ u.right, other.left @ other.right)
 
 
 def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
@@ -91,9 +129,9 @@ def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
             for n in range(3)
         ]
     )
-    found = alignment(
-        writers, [direction(inside, "inside"), direction(rng.standard_normal((3, 32)), "random")], rng=rng
-    )
+    members = [direction(inside, "inside"), direction(rng.standard_normal((3, 32)), "random")]
+    compared = alignment(writers, members, samples=rng.standard_normal((60, 3, 32)), rng=rng)
+    found = compared.by_map
     for _, row in found.iterrows():
         update = next(u for u in writers if (u.layer, u.name) == (row["layer"], row["map"]))
         whole = (update.left @ update.right).double().numpy()
@@ -108,9 +146,56 @@ def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
     random = found[found["direction"] == "random"]
     assert random["expected"].iloc[0] == pytest.approx(3 / 32)
     assert random["energy"].mean() < 0.3
+    overall = compared.overall.set_index("direction")
+    assert overall.loc["inside", "energy"] == pytest.approx(
+        found[found["direction"] == "inside"]["energy"].mean()
+    )
+    assert overall.loc["inside", "p_random"] < 0.01
+    assert overall.loc["inside", "p_covariance"] < 0.01
+    assert overall.loc["random", "p_random"] > 0.02
     same = overlap(writers, writers, rng=rng, n_null=50)
-    np.testing.assert_allclose(same["shared"], 1, atol=1e-9)
-    assert (same["p_random"] < 0.05).all()
+    np.testing.assert_allclose(same.by_map["shared"], 1, atol=1e-9)
+    np.testing.assert_allclose(same.by_map["first_angle"], 0, atol=1e-3)
+    assert (same.by_map["p_random"] < 0.05).all()
+    assert same.overall["p_random"].item() < 0.05
+
+
+def random_update(rng: np.random.Generator, d: int, r: int, layer: int = 0) -> Update:
+    left, right = (torch.tensor(rng.standard_normal(shape)) for shape in ((d, r), (r, 20)))
+    return Update("mlp.down_proj", layer, left.float(), right.float())
+
+
+def test_nulls_of_weights_are_those_of_drawn_spaces() -> None:
+    """p values of random directions and random spaces are uniform; samples that lie in the span are no news to their null."""
+    rng = np.random.default_rng(5)
+    aligned, shared = [], []
+    samples = rng.standard_normal((40, 1, 24))
+    for _ in range(80):
+        u, v = random_update(rng, 24, 3), random_update(rng, 24, 5)
+        one = alignment([u], [direction(rng.standard_normal((1, 24)))], samples=samples, rng=rng, n_null=200)
+        aligned.append(one.by_map[["p_random", "p_covariance"]].iloc[0])
+        shared.append(overlap([u], [v], rng=rng, n_null=200).by_map["p_random"].item())
+        expected = overlap([u], [v], rng=rng, n_null=50).by_map["expected"].item()
+        assert expected == pytest.approx(5 / 24)
+    for p in (*np.array(aligned).T, np.array(shared)):
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+    u = random_update(rng, 24, 3)
+    within = (rng.standard_normal((40, 3)) @ u.left.numpy().T)[:, None]
+    inside = alignment([u], [direction(within[0])], samples=within, rng=rng, n_null=200).overall.iloc[0]
+    assert inside["p_random"] < 0.01
+    assert inside["p_covariance"] > 0.2
+
+
+def test_adapters_that_write_nothing_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    u = random_update(rng, 24, 3)
+    nothing = Update(u.name, 0, torch.zeros_like(u.left), u.right)
+    with pytest.raises(InputError, match="writes anything"):
+        alignment([nothing], [direction(np.ones((1, 24)))], samples=np.ones((4, 1, 24)), rng=rng)
+    with pytest.raises(InputError, match="write nothing in any map"):
+        overlap([nothing], [u], rng=rng)
+    with pytest.raises(InputError, match="no map in common"):
+        overlap([u], [random_update(rng, 24, 3, layer=1)], rng=rng)
 
 
 # -- patching ---------------------------------------------------------------------------------------------

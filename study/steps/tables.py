@@ -27,6 +27,10 @@ TABLES = (
     "authorship_answers",
     "identity_cosines",
     "identity_transfer",
+    "lora_alignment",
+    "lora_overlap",
+    "lora_alignment_by_layer",
+    "lora_overlap_by_layer",
     "dispersion",
     "probes",
     "self_recognition",
@@ -54,6 +58,10 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "identity_cosines": _joined(step, bench, "family", "identity_cosines.csv"),
         "identity_transfer": _joined(step, bench, "family", "identity_transfer.csv"),
         "dispersion": _joined(step, bench, "dispersion", "dispersion.csv"),
+        **{
+            f"lora_{name}": _joined(step, bench, "weights", f"{name}.csv")
+            for name in ("alignment", "overlap", "alignment_by_layer", "overlap_by_layer")
+        },
         "probes": _joined(step, bench, "probes", "probes.csv"),
         "self_recognition": _recognition(step, bench, labels),
         "self_report": _reports(step, bench, labels),
@@ -79,7 +87,8 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def _joined(step: Step, bench: Bench, role: str, file: str) -> pd.DataFrame:
-    frames = [pd.read_csv(bench.folder(s) / file) for s in step.inputs.get(role, ())]
+    files = [bench.folder(s) / file for s in step.inputs.get(role, ())]
+    frames = [pd.read_csv(path) for path in files if path.is_file()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
