@@ -120,6 +120,16 @@ SECTIONS = (
         ("lora_alignment", "lora_overlap"),
     ),
     Section(
+        ("lens_directions", "lens_shifts", "lens_prompts"), "What directions and shifts say in tokens",
+        "The logit lens. A direction or an arm's mean shift (tuned minus base on the same text, first condition) is read through the linear part "
+        "of the base's final norm and its output head: which tokens moving along it favours (top) and disfavours (bottom). Peak: how far the "
+        "top tokens stand out, in SD over the vocabulary; p_random against random directions, p_covariance against directions drawn from the "
+        "base's activations: any direction has top tokens, and one whose peak is common says nothing. Split-half: would other questions have "
+        "given the same vector? lens_prompts: the likeliest next tokens at the prompt's last token, as if a layer were the last. Early layers "
+        "do not speak the output's language. Tokens are shown in quotes, as the models have them.",
+        (),
+    ),
+    Section(
         ("dispersion",), "How widely activations spread",
         "A character that is destabilised may not move but spread. Trace: mean squared distance from the mean; d_log_trace is the "
         "change of its logarithm against the base on the same questions. Effective ranks (participation ratio, exp of the "

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mech.checkpoint import Checkpoint, source_of
+from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.files import read_json
-from mech.models import ChatModel
+from mech.models import ChatModel, skeleton
 
 
 @dataclass(frozen=True)
@@ -103,14 +103,8 @@ def writing_maps(model: ChatModel) -> set[tuple[int, str]]:
 
 
 def writing_maps_of(checkpoint: Checkpoint) -> set[tuple[int, str]]:
-    """The same from the config of a checkpoint's base alone: it is built without weights or memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder, given = source_of(checkpoint)
-    config = AutoConfig.from_pretrained(folder, **given)
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config)
-    return writing_maps(ChatModel(built, None, checkpoint))
+    """The same from the config of a checkpoint's base alone: no weights are loaded."""
+    return writing_maps(skeleton(checkpoint))
 
 
 def _is_linear(name: str, module: nn.Module) -> bool:

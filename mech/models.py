@@ -21,6 +21,7 @@ from mech.checkpoint import (
     Checkpoint,
     adapter_digest,
     check_parent,
+    source_of,
     split_reference,
     split_revision,
     weights_digest,
@@ -253,6 +254,17 @@ def load_model(
     model.eval()
     model.requires_grad_(requires_grad=False)
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
+
+
+def skeleton(checkpoint: Checkpoint) -> ChatModel:
+    """A checkpoint's base built from its config alone, without weights or memory, and without a tokenizer: to ask its structure."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, given = source_of(checkpoint)
+    config = AutoConfig.from_pretrained(folder, **given)
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    return ChatModel(built, None, checkpoint)
 
 
 def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtype) -> Any:

@@ -60,6 +60,7 @@ KINDS = {
     "family": Kind("measures", "study.steps.family:agreement", version=2),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),
     "weights": Kind("measures", "study.steps.weights:compare"),
+    "lens": Kind("measures", "study.steps.lens:read", models=1),
     "two_by_two": Kind("measures", "study.steps.measures:two_by_two"),
     "embedding": Kind("measures", "study.steps.measures:embedding"),
     "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", models=1),

@@ -6,7 +6,7 @@ from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
-from study.plan_weights import plan_weights
+from study.plan_weights import plan_lens, plan_weights
 from study.planner import Measured, Plan
 from study.questions import half, trait_names
 from study.step import Step, Work
@@ -63,6 +63,7 @@ def plan_tables(
         "family": _family(plan, directions),
     }
     inputs["weights"] = plan_weights(plan, directions, measured)
+    inputs["lens"] = plan_lens(plan, directions, measured)
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
     if spec.directions and spec.directions.probes:
         inputs["probes"] = _probes(plan, directions)

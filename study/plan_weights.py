@@ -1,4 +1,4 @@
-"""Planning what looks into adapters: their weights against directions and each other."""
+"""Planning what looks into weights: adapters against directions and each other, directions and shifts in tokens."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -31,6 +31,27 @@ def plan_weights(plan: Plan, directions: Sequence[Step], measured: Measured) -> 
         work = Work(fixed_seconds=2 + len(stages) * size * 3e-8 + len(pairs) * 0.6)
         found.append(plan.add("weights", f"weights/seed{seed}", config, inputs, work))
     return found
+
+
+def plan_lens(plan: Plan, directions: Sequence[Step], measured: Measured) -> list[Step]:
+    """What directions, every arm's mean shift and some prompts' states say in tokens, through the base's norm and head."""
+    spec = plan.spec
+    if not (spec.lens and directions):
+        return []
+    n = plan.model.n_layers
+    layers = spec.lens.layers or sorted({spec.layer, n // 2, 3 * n // 4, n - 1})
+    arms = [key for key, made in measured.items() if made["checkpoint"]]
+    config = {**plan.reader, "layers": list(layers), "tokens": spec.lens.tokens, "prompts": spec.lens.prompts,
+              "arms": [list(key) for key in arms], "base_arm": spec.base_arm, "statistics": spec.statistics.model_dump()}  # fmt: skip
+    inputs = {
+        "checkpoint": (),
+        "directions": directions,
+        "base": measured[spec.base_arm, spec.seeds[0]]["captures"][:1],
+        "tuned": [measured[key]["captures"][0] for key in arms],
+    }
+    # Every draw is read through the whole vocabulary: some 1e5 tokens, as many positions of an output head.
+    work = Work(read=2 * (len(layers) + 1) * 100, fixed_seconds=3)
+    return [plan.add("lens", "lens", config, inputs, work)]
 
 
 def stage_label(step: Step) -> str:

@@ -23,6 +23,7 @@ from study.spec_parts import (
     DirectionSpec,
     EmbeddingSpec,
     JudgeSpec,
+    LensSpec,
     MeasureSpec,
     ModelSpec,
     Part,
@@ -67,6 +68,8 @@ class StudySpec(Part):
     """Hold what LoRA adapters write against the directions, and against each other; only where there are directions."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
+    lens: LensSpec | None = LensSpec()
+    """The logit lens; only where there are directions. `lens: null`: not asked."""
     statistics: StatisticsSpec = StatisticsSpec()
     """Intervals and nulls."""
     token_budget: int = Field(2048, ge=64)

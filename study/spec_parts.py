@@ -304,6 +304,17 @@ class SteeringSpec(Part):
     """The longest answer, in tokens."""
 
 
+class LensSpec(Part):
+    """What directions, shifts and a prompt's hidden states say in tokens."""
+
+    layers: tuple[int, ...] | None = None
+    """Where; the directions' `layer`, the middle, three quarters and the last when left out."""
+    tokens: int = Field(10, ge=1, le=50)
+    """How many tokens on each side."""
+    prompts: int = Field(2, ge=0)
+    """The hidden states of so many prompts are read too, of every arm: the first of each prompt set's `evaluate` half."""
+
+
 class StatisticsSpec(Part):
     """Intervals (95 %) and nulls."""
 

@@ -70,6 +70,7 @@ def test_leaves_all_it_promises(finished: Path) -> None:
         "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "embedding", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
+        "lens_directions", "lens_shifts", "lens_prompts",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "One training seed" in page
@@ -99,6 +100,20 @@ def test_weights_of_every_stage_are_held_against_directions_and_each_other(finis
     assert {frozenset(p) for p in pairs} == {
         frozenset(p) for p in (("em", "benign"), ("em", "given"), ("benign", "given"), ("em+sgtr", "em"))
     }
+
+
+def test_directions_shifts_and_prompts_are_read_in_tokens(finished: Path) -> None:
+    found = tables(finished)
+    assert set(found["lens_directions"]["direction"]) == set(found["directions"]["direction"])
+    assert set(found["lens_directions"]["layer"]) == {
+        1,
+        2,
+    }  # the declared one, the middle, three quarters, the last: of three
+    assert set(found["lens_prompts"]["arm"]) == set(STUDY["arms"])
+    # em_early has learnt nothing yet: its shift is zero, and says nothing.
+    assert set(found["lens_shifts"]["arm"]) == {"em", "benign", "em_then_sgtr", "given"}
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "lens_prompts" in page
 
 
 def test_second_run_does_nothing(home: Path, finished: Path) -> None:
@@ -258,6 +273,7 @@ def test_a_bad_study_is_refused_with_its_place(
             ["measure.conditions=[default, 'other:Nobody']"],
             r"measure\.conditions\[1\]: condition other:Nobody",
         ),
+        (["lens.layers=[1, 3]"], r"lens\.layers\[1\]: 3 is out of range"),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),

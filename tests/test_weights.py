@@ -1,6 +1,7 @@
 """Adapters by layer and in weight space, patching between base and finetuned, the logit lens, steering one prompt."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ from peft import LoraConfig, get_peft_model
 from scipy import stats
 from typer.testing import CliRunner
 
+from activations.capture import capture
+from analysis.lens import Lens
 from analysis.lora_weights import alignment, overlap
 from mech.adapters import Update, adapter_layers, read_updates, updates, writing_maps, writing_maps_of
 from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
-from mech.lens import direction_lens, final_norm, hidden_lens
+from mech.lens import direction_lens, final_norm, hidden_lens, state_lens
 from mech.models import ChatModel, load_model
 from mech.patching import answer_logprob, logit_difference, patch_between
 from mech.score import response_logprobs
@@ -260,6 +263,38 @@ def test_a_tokens_own_direction_is_read_as_that_token(folder: Path) -> None:
     assert [t.id for t in turned.top] == [t.id for t in reading.bottom]
     with pytest.raises(InputError, match="zero or not finite"):
         direction_lens(model, np.zeros((3, 32)))
+
+
+def test_a_vector_that_says_something_stands_out_from_drawn_ones(folder: Path) -> None:
+    """A token's own direction has a peak that random directions do not have; p values of random vectors are spread out."""
+    model, rng = load_model(str(folder)), np.random.default_rng(2)
+    weight = model.causal.get_output_embeddings().weight.detach().numpy()
+    lens = Lens(model, [0, 2], k=2, seed=0)
+    samples = rng.standard_normal((50, 3, 32))
+    planted = np.tile(weight[40] / np.linalg.norm(weight[40]), (3, 1))
+    planted[0] = 0  # an adapter that acts above layer 0: nothing to read there
+    (row,) = lens.rows(planted, samples, "all")
+    favoured = weight @ weight[40] / np.linalg.norm(weight[40]) * 32**0.5
+    top = np.sort(favoured)[::-1][:2]
+    assert row["layer"] == 2
+    assert row["peak"] == pytest.approx((top.mean() - favoured.mean()) / favoured.std(ddof=1), rel=1e-4)
+    assert row["top"].startswith(
+        json.dumps(model.tokenizer.decode([int(favoured.argmax())]), ensure_ascii=False)
+    )
+    assert max(row["p_random"], row["p_covariance"]) < 0.05
+    drawn = [lens.rows(rng.standard_normal((3, 32)), samples, "all")[1]["p_random"] for _ in range(30)]
+    assert 0.3 < np.mean(drawn) < 0.7
+
+
+def test_states_that_were_kept_are_read_as_in_the_pass(folder: Path) -> None:
+    model = load_model(str(folder))
+    row = conversations(model, 1)[0]
+    states = capture(model, [row])["resid_post", "prompt_last"][0]
+    kept = state_lens(model, np.asarray(states), layers=[0, 1, 2], k=3)
+    there = hidden_lens(model, row, position=row.n_prompt - 1, k=3)
+    assert [[t.id for t in r.top] for r in kept] == [[t.id for t in r.top] for r in there]
+    with pytest.raises(InputError, match="this model reads"):
+        state_lens(model, np.zeros((2, 31)), layers=[0, 1])
 
 
 # -- steering ---------------------------------------------------------------------------------------------

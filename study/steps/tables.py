@@ -31,6 +31,9 @@ TABLES = (
     "lora_overlap",
     "lora_alignment_by_layer",
     "lora_overlap_by_layer",
+    "lens_directions",
+    "lens_shifts",
+    "lens_prompts",
     "dispersion",
     "probes",
     "self_recognition",
@@ -61,6 +64,10 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         **{
             f"lora_{name}": _joined(step, bench, "weights", f"{name}.csv")
             for name in ("alignment", "overlap", "alignment_by_layer", "overlap_by_layer")
+        },
+        **{
+            f"lens_{name}": _joined(step, bench, "lens", f"{name}.csv")
+            for name in ("directions", "shifts", "prompts")
         },
         "probes": _joined(step, bench, "probes", "probes.csv"),
         "self_recognition": _recognition(step, bench, labels),
