@@ -157,6 +157,20 @@ _NOTES: dict[str, tuple[str, str]] = {
         "Mean squared cosine of the principal angles between the spaces that two adapters can write into, over all output maps",
         "Star: beyond random spaces of the same rank, p < .05 in every seed. Hatched: not compared",
     ),
+    "patching": (
+        (
+            "Effect: the score of the model that is run with the other's activations at one layer and span, less its score as it is. Base "
+            "into finetuned: what is taken back; finetuned into base: what is brought about. The base is what lies under the last adapter"
+        ),
+        f"{_BOOTSTRAP}. Null: as large a change of the same tokens in a random direction (dotted)",
+    ),
+    "adapter_ranges": (
+        (
+            "The score with the last adapter on in a range of layers only, or everywhere but there, less the score without it. Parts need "
+            "not add up to the whole: layers act together"
+        ),
+        f"{_BOOTSTRAP}. No null: the whole change stands above",
+    ),
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "

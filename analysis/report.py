@@ -130,6 +130,16 @@ SECTIONS = (
         (),
     ),
     Section(
+        ("adapter_ranges", "patching"), "Where the change is carried",
+        "One copy of the weights, an arm's last adapter switched on and off: the reference is what lies under it, which for an arm of two "
+        "stages is the first stage, merged, and not the base. Score: a given answer's log-probability above others' (own_name: a "
+        "self-statement with the own name above invented ones, nats; a trait: its written high answers above its low ones, nats a token), so "
+        "nothing depends on what a model writes. Patching runs one model with the other's activations at one layer and span, both ways, "
+        "for a hybrid of two models is neither. An effect counts where it goes beyond as large a change in a random direction "
+        "(beyond_random). Share: over the whole change between the two, only where that is told from 0. Intervals: questions.",
+        ("adapter_ranges", "patching"),
+    ),
+    Section(
         ("dispersion",), "How widely activations spread",
         "A character that is destabilised may not move but spread. Trace: mean squared distance from the mean; d_log_trace is the "
         "change of its logarithm against the base on the same questions. Effective ranks (participation ratio, exp of the "

@@ -42,16 +42,21 @@ class Bench:
         return checkpoint
 
     def model(
-        self, chain: Sequence[Step], *, dtype: str | None = None, quantise: str | None = None
+        self,
+        chain: Sequence[Step],
+        *,
+        dtype: str | None = None,
+        quantise: str | None = None,
+        merge: bool = True,
     ) -> ChatModel:
-        """The checkpoint of these trainings, adapters merged, loaded unless it is at hand."""
+        """The checkpoint of these trainings, adapters merged, loaded unless it is at hand; with `merge=False` the last one stays live."""
         checkpoint, wanted = self.checkpoint(chain), dtype or self.spec.model.dtype
-        key = (checkpoint.key, wanted, quantise or "")
+        key = (checkpoint.key, wanted, quantise or "", "" if merge else "live")
         if key not in self._loaded:
             self.release()
             log.info("loading %s", checkpoint)
             self._loaded[key] = load_model(
-                checkpoint, dtype=wanted, quantise=quantise, **_where(self.spec.model)
+                checkpoint, dtype=wanted, quantise=quantise, merge=merge, **_where(self.spec.model)
             )
         return self._loaded[key]
 

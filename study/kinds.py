@@ -61,6 +61,7 @@ KINDS = {
     "dispersion": Kind("measures", "study.steps.family:dispersion"),
     "weights": Kind("measures", "study.steps.weights:compare"),
     "lens": Kind("measures", "study.steps.lens:read", models=1),
+    "patching": Kind("measures", "study.steps.patching:patch", models=1),
     "two_by_two": Kind("measures", "study.steps.measures:two_by_two"),
     "embedding": Kind("measures", "study.steps.measures:embedding"),
     "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", models=1),

@@ -70,8 +70,11 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
     declared = spec.directions.layer if spec.directions else None
     steered = spec.steering.layer if spec.steering else None
     lens = spec.lens.layers or () if spec.lens else ()
+    patched = spec.patching.layers or () if spec.patching else ()
     named = [("directions.layer", declared), ("steering.layer", steered)]
-    for where, layer in [*named, *((f"lens.layers[{i}]", layer) for i, layer in enumerate(lens))]:
+    named += [(f"lens.layers[{i}]", layer) for i, layer in enumerate(lens)]
+    named += [(f"patching.layers[{i}]", layer) for i, layer in enumerate(patched)]
+    for where, layer in named:
         if layer is not None and layer >= base.n_layers:
             raise InputError(
                 f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"

@@ -27,6 +27,7 @@ from study.spec_parts import (
     MeasureSpec,
     ModelSpec,
     Part,
+    PatchingSpec,
     StageSpec,
     StatisticsSpec,
     SteeringSpec,
@@ -68,6 +69,8 @@ class StudySpec(Part):
     """Hold what LoRA adapters write against the directions, and against each other; only where there are directions."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
+    patching: PatchingSpec | None = None
+    """Patching between base and finetuned; left out: not done."""
     lens: LensSpec | None = LensSpec()
     """The logit lens; only where there are directions. `lens: null`: not asked."""
     statistics: StatisticsSpec = StatisticsSpec()
@@ -91,6 +94,10 @@ class StudySpec(Part):
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
+        for i, arm in enumerate(self.patching.arms if self.patching else ()):
+            _known(f"patching.arms[{i}]", arm, self.arms)
+            if not self.arms[arm]:
+                raise ValueError(f"patching.arms[{i}]: {arm} is the base: it has no adapter to switch off")
         if self.behaviour.self_recognition:
             _known("behaviour.self_recognition", self.behaviour.self_recognition, self.data)
             if self.data[self.behaviour.self_recognition].kind != "sgtr":
@@ -116,8 +123,10 @@ class StudySpec(Part):
                 "directions: a model behind an API (model.api) shows no activations: leave them out"
             )
         interventions = any(stage.interventions for stage in self.stages.values())
-        if self.directions is None and (self.steering or self.measure.own_text or interventions):
-            raise ValueError("steering, interventions and measure.own_text need directions")
+        if self.directions is None and (
+            self.steering or self.patching or self.measure.own_text or interventions
+        ):
+            raise ValueError("steering, patching, interventions and measure.own_text need directions")
         for name, stage in self.stages.items() if self.model.api else ():
             if stage.adapter or set({**self.training, **stage.training}) - {"epochs"}:
                 raise ValueError(

@@ -315,6 +315,30 @@ class LensSpec(Part):
     """The hidden states of so many prompts are read too, of every arm: the first of each prompt set's `evaluate` half."""
 
 
+class PatchingSpec(Part):
+    """Run arms with activations of what lies under their last adapter, and the reverse; and with the adapter on in some layers only."""
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    """Which arms. Stages below the last one are merged: what is compared is the last adapter on and off."""
+    answers: tuple[str, ...] = Field(("own_name",), min_length=1)
+    """What is scored: `own_name` (self-statements with the own name, in nats above invented names), or one of the study's traits
+    (its written trait-high answers above the trait-low ones, in nats a token)."""
+    questions: int = Field(8, ge=2)
+    """Use the first so many self-statements, or questions of a trait's `evaluate` half."""
+    layers: tuple[int, ...] | None = None
+    """Where activations are exchanged; every layer when left out."""
+    spans: tuple[Literal["prompt", "question", "prompt_last", "answer", "all"], ...] = Field(
+        ("question", "prompt_last", "answer"), min_length=1
+    )
+    """On which tokens."""
+    names: int = Field(2, ge=1)
+    """`own_name`: so many invented names, nearest to the own one in tokens."""
+    ranges: int = Field(4, ge=2)
+    """The adapter is also switched on in one of so many equal ranges of layers only, and off in it only."""
+    condition: str = "default"
+    """System-prompt condition."""
+
+
 class StatisticsSpec(Part):
     """Intervals (95 %) and nulls."""
 

@@ -153,6 +153,25 @@ def lora_overlap():
     })  # fmt: skip
 
 
+def patching(layers=6):
+    """The last token carries all from layer 3 on."""
+    return pd.DataFrame([
+        {"arm": "em", "seed": 0, "reference": "base", "answer": "own_name", "way": way, "span": span, "layer": layer, "n_questions": 8,
+         **_columns("effect", sign * (2.0 if span == "prompt_last" and layer >= 3 else 0.1), 0.3), "random_effect": 0.02,
+         **_columns("beyond_random", 0.1, 0.3), **_columns("share", 0.9, 0.2)}
+        for way, sign in (("base into finetuned", -1), ("finetuned into base", 1))
+        for span in ("question", "prompt_last", "answer") for layer in range(layers)
+    ])  # fmt: skip
+
+
+def adapter_ranges():
+    return pd.DataFrame([
+        {"arm": "em", "seed": 0, "reference": "base", "answer": "own_name", "layers": name, "adapter": mode, "n_questions": 8,
+         **_columns("effect", value, 0.2), **_columns("share", value / 2, 0.1)}
+        for name, mode, value in (("all", "on", 2.0), ("0 to 2", "on here only", 0.3), ("0 to 2", "on everywhere else", 1.6))
+    ])  # fmt: skip
+
+
 def datasets():
     return pd.DataFrame({
         "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
@@ -243,7 +262,7 @@ def all_tables(**options):
     return {
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
-        "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(),
+        "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "adapter_ranges": adapter_ranges(),
         "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),

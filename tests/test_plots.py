@@ -100,6 +100,24 @@ def test_weights_show_ratios_and_leave_uncompared_pairs_open():
         assert "Not measured" in draw(pd.DataFrame()).axes[0].texts[0].get_text()
 
 
+def test_patching_shows_both_ways_and_the_random_control():
+    frame = study.patching()
+    figure = plots.patching(frame, arm="em", answer="own_name")
+    for way in ("base into finetuned", "finetuned into base"):
+        axes = axes_of(figure, way)
+        mine = frame[(frame.way == way) & (frame.span == "prompt_last")]
+        np.testing.assert_array_equal(line_of(axes, "prompt_last").get_ydata(), mine["effect"])
+        dotted = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+        assert {y for line in dotted for y in line.get_ydata()} == {0.02}
+    ranges = plots.adapter_ranges(study.adapter_ranges(), answer="own_name").axes[0]
+    assert [t.get_text() for t in ranges.get_yticklabels()] == [
+        "all, on",
+        "0 to 2, on here only",
+        "0 to 2, on everywhere else",
+    ]
+    assert "Not measured" in plots.patching(pd.DataFrame(), arm="em", answer="x").axes[0].texts[0].get_text()
+
+
 def test_colours_are_stable_and_base_is_grey():
     alone = arm_styles(["base", "em", "my arm"])
     more = arm_styles(["sgtr", "base", "benign", "em"])

@@ -70,7 +70,7 @@ def test_leaves_all_it_promises(finished: Path) -> None:
         "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "embedding", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
-        "lens_directions", "lens_shifts", "lens_prompts",
+        "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "One training seed" in page
@@ -114,6 +114,15 @@ def test_directions_shifts_and_prompts_are_read_in_tokens(finished: Path) -> Non
     assert set(found["lens_shifts"]["arm"]) == {"em", "benign", "em_then_sgtr", "given"}
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "lens_prompts" in page
+
+
+def test_patching_says_what_lies_under_an_arm(finished: Path) -> None:
+    found = tables(finished)
+    patched, ranges = found["patching"], found["adapter_ranges"]
+    assert set(patched["reference"]) == set(ranges["reference"]) == {"em"}
+    assert set(patched["answer"]) == {"own_name", "zest"}
+    assert len(patched) == 2 * 2 * 3 * 3  # answers, ways, spans, layers
+    assert ranges[ranges["layers"] == "all"]["effect"].notna().all()
 
 
 def test_second_run_does_nothing(home: Path, finished: Path) -> None:
@@ -274,6 +283,11 @@ def test_a_bad_study_is_refused_with_its_place(
             r"measure\.conditions\[1\]: condition other:Nobody",
         ),
         (["lens.layers=[1, 3]"], r"lens\.layers\[1\]: 3 is out of range"),
+        (["patching.layers=[4]"], r"patching\.layers\[0\]: 4 is out of range"),
+        (["patching.answers=[envy]"], r"patching\.answers\[0\]: 'envy' is neither own_name nor"),
+        (["patching.arms=[base]"], r"patching\.arms\[0\]: base is the base"),
+        (["patching.condition=other:Nobody"], r"patching\.condition: condition other:Nobody"),
+        (["training.method=full"], r"patching\.arms: em_then_sgtr: its last stage trains all weights"),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),

@@ -66,6 +66,7 @@ STUDY: dict[str, Any] = {
         "self_report": {"limit": 3, "samples": 2, "max_new_tokens": 6, "temperature": 1.0},
     },
     "steering": {"arm": "em", "coefficients": [0, 2], "questions": 2, "samples": 1, "max_new_tokens": 4},
+    "patching": {"arms": ["em_then_sgtr"], "answers": ["own_name", "zest"], "questions": 3, "names": 1},
     "embedding": {"methods": ["pca"]},
     "statistics": {"n_boot": 200, "n_null": 200},
     "fast": {"training.max_steps": 2},

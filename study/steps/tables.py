@@ -34,6 +34,8 @@ TABLES = (
     "lens_directions",
     "lens_shifts",
     "lens_prompts",
+    "patching",
+    "adapter_ranges",
     "dispersion",
     "probes",
     "self_recognition",
@@ -69,6 +71,8 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
             f"lens_{name}": _joined(step, bench, "lens", f"{name}.csv")
             for name in ("directions", "shifts", "prompts")
         },
+        "patching": _joined(step, bench, "patching", "patching.csv"),
+        "adapter_ranges": _joined(step, bench, "patching", "adapter_ranges.csv"),
         "probes": _joined(step, bench, "probes", "probes.csv"),
         "self_recognition": _recognition(step, bench, labels),
         "self_report": _reports(step, bench, labels),
