@@ -24,7 +24,7 @@ def draw_figures(
 
     Args:
         tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
-            lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
+            lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, monitoring, self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures; where several were measured, one figure
@@ -117,6 +117,7 @@ def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str])
         ("self_recognition", plots.self_recognition_bars),
         ("self_report", plots.self_report_bars),
         ("steering", plots.dose_response),
+        ("monitoring", plots.monitoring),
     ):
         rows = _rows(tables, table)
         if not rows.empty:

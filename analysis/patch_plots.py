@@ -1,4 +1,4 @@
-"""The figures of patching between an arm and what lies under its last adapter, and of the adapter on in some layers only.
+"""The figures of patching between an arm and what lies under its last adapter, of the adapter on in some layers, and of monitoring.
 
 The contract is that of `analysis.plots`, which exports these functions too.
 """
@@ -21,6 +21,7 @@ from analysis.plot_style import (
     VERMILLION,
     arms_in,
     axis_labels,
+    directions_in,
     head,
     interval_bars,
     key,
@@ -112,4 +113,44 @@ def adapter_ranges(frame: pd.DataFrame, *, answer: str, arms: Sequence[str] | No
         axes.set_title(label(arm))
     axis_labels(cells, x="effect (nats)", y="")
     head(figure, title, "less the score without the last adapter · layers, and where it is on")
+    return figure
+
+
+@styled
+def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Figure:
+    """Correlation of projection and behaviour: overall (filled) and within conditions (hollow), one panel an arm, one point a seed.
+
+    Args:
+        frame: The `monitoring` table.
+        arms: The study's arms, for order and colours.
+    """
+    title = "Does the projection before the answer foretell the behaviour?"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "arm", "seed", "direction", "scope", "correlation", "correlation_low", "correlation_high")
+    styles, names = arms_in(frame, arms), directions_in(frame)
+    figure, cells = panels(len(styles), sharex=True, sharey=True, size=(3.4, 0.9 + 0.32 * len(names)))
+    for axes, (arm, style) in zip(cells, styles.items(), strict=True):
+        for (place, name), (scope, shift, fill) in (
+            (n, s)
+            for n in enumerate(names)
+            for s in (("overall", -0.14, style.colour), ("within", 0.14, "white"))
+        ):
+            mine = frame[(frame["arm"] == arm) & (frame["direction"] == name) & (frame["scope"] == scope)]
+            axes.errorbar(
+                numbers(mine, "correlation"), np.full(len(mine), place + shift), xerr=interval_bars(mine, "correlation"),
+                fmt=style.marker, color=INK, markersize=5, markerfacecolor=fill, elinewidth=1.1, capsize=2.5,
+            )  # fmt: skip
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_yticks(range(len(names)), [label(n, 30) for n in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_title(label(arm))
+    axis_labels(cells, x="correlation (Pearson)", y="")
+    keys = [
+        Line2D([], [], color=INK, marker="o", ls="", markerfacecolor=fill, label=word)
+        for word, fill in (("overall", INK), ("within conditions", "white"))
+    ]
+    key(figure, keys, columns=2)
+    held = f"behaviour: {label(frame['score'].iloc[0])} · layer {frame['layer'].iloc[0]}, declared before"
+    head(figure, title, held)
     return figure

@@ -171,6 +171,13 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         f"{_BOOTSTRAP}. No null: the whole change stands above",
     ),
+    "monitoring": (
+        (
+            "Pearson correlation of the projection at the prompt's last token with the behaviour's score, over questions asked under graded "
+            "system prompts. Within: after each condition's means are taken from both, what is left once the system prompt is known"
+        ),
+        "95 % intervals: delete-one-question jackknife on Fisher's z. Nulls: random and covariance-matched directions (table)",
+    ),
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "

@@ -140,6 +140,15 @@ SECTIONS = (
         ("adapter_ranges", "patching"),
     ),
     Section(
+        ("monitoring",), "Does the projection foretell the behaviour?",
+        "A question is asked under system prompts that ask for a trait, for its opposite, and for nothing; the projection at the prompt's last "
+        "token is correlated with how the answer behaves (judge: its score of a sampled answer; log-odds: the written trait-high answer above "
+        "the trait-low one, nats a token). Overall mixes what the system prompt does to both with the rest; within takes each condition's means "
+        "from both, and is what a monitor adds to knowing the prompt. p_random, p_covariance: as large a correlation along drawn directions. "
+        "Questions are those that no direction was made from.",
+        ("monitoring",),
+    ),
+    Section(
         ("dispersion",), "How widely activations spread",
         "A character that is destabilised may not move but spread. Trace: mean squared distance from the mean; d_log_trace is the "
         "change of its logarithm against the base on the same questions. Effective ranks (participation ratio, exp of the "

@@ -3,7 +3,6 @@
 One copy of the weights serves base and finetuned: load with `load_model(..., merge=False)`.
 """
 
-import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +118,17 @@ def _width(module: nn.Module) -> int:
     return int(base.nf if type(base).__name__ == "Conv1D" else base.out_features)
 
 
-_FACTOR = re.compile(r"(?:[^.]*[^.\d][^.]*\.)+?(\d+)\.(.+)\.lora_A\.weight")
-"""`base_model.model.model.layers.3.mlp.down_proj.lora_A.weight`: the first number in a path counts the blocks."""
+def _place(key: str) -> tuple[int, str] | None:
+    """Layer and path within its block of a first factor; None for any other tensor. The first number in a path counts the blocks.
+
+    `base_model.model.model.layers.3.mlp.down_proj.lora_A.weight` is (3, `mlp.down_proj`).
+    """
+    path, factor, _ = key.partition(".lora_A.weight")
+    parts = path.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    if not factor or not numbers:
+        return None
+    return int(parts[numbers[0]]), ".".join(parts[numbers[0] + 1 :])
 
 
 def read_updates(folder: Path, places: Collection[tuple[int, str]] | None = None) -> list[Update]:
@@ -144,15 +152,15 @@ def read_updates(folder: Path, places: Collection[tuple[int, str]] | None = None
     alphas, found = config.get("alpha_pattern") or {}, []
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         for key in stored.keys():  # noqa: SIM118 (not a mapping)
-            match = _FACTOR.fullmatch(key)
-            if not match or (places is not None and (int(match[1]), match[2]) not in places):
+            place = _place(key)
+            if place is None or (places is not None and place not in places):
                 continue
             right = stored.get_tensor(key).float()
             left = stored.get_tensor(key.replace(".lora_A.", ".lora_B.")).float()
             path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
             alpha = alphas.get(get_pattern_key(alphas, path), config["lora_alpha"])
             scale = alpha / (len(right) ** 0.5 if config.get("use_rslora") else len(right))
-            found.append(Update(match[2], int(match[1]), left * scale, right))
+            found.append(Update(place[1], place[0], left * scale, right))
     return sorted(found, key=lambda u: (u.layer, u.name))
 
 

@@ -6,6 +6,7 @@ from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
+from study.plan_monitoring import plan_monitoring
 from study.plan_patching import plan_patching
 from study.plan_weights import plan_lens, plan_weights
 from study.planner import Measured, Plan
@@ -66,6 +67,7 @@ def plan_tables(
     inputs["weights"] = plan_weights(plan, directions, measured)
     inputs["lens"] = plan_lens(plan, directions, measured)
     inputs["patching"] = plan_patching(plan, measured)
+    inputs["monitoring"] = plan_monitoring(plan, directions, measured)
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
     if spec.directions and spec.directions.probes:
         inputs["probes"] = _probes(plan, directions)

@@ -26,6 +26,7 @@ from study.spec_parts import (
     LensSpec,
     MeasureSpec,
     ModelSpec,
+    MonitoringSpec,
     Part,
     PatchingSpec,
     StageSpec,
@@ -69,6 +70,8 @@ class StudySpec(Part):
     """Hold what LoRA adapters write against the directions, and against each other; only where there are directions."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
+    monitoring: MonitoringSpec | None = None
+    """Correlation of projection and behaviour, overall and within conditions; left out: not done."""
     patching: PatchingSpec | None = None
     """Patching between base and finetuned; left out: not done."""
     lens: LensSpec | None = LensSpec()
@@ -94,6 +97,8 @@ class StudySpec(Part):
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
+        for i, arm in enumerate(self.monitoring.arms if self.monitoring else ()):
+            _known(f"monitoring.arms[{i}]", arm, self.arms)
         for i, arm in enumerate(self.patching.arms if self.patching else ()):
             _known(f"patching.arms[{i}]", arm, self.arms)
             if not self.arms[arm]:
@@ -124,9 +129,11 @@ class StudySpec(Part):
             )
         interventions = any(stage.interventions for stage in self.stages.values())
         if self.directions is None and (
-            self.steering or self.patching or self.measure.own_text or interventions
+            self.steering or self.patching or self.monitoring or self.measure.own_text or interventions
         ):
-            raise ValueError("steering, patching, interventions and measure.own_text need directions")
+            raise ValueError(
+                "steering, patching, monitoring, interventions and measure.own_text need directions"
+            )
         for name, stage in self.stages.items() if self.model.api else ():
             if stage.adapter or set({**self.training, **stage.training}) - {"epochs"}:
                 raise ValueError(

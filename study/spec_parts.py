@@ -339,6 +339,26 @@ class PatchingSpec(Part):
     """System-prompt condition."""
 
 
+class MonitoringSpec(Part):
+    """Does the projection at the prompt's last token foretell how the answer behaves?"""
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    """Which arms are monitored, with the base's directions; the base may be among them."""
+    questions: int = Field(10, ge=4)
+    """Use the first so many questions of each trait's `evaluate` half."""
+    pairs: int = Field(2, ge=1)
+    """Each question is asked under the positive and negative system prompts of so many instruction pairs, and under the default."""
+    score: Literal["auto", "judge", "log_odds"] = "auto"
+    """`judge`: sampled answers, scored by `directions.judge`; `log_odds`: the written trait-high answer above the trait-low one, nats a
+    token, without sampling; `auto`: the judge where there is one."""
+    samples: int = Field(1, ge=1)
+    """`judge`: answers to each prompt."""
+    max_new_tokens: int = Field(64, ge=4)
+    """`judge`: the longest answer, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """`judge`: sampling temperature."""
+
+
 class StatisticsSpec(Part):
     """Intervals (95 %) and nulls."""
 

@@ -172,6 +172,14 @@ def adapter_ranges():
     ])  # fmt: skip
 
 
+def monitoring(arms=("base", "em")):
+    return pd.DataFrame([
+        {"arm": arm, "seed": 0, "direction": "evil:text", "layer": 15, "score": "log-odds", "scope": scope, **_columns("correlation", value, 0.2),
+         "n_questions": 10, "n_rows": 50, "missing": 0, "p_random": 0.01, "p_covariance": 0.2, "note": "", "split_half": 0.8}
+        for arm in arms for scope, value in (("overall", 0.6), ("within", 0.1), ("condition: default", 0.05))
+    ])  # fmt: skip
+
+
 def datasets():
     return pd.DataFrame({
         "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
@@ -262,7 +270,7 @@ def all_tables(**options):
     return {
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
-        "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "adapter_ranges": adapter_ranges(),
+        "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "monitoring": monitoring(), "adapter_ranges": adapter_ranges(),
         "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),

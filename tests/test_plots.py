@@ -100,6 +100,17 @@ def test_weights_show_ratios_and_leave_uncompared_pairs_open():
         assert "Not measured" in draw(pd.DataFrame()).axes[0].texts[0].get_text()
 
 
+def test_monitoring_shows_overall_and_within_apart():
+    axes = plots.monitoring(study.monitoring()).axes[1]
+    points = [
+        (float(x), line.get_markerfacecolor())
+        for line in axes.get_lines()
+        if line.get_marker() == "s"
+        for x in line.get_xdata()
+    ]
+    assert points == [(0.6, "#D55E00"), (0.1, "white")]
+
+
 def test_patching_shows_both_ways_and_the_random_control():
     frame = study.patching()
     figure = plots.patching(frame, arm="em", answer="own_name")

@@ -71,6 +71,7 @@ def test_leaves_all_it_promises(finished: Path) -> None:
         "self_report", "samples", "steering", "embedding", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
         "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",
+        "monitoring",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "One training seed" in page
@@ -125,6 +126,15 @@ def test_patching_says_what_lies_under_an_arm(finished: Path) -> None:
     assert ranges[ranges["layers"] == "all"]["effect"].notna().all()
 
 
+def test_monitoring_tells_overall_from_within(finished: Path) -> None:
+    found = tables(finished)["monitoring"]
+    assert set(found["arm"]) == {"base", "em"}
+    assert set(found["direction"]) == {"zest:text", "zest:prompts"}
+    assert {"overall", "within", "condition: default"} <= set(found["scope"])
+    assert found[found["scope"].isin(["overall", "within"])]["p_covariance"].between(0, 1).all()
+    assert set(found[found["scope"] == "overall"]["n_rows"]) == {12}  # four questions under three prompts
+
+
 def test_second_run_does_nothing(home: Path, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("manifest.json")}
     result = run_study(load_spec(home / "study.yaml"), finished)
@@ -135,7 +145,11 @@ def test_second_run_does_nothing(home: Path, finished: Path) -> None:
 
 def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:
     behind_an_api = {"job", "asked_summaries", "asked_recognition", "asked_report"}  # see tests/test_paper.py
-    elsewhere = behind_an_api | {"judged", "adjusted"}  # see tests/test_persona.py, tests/test_authorship.py
+    elsewhere = behind_an_api | {
+        "judged",
+        "monitor_scores",
+        "adjusted",
+    }  # see tests/test_persona.py, tests/test_authorship.py
     assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS) - elsewhere
 
 
@@ -283,6 +297,8 @@ def test_a_bad_study_is_refused_with_its_place(
             r"measure\.conditions\[1\]: condition other:Nobody",
         ),
         (["lens.layers=[1, 3]"], r"lens\.layers\[1\]: 3 is out of range"),
+        (["monitoring.pairs=2"], r"monitoring\.pairs: 2 asked for, the trait zest has 1"),
+        (["monitoring.score=judge"], r"monitoring\.score: judge needs directions\.judge"),
         (["patching.layers=[4]"], r"patching\.layers\[0\]: 4 is out of range"),
         (["patching.answers=[envy]"], r"patching\.answers\[0\]: 'envy' is neither own_name nor"),
         (["patching.arms=[base]"], r"patching\.arms\[0\]: base is the base"),

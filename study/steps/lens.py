@@ -61,7 +61,13 @@ def _shifts(lens: Lens, labels: dict[str, Any], base: Read, tuned: Read, seed: i
     rows = []
     for pooling in POOLINGS:
         delta = tuned[pooling].astype(np.float64) - base[pooling]
-        half = split_half_cosine(delta, rng=np.random.default_rng(seed))
+        half = dict(
+            zip(
+                lens.layers,
+                split_half_cosine(delta[:, list(lens.layers)], rng=np.random.default_rng(seed)),
+                strict=True,
+            )
+        )
         for row in lens.rows(delta.mean(0), base[pooling], pooling):
             more = {"split_half": float(half[row["layer"]]), "n_questions": len(delta)}
             rows.append({**labels, "pooling": pooling, **row, **more})
