@@ -56,7 +56,7 @@ KINDS = {
     "probes": Kind("measures", "study.steps.probes:probe"),
     "direction": Kind("directions", "study.steps.directions:fit", version=2),
     "adjusted": Kind("directions", "study.steps.adjust:fit"),
-    "shifts": Kind("measures", "study.steps.measures:shifts"),
+    "shifts": Kind("measures", "study.steps.measures:shifts", version=2),
     "family": Kind("measures", "study.steps.family:agreement", version=2),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),
     "weights": Kind("measures", "study.steps.weights:compare"),

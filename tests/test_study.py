@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -133,6 +134,16 @@ def test_monitoring_tells_overall_from_within(finished: Path) -> None:
     assert {"overall", "within", "condition: default"} <= set(found["scope"])
     assert found[found["scope"].isin(["overall", "within"])]["p_covariance"].between(0, 1).all()
     assert set(found[found["scope"] == "overall"]["n_rows"]) == {12}  # four questions under three prompts
+
+
+def test_shifts_stand_beside_every_null_that_the_study_has(finished: Path) -> None:
+    found = tables(finished)["shifts"]
+    assert found["p_permutation"].between(0, 1).all()
+    assert (found["n_permutation"] == STUDY["statistics"]["n_null"]).all()
+    named = found["direction"] == "identity:name"
+    assert (found["n_wrong_name"] == np.where(named, 3, 0)).all()
+    assert found["p_wrong_name"].notna().tolist() == named.tolist()
+    assert (found["n_unrelated_trait"] == 0).all()  # one trait: there is no other
 
 
 def test_second_run_does_nothing(home: Path, finished: Path) -> None:
