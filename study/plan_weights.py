@@ -50,7 +50,7 @@ def plan_lens(plan: Plan, directions: Sequence[Step], measured: Measured) -> lis
         "tuned": [measured[key]["captures"][0] for key in arms],
     }
     # Every draw is read through the whole vocabulary: some 1e5 tokens, as many positions of an output head.
-    work = Work(read=2 * (len(layers) + 1) * 100, fixed_seconds=3)
+    work = Work(read=2 * (len(layers) + 1) * 100, fixed_seconds=3 + 0.3 * len(arms))
     return [plan.add("lens", "lens", config, inputs, work)]
 
 
