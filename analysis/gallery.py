@@ -24,7 +24,7 @@ def draw_figures(
 
     Args:
         tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
-            self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
+            lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, monitoring, self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures; where several were measured, one figure
@@ -39,6 +39,8 @@ def draw_figures(
     drawings = [
         *_shift_drawings(_rows(tables, "shifts", text=text), layer, condition, {"arms": arms, "text": text}),
         *_direction_drawings(tables, layer),
+        *_weight_drawings(tables, layer),
+        *_patch_drawings(tables, arms),
         *_behaviour_drawings(tables, arms),
         *_place_drawings(tables, layer, condition, arms),
     ]
@@ -123,11 +125,33 @@ def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Itera
             yield table, table, rows, draw, {}
 
 
+def _weight_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Iterator[_Drawing]:
+    """What adapters write, along directions and in common."""
+    if not (rows := _rows(tables, "lora_alignment_by_layer")).empty:
+        yield "lora_alignment", "lora_alignment", rows, plots.lora_alignment, {"layer": layer}
+    if not (rows := _rows(tables, "lora_overlap")).empty:
+        yield "lora_overlap", "lora_overlap", rows, plots.lora_overlap, {}
+
+
+def _patch_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[_Drawing]:
+    """Activations exchanged, and the adapter on in some layers."""
+    patched, ranged = _rows(tables, "patching"), _rows(tables, "adapter_ranges")
+    if not patched.empty:
+        for (arm, answer), rows in patched.groupby(["arm", "answer"], sort=False):
+            name = f"patching_{slug(str(arm))}_{slug(str(answer))}"
+            yield "patching", name, rows, plots.patching, {"arm": arm, "answer": answer}
+    if not ranged.empty:
+        for answer, rows in ranged.groupby("answer", sort=False):
+            name = f"adapter_ranges_{slug(str(answer))}"
+            yield "adapter_ranges", name, rows, plots.adapter_ranges, {"answer": answer, "arms": arms}
+
+
 def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str]) -> Iterator[_Drawing]:
     for table, draw in (
         ("self_recognition", plots.self_recognition_bars),
         ("self_report", plots.self_report_bars),
         ("steering", plots.dose_response),
+        ("monitoring", plots.monitoring),
     ):
         rows = _rows(tables, table)
         if not rows.empty:

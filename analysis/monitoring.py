@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from analysis.stats import Interval, jackknife
 from mech.errors import InputError
+from probes.nulls import covariance_matched_directions, isotropic_directions
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,76 @@ def _centred(rows: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 2"]:
         mine = rows[:, 2] == group
         x[mine] -= x[mine].mean(0)
     return x
+
+
+def monitoring_table(
+    activations: Float[np.ndarray, "n d"],
+    score: Float[np.ndarray, " n"],
+    condition: Sequence[str],
+    clusters: Sequence[str],
+    unit: Float[np.ndarray, " d"],
+    *,
+    rng: np.random.Generator,
+    n_null: int = 1000,
+) -> pd.DataFrame:
+    """`monitor` as rows: overall, within conditions, and each condition alone; the first two beside drawn directions.
+
+    `p_random` and `p_covariance`: the share of directions, isotropic or with the covariance of these activations, whose |correlation| is
+    at least as large. Where no correlation can be told the row says why (`note`).
+
+    Args:
+        activations: at the prompt's last token, one layer, one row an answer.
+        score: see `monitor`.
+        condition: see `monitor`.
+        clusters: see `monitor`.
+        unit: the direction, of norm 1.
+        rng: draws the directions.
+        n_null: how many of each kind.
+    """
+    projection = activations.astype(np.float64) @ unit
+    try:
+        found = monitor(projection, score, condition, clusters)
+    except InputError as error:
+        empty = {"correlation": np.nan, "correlation_low": np.nan, "correlation_high": np.nan}
+        return pd.DataFrame([{"scope": "overall", **empty, "n_rows": len(score), "missing": int((~np.isfinite(score)).sum()),
+                              "note": str(error)}])  # fmt: skip
+    there = np.isfinite(score)
+    h, y, group = activations[there].astype(np.float64), score[there], np.array(condition)[there]
+    drawn = {
+        "p_random": isotropic_directions(n_null, h.shape[1], rng),
+        "p_covariance": covariance_matched_directions(h, n_null, rng),
+    }
+    scopes = {"overall": np.zeros(len(y), dtype=int), "within": np.unique(group, return_inverse=True)[1]}
+    rows = []
+    for scope, groups in scopes.items():
+        interval: Interval = getattr(found, scope)
+        nulls = {name: _correlations(vectors @ h.T, y, groups) for name, vectors in drawn.items()}
+        p = {
+            name: (1 + (np.abs(null) >= abs(interval.estimate)).sum()) / (1 + n_null)
+            for name, null in nulls.items()
+        }
+        rows.append(
+            {**_row(scope, interval), "n_rows": found.n_rows, "missing": found.missing, **p, "note": ""}
+        )
+    for name, interval in found.by_condition.items():
+        mine = int((group == name).sum())
+        rows.append({**_row(f"condition: {name}", interval), "n_rows": mine, "missing": 0, "note": ""})
+    return pd.DataFrame(rows)
+
+
+def _row(scope: str, interval: Interval) -> dict[str, float | str]:
+    return {"scope": scope, "correlation": interval.estimate, "correlation_low": interval.low,
+            "correlation_high": interval.high, "n_questions": interval.n}  # fmt: skip
+
+
+def _correlations(
+    x: Float[np.ndarray, "k n"], y: Float[np.ndarray, " n"], groups: np.ndarray
+) -> Float[np.ndarray, " k"]:
+    """Pearson's correlation of each row of x with y, after the means of groups are taken from both."""
+    member = groups == np.unique(groups)[:, None]
+    weights = member / member.sum(1, keepdims=True)
+    x = x - (x @ weights.T) @ member
+    y = y - (y @ weights.T) @ member
+    size = np.linalg.norm(x, axis=1) * np.linalg.norm(y)
+    found: np.ndarray = np.divide(x @ y, size, out=np.zeros(len(x)), where=size > 0)
+    return found

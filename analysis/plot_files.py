@@ -146,6 +146,38 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         "Star: 95 % bootstrap interval over questions above one half. Random directions' range: table",
     ),
+    "lora_alignment": (
+        (
+            "Energy: the share of a direction's squared length that lies in what an adapter's output maps can write, divided by that of a "
+            "random direction, r/d; at 1 the adapter does not know the direction"
+        ),
+        "Null: directions drawn from the covariance of the base's activations (dotted). Weights have no interval over questions",
+    ),
+    "lora_overlap": (
+        "Mean squared cosine of the principal angles between the spaces that two adapters can write into, over all output maps",
+        "Star: beyond random spaces of the same rank, p < .05 in every seed. Hatched: not compared",
+    ),
+    "patching": (
+        (
+            "Effect: the score of the model that is run with the other's activations at one layer and span, less its score as it is. Base "
+            "into finetuned: what is taken back; finetuned into base: what is brought about. The base is what lies under the last adapter"
+        ),
+        f"{_BOOTSTRAP}. Null: as large a change of the same tokens in a random direction (dotted)",
+    ),
+    "adapter_ranges": (
+        (
+            "The score with the last adapter on in a range of layers only, or everywhere but there, less the score without it. Parts need "
+            "not add up to the whole: layers act together"
+        ),
+        f"{_BOOTSTRAP}. No null: the whole change stands above",
+    ),
+    "monitoring": (
+        (
+            "Pearson correlation of the projection at the prompt's last token with the behaviour's score, over questions asked under graded "
+            "system prompts. Within: after each condition's means are taken from both, what is left once the system prompt is known"
+        ),
+        "95 % intervals: delete-one-question jackknife on Fisher's z. Nulls: random and covariance-matched directions (table)",
+    ),
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
@@ -193,6 +225,7 @@ _NOTES: dict[str, tuple[str, str]] = {
 }
 _COUNTS = (
     ("n_questions", "questions"), ("n_articles", "articles"), ("n_samples", "samples a point"), ("n_pairs", "pairs"),
+    ("n_maps", "maps"),
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The figures: one function each, from a tidy table to a `matplotlib.figure.Figure`.
 
 This module holds the figures of the shifts; those of the directions and of the activations'
-place stand in `analysis.geometry_plots`, those of the identity family in `analysis.family_plots`, those of behaviour in `analysis.behaviour_plots`, and all are exported here. A function draws what its table says and computes
+place stand in `analysis.geometry_plots`, those of the identity family in `analysis.family_plots`, those of adapters' weights in `analysis.weight_plots`, of patching and monitoring in `analysis.patch_plots`, those of behaviour in `analysis.behaviour_plots`, and all are exported here. A function draws what its table says and computes
 nothing but means over seeds and changes of unit. Seeds are never hidden: each has its own line or point.
 An empty table gives a figure that says that this was not measured; labels that fit no row of a table
 that has rows are an `InputError`. `arms` (where taken) is the study's list of arms, the base first whatever its
@@ -25,6 +25,7 @@ from analysis.condition_plots import shift_by_condition
 from analysis.family_plots import identity_cosines, identity_transfer
 from analysis.geometry_plots import direction_cosines, direction_quality, embedding
 from analysis.group_plots import shift_by_layer_in_groups
+from analysis.patch_plots import adapter_ranges, monitoring, patching
 from analysis.plot_files import SavedFigure, caption, save_figure
 from analysis.plot_style import (
     BLACK,
@@ -52,10 +53,11 @@ from analysis.plot_style import (
     styled,
     tint,
 )  # fmt: skip
+from analysis.weight_plots import lora_alignment, lora_overlap
 
 __all__ = [
-    "SavedFigure", "arm_direction_heatmap", "arm_styles", "caption", "direction_cosines", "direction_quality", "dose_response",
-    "embedding", "identity_cosines", "identity_transfer", "loss_curves", "save_figure", "self_recognition_bars", "self_report_bars", "shift_by_condition", "shift_by_layer",
+    "SavedFigure", "adapter_ranges", "arm_direction_heatmap", "arm_styles", "caption", "direction_cosines", "direction_quality", "dose_response",
+    "embedding", "identity_cosines", "identity_transfer", "lora_alignment", "lora_overlap", "loss_curves", "monitoring", "patching", "save_figure", "self_recognition_bars", "self_report_bars", "shift_by_condition", "shift_by_layer",
     "shift_by_layer_in_groups", "two_by_two_bars",
 ]  # fmt: skip
 

@@ -6,14 +6,17 @@ One copy of the weights serves base and finetuned: load with `load_model(..., me
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mech.checkpoint import Checkpoint
 from mech.errors import InputError
-from mech.models import ChatModel
+from mech.files import read_json
+from mech.models import ChatModel, skeleton
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,9 @@ def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
     Raises:
         InputError: no live adapter.
     """
-    found = []
+    found, writers = [], writing_maps(model) if writing else set()
     for (layer, name), module in lora_modules(model).items():
-        if writing and not _writes(model, layer, name, module):
+        if writing and (layer, name) not in writers:
             continue
         acting = [adapter for adapter in module.active_adapters if adapter in module.lora_A]
         left = [module.lora_B[a].weight.detach().float() * float(module.scaling[a]) for a in acting]
@@ -88,13 +91,78 @@ def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
     return found
 
 
-def _writes(model: ChatModel, layer: int, name: str, module: Any) -> bool:
-    """Whether a map is the last of its part of the block, and as wide as the stream."""
-    part = model.blocks[layer].get_submodule(name.split(".", maxsplit=1)[0])
-    linear = [m for m in part.modules() if isinstance(getattr(m, "base_layer", m), nn.Linear) or type(getattr(m, "base_layer", m)).__name__ == "Conv1D"]  # fmt: skip
-    last = [m for m in linear if hasattr(m, "base_layer")][-1:] or linear[-1:]
-    width = next(iter(module.lora_B.values())).weight.shape[0]
-    return bool(last and last[0] is module and width == model.d_model)
+def writing_maps(model: ChatModel) -> set[tuple[int, str]]:
+    """Maps whose output goes into the residual stream, by layer and path: the last linear map of each part of a block."""
+    found = set()
+    for layer, block in enumerate(model.blocks):
+        for part_name, part in block.named_children():
+            linear = [(name, m) for name, m in part.named_modules(prefix=part_name) if _is_linear(name, m)]
+            if linear and _width(linear[-1][1]) == model.d_model:
+                found.add((layer, linear[-1][0]))
+    return found
+
+
+def writing_maps_of(checkpoint: Checkpoint) -> set[tuple[int, str]]:
+    """The same from the config of a checkpoint's base alone: no weights are loaded."""
+    return writing_maps(skeleton(checkpoint))
+
+
+def _is_linear(name: str, module: nn.Module) -> bool:
+    """A linear map of the model, wrapped by LoRA or not; what LoRA put inside it is none."""
+    inside = {"base_layer", "lora_A", "lora_B"} & set(name.split("."))
+    base = getattr(module, "base_layer", module)
+    return not inside and (isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D")
+
+
+def _width(module: nn.Module) -> int:
+    base: Any = getattr(module, "base_layer", module)
+    return int(base.nf if type(base).__name__ == "Conv1D" else base.out_features)
+
+
+def _place(key: str) -> tuple[int, str] | None:
+    """Layer and path within its block of a first factor; None for any other tensor. The first number in a path counts the blocks.
+
+    `base_model.model.model.layers.3.mlp.down_proj.lora_A.weight` is (3, `mlp.down_proj`).
+    """
+    path, factor, _ = key.partition(".lora_A.weight")
+    parts = path.split(".")
+    numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+    if not factor or not numbers:
+        return None
+    return int(parts[numbers[0]]), ".".join(parts[numbers[0] + 1 :])
+
+
+def read_updates(folder: Path, places: Collection[tuple[int, str]] | None = None) -> list[Update]:
+    """What an adapter adds to each linear map, read from its files: no model is loaded.
+
+    Args:
+        folder: in PEFT's layout.
+        places: only maps at these layers and paths (`writing_maps_of`); all when left out.
+
+    Raises:
+        InputError: not plain LoRA (DoRA, another method): what it adds is not a product of two factors.
+    """
+    from peft.utils.other import get_pattern_key
+    from safetensors import safe_open
+
+    config = read_json(folder / "adapter_config.json")
+    if config.get("peft_type") != "LORA" or config.get("use_dora"):
+        raise InputError(
+            f"{folder}: not plain LoRA: what it adds to a weight is not a product of two factors"
+        )
+    alphas, found = config.get("alpha_pattern") or {}, []
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        for key in stored.keys():  # noqa: SIM118 (not a mapping)
+            place = _place(key)
+            if place is None or (places is not None and place not in places):
+                continue
+            right = stored.get_tensor(key).float()
+            left = stored.get_tensor(key.replace(".lora_A.", ".lora_B.")).float()
+            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            alpha = alphas.get(get_pattern_key(alphas, path), config["lora_alpha"])
+            scale = alpha / (len(right) ** 0.5 if config.get("use_rslora") else len(right))
+            found.append(Update(place[1], place[0], left * scale, right))
+    return sorted(found, key=lambda u: (u.layer, u.name))
 
 
 def orthonormal(columns: Float[Tensor, "d k"], *, tolerance: float = 1e-6) -> Float[Tensor, "d r"]:

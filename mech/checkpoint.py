@@ -7,6 +7,7 @@ longer stack; each adapter was trained on everything to its left.
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,12 @@ class Checkpoint:
     def __str__(self) -> str:
         base = f"{self.base}@{self.revision}" if self.revision else self.base
         return ":".join([base, *[a.name + (f"@{a.revision}" if a.revision else "") for a in self.adapters]])
+
+
+def source_of(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]]:
+    """Folder of a base, and what transformers must be told to read its config and tokenizer from it."""
+    path = checkpoint.path
+    return (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
 
 
 def split_reference(reference: str) -> tuple[str, list[str]]:

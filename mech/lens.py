@@ -75,10 +75,33 @@ def hidden_lens(model: ChatModel, row: Encoded, *, position: int = -1, k: int = 
         place = one.places[0][position]
         return torch.stack([found[layer][place].to(model.device) for layer in range(model.n_layers)])
 
-    model.check_head()
     ((_, states),) = run_rows(model, [row], run, pack=False)
-    logits = model.logits(final_norm(model)(states)).float()
-    return [Reading(layer, _scores(model, line, k)) for layer, line in enumerate(logits)]
+    return state_lens(model, states, layers=range(model.n_layers), k=k)
+
+
+@torch.no_grad()
+def state_lens(
+    model: ChatModel, states: Float[Any, "n d"], *, layers: Sequence[int], k: int = 5
+) -> list[Reading]:
+    """The k likeliest next tokens of states of the residual stream, each as if its block were the last.
+
+    Args:
+        model: through whose final norm and output head they are read.
+        states: block outputs, kept from a pass of this model or of one with the same norm and head.
+        layers: the layer of each.
+        k: how many.
+
+    Raises:
+        InputError: states of another width, or not one layer each.
+    """
+    tensor = torch.as_tensor(states)
+    if tensor.ndim != 2 or tensor.shape[1] != model.d_model or len(tensor) != len(layers):
+        raise InputError(
+            f"states {tuple(tensor.shape)} of {len(layers)} layers: this model reads [{len(layers)}, {model.d_model}]"
+        )
+    model.check_head()
+    logits = model.logits(final_norm(model)(tensor.to(model.device, model.dtype))).float()
+    return [Reading(layer, _scores(model, line, k)) for layer, line in zip(layers, logits, strict=True)]
 
 
 @torch.no_grad()
@@ -101,17 +124,30 @@ def direction_lens(
         raise InputError(
             f"vectors {tuple(tensor.shape)}: this model needs [{model.n_layers}, {model.d_model}]"
         )
-    norm, found = final_norm(model), []
+    found = []
     for layer in range(model.n_layers) if layers is None else layers:
-        size = tensor[layer].norm()
-        if not torch.isfinite(size) or not size:
+        if not torch.isfinite(tensor[layer]).all() or not tensor[layer].any():
             raise InputError(f"the vector at layer {layer} is zero or not finite")
-        unit = (tensor[layer] / size * model.d_model**0.5).to(model.device, model.dtype)
-        favoured = (
-            model.causal.get_output_embeddings().weight.float() @ ((norm(unit) - norm(-unit)) / 2).float()
-        )
+        (favoured,) = favoured_tokens(model, tensor[layer : layer + 1])
         found.append(Reading(layer, _scores(model, favoured, k), _scores(model, -favoured, k, sign=-1)))
     return found
+
+
+@torch.no_grad()
+def favoured_tokens(model: ChatModel, vectors: Float[Any, "n d"]) -> Float[Tensor, "n vocab"]:
+    """How much moving along each vector favours each token, through the linear part of the final norm; norms do not count.
+
+    Args:
+        model: whose tokens.
+        vectors: finite and not zero.
+    """
+    tensor, norm = torch.as_tensor(vectors, dtype=torch.float32), final_norm(model)
+    scaled = tensor / tensor.norm(dim=-1, keepdim=True) * model.d_model**0.5
+    unit = scaled.to(model.device, model.dtype)
+    weight = model.causal.get_output_embeddings().weight
+    through = ((norm(unit) - norm(-unit)) / 2).float()
+    favoured: Tensor = through.to(weight.device) @ weight.float().T
+    return favoured
 
 
 def _scores(model: ChatModel, line: Float[Tensor, " vocab"], k: int, sign: int = 1) -> tuple[TokenScore, ...]:

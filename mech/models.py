@@ -21,6 +21,7 @@ from mech.checkpoint import (
     Checkpoint,
     adapter_digest,
     check_parent,
+    source_of,
     split_reference,
     split_revision,
     weights_digest,
@@ -279,6 +280,17 @@ def _stacked(model: Any, checkpoint: Checkpoint) -> Any:
     if names:
         model.base_model.set_adapter(names, inference_mode=True)
     return model
+
+
+def skeleton(checkpoint: Checkpoint) -> ChatModel:
+    """A checkpoint's base built from its config alone, without weights or memory, and without a tokenizer: to ask its structure."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder, given = source_of(checkpoint)
+    config = AutoConfig.from_pretrained(folder, **given)
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    return ChatModel(built, None, checkpoint)
 
 
 def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtype, merge: Merge) -> Any:

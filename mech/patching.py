@@ -40,6 +40,9 @@ class Patched:
     """Of the base with the finetuned model's activations there."""
     layers: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    random_into_finetuned: Float[np.ndarray, "layers spans"] | None = None
+    """Of the finetuned model with as large a change in a random direction there; None where no control was drawn."""
+    random_into_base: Float[np.ndarray, "layers spans"] | None = None
 
     @property
     def undone(self) -> Float[np.ndarray, "layers spans"]:
@@ -75,6 +78,15 @@ def logit_difference(token: int, other: int) -> Metric:
     return lambda logits: float(logits[-1, token] - logits[-1, other])
 
 
+@dataclass(frozen=True)
+class _Place:
+    """One cell: what is put into a row's stream at a layer and span."""
+
+    layer: int
+    span: tuple[int, int]
+    values: Float[Tensor, "seq d"]
+
+
 @torch.no_grad()
 def patch_between(
     model: ChatModel,
@@ -84,16 +96,21 @@ def patch_between(
     site: Site = "resid_post",
     layers: Sequence[int] | None = None,
     spans: Sequence[tuple[int, int]] | None = None,
+    rng: np.random.Generator | None = None,
+    token_budget: int = 2048,
 ) -> Patched:
     """Patch base into finetuned and the reverse, at every layer and span of tokens.
 
     Args:
-        model: with a live adapter.
+        model: with a live adapter; the base is what lies under it, earlier stages merged.
         row: the text that both read.
         metric: what is compared (`answer_logprob`, `logit_difference`, or any function of the logits).
         site: where in the block.
         layers: which; all when left out.
         spans: half-open spans of tokens; the whole row as one when left out.
+        rng: draws the control, where it is wanted: in place of the other model's activations, the own ones plus a random vector
+            whose norm is, token by token, that of the difference.
+        token_budget: tokens of a pass: so many copies of the row, each patched elsewhere, are run at once.
 
     Raises:
         InputError: no live adapter, or a span outside the row.
@@ -108,37 +125,94 @@ def patch_between(
     for which, active in on.items():
         with adapter_layers(model, active):
             streams[which] = {}
-            plain[which] = metric(
-                _logits(model, row, {(site, n): _keeper(streams[which], n) for n in chosen})
-            )
-    found = {name: np.zeros((len(chosen), len(places))) for name in on}
+            edits = {(site, n): _keeper(streams[which], n) for n in chosen}
+            plain[which] = metric(_logits(model, row, edits)[0])
+    found, shape = {}, (len(chosen), len(places))
     for which, other in (("finetuned", "base"), ("base", "finetuned")):
+        values = {"": streams[other]}
+        if rng is not None:
+            values["random "] = {n: _shaken(streams[which][n], streams[other][n], rng) for n in chosen}
+        cells = {
+            kind: [_Place(n, span, v[n]) for n in chosen for span in places] for kind, v in values.items()
+        }
         with adapter_layers(model, on[which]):
-            for i, layer in enumerate(track(chosen, f"patching into {which}")):
-                for j, span in enumerate(places):
-                    edit = _putter(streams[other][layer], span)
-                    found[which][i, j] = metric(_logits(model, row, {(site, layer): edit}))
-    return Patched(plain["base"], plain["finetuned"], found["finetuned"], found["base"], chosen, places)
+            for kind, mine in cells.items():
+                label = f"patching {kind}into {which}"
+                told = _patched(model, row, metric, mine, site=site, token_budget=token_budget, label=label)
+                found[kind + which] = np.array(told).reshape(shape)
+    return Patched(
+        plain["base"], plain["finetuned"], found["finetuned"], found["base"], chosen, places,
+        found.get("random finetuned"), found.get("random base"),
+    )  # fmt: skip
 
 
-def _logits(model: ChatModel, row: Encoded, edits: Any) -> Float[Tensor, "seq vocab"]:
-    ids = torch.tensor([row.ids], device=model.device)
+@torch.no_grad()
+def range_effects(
+    model: ChatModel, row: Encoded, metric: Metric, ranges: Sequence[Sequence[int]]
+) -> Float[np.ndarray, "ranges 2"]:
+    """The metric with the adapter on in each range of layers only, and everywhere but there.
+
+    Raises:
+        InputError: no live adapter, or a layer that the model does not have.
+    """
+    every, found = set(range(model.n_layers)), []
+    for inside in ranges:
+        for active in (set(inside), every - set(inside)):
+            with adapter_layers(model, active):
+                found.append(metric(_logits(model, row, {})[0]))
+    return np.array(found).reshape(len(ranges), 2)
+
+
+def _patched(
+    model: ChatModel,
+    row: Encoded,
+    metric: Metric,
+    cells: Sequence[_Place],
+    *,
+    site: Site,
+    token_budget: int,
+    label: str,
+) -> list[float]:
+    """The metric of each cell: a batch holds as many copies of the row as the budget allows, each patched at its own place."""
+    size, found = max(1, token_budget // len(row.ids)), []
+    for start in track(range(0, len(cells), size), label):
+        batch = cells[start : start + size]
+        edits = {(site, n): _putter(batch, n) for n in {cell.layer for cell in batch}}
+        found += [metric(logits) for logits in _logits(model, row, edits, copies=len(batch))]
+    return found
+
+
+def _logits(model: ChatModel, row: Encoded, edits: Any, copies: int = 1) -> Float[Tensor, "copies seq vocab"]:
+    ids = torch.tensor([row.ids], device=model.device).expand(copies, -1)
     with hooked(model, edits):
-        logits: Tensor = model.hf(input_ids=ids, use_cache=False).logits[0]
+        logits: Tensor = model.hf(input_ids=ids, use_cache=False).logits
     return logits
 
 
 def _keeper(into: dict[int, Tensor], layer: int) -> Any:
     def keep(h: Float[Tensor, "1 seq d"]) -> None:
-        into[layer] = h
+        into[layer] = h[0]
 
     return keep
 
 
-def _putter(values: Float[Tensor, "1 seq d"], span: tuple[int, int]) -> Any:
-    def put(h: Float[Tensor, "1 seq d"]) -> Tensor:
+def _putter(batch: Sequence[_Place], layer: int) -> Any:
+    def put(h: Float[Tensor, "copies seq d"]) -> Tensor:
         patched = h.clone()
-        patched[:, span[0] : span[1]] = values[:, span[0] : span[1]]
+        for i, cell in enumerate(batch):
+            if cell.layer == layer:
+                start, stop = cell.span
+                patched[i, start:stop] = cell.values[start:stop].to(h)
         return patched
 
     return put
+
+
+def _shaken(
+    own: Float[Tensor, "seq d"], other: Float[Tensor, "seq d"], rng: np.random.Generator
+) -> Float[Tensor, "seq d"]:
+    """The own stream, moved at each token as far as the other model's lies away, in a random direction."""
+    drawn = torch.as_tensor(rng.standard_normal(tuple(own.shape)), dtype=torch.float32, device=own.device)
+    far = (other.float() - own.float()).norm(dim=-1, keepdim=True)
+    shaken: Tensor = (own.float() + far * drawn / drawn.norm(dim=-1, keepdim=True)).to(own.dtype)
+    return shaken

@@ -1,11 +1,9 @@
 """The base model of a study: found, or, for a plan made elsewhere, known only by its size."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from mech.checkpoint import Checkpoint
+from mech.checkpoint import Checkpoint, source_of
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.models import resolve
@@ -61,12 +59,6 @@ def outline_base(model: ModelSpec) -> Base:
 def _behind_api(model: ModelSpec) -> Base:
     """A model that has a name and nothing else: its digest is its name's."""
     return Base(Checkpoint(model.name, Path(model.name), digest_of(["api", model.name])), 0, 0, 0)
-
-
-def source_of(checkpoint: Checkpoint) -> tuple[Path, Mapping[str, Any]]:
-    """Folder of a base, and what transformers must be told to read its config and tokenizer from it."""
-    path = checkpoint.path
-    return (path.parent, {"gguf_file": path.name}) if path.is_file() else (path, {})
 
 
 def _shape(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -28,6 +28,10 @@ def _used(spec: StudySpec) -> list[tuple[str, str]]:
     used += [(f"measure.conditions[{i}]", c) for i, c in enumerate(spec.measure.conditions)]
     if spec.behaviour.self_report:
         used.append(("behaviour.self_report.condition", spec.behaviour.self_report.condition))
+    if spec.monitoring:
+        used.append(("monitoring", "text:Be kind."))
+    if spec.patching:
+        used.append(("patching.condition", spec.patching.condition))
     return [*used, *_of_directions(spec.directions)] if spec.directions else used
 
 

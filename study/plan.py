@@ -7,8 +7,8 @@ the base come before any training) and so that work on one checkpoint stands tog
 from study.base import Base
 from study.plan_arms import plan_measures, plan_training
 from study.plan_base import plan_directions, plan_replies
-from study.plan_results import Measured, plan_figures, plan_tables
-from study.planner import Plan
+from study.plan_results import plan_figures, plan_tables
+from study.planner import Measured, Plan
 from study.spec import StudySpec
 from study.step import Step
 

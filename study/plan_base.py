@@ -142,7 +142,7 @@ def _judged(plan: Plan, trait: Trait, answers: Step, n: int) -> Step:
     judge = plan.spec.reads.judge
     if judge is None:
         raise RuntimeError("called for a study without a judge")
-    digest = "" if judge.api else _judge_digest(plan, judge.model)
+    digest = "" if judge.api else judge_digest(plan, judge.model)
     config = {
         **judge.model_dump(mode="json"),
         "digest": digest,
@@ -153,7 +153,8 @@ def _judged(plan: Plan, trait: Trait, answers: Step, n: int) -> Step:
     return plan.add("judged", f"judged/{trait.trait}", config, {"rollouts": [answers]}, work)
 
 
-def _judge_digest(plan: Plan, model: str) -> str:
+def judge_digest(plan: Plan, model: str) -> str:
+    """Of a local judge's weights; a plan for an estimate notes that it is not here."""
     try:
         return resolve(model, download=not plan.tolerant).key
     except NotHereError as error:

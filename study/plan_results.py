@@ -7,12 +7,12 @@ from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
 from study.figure_groups import figure_groups
-from study.planner import Plan
+from study.plan_monitoring import plan_monitoring
+from study.plan_patching import plan_patching
+from study.plan_weights import plan_lens, plan_weights
+from study.planner import Measured, Plan
 from study.questions import half, trait_names
 from study.step import Step, Work
-
-Measured = dict[tuple[str, int], dict[str, list[Step]]]
-"""Steps that read a checkpoint, by role, for each arm and seed."""
 
 
 def plan_tables(
@@ -65,6 +65,10 @@ def plan_tables(
         "dispersion": spreads,
         "family": _family(plan, directions),
     }
+    inputs["weights"] = plan_weights(plan, directions, measured)
+    inputs["lens"] = plan_lens(plan, directions, measured)
+    inputs["patching"] = plan_patching(plan, measured)
+    inputs["monitoring"] = plan_monitoring(plan, directions, measured)
     inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
     if spec.directions and spec.directions.probes:
         inputs["probes"] = _probes(plan, directions)

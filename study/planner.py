@@ -10,6 +10,9 @@ from study.base import Base
 from study.spec import StudySpec
 from study.step import Step, Work
 
+Measured = dict[tuple[str, int], dict[str, list[Step]]]
+"""Steps that read a checkpoint, by role, for each arm and seed."""
+
 
 @dataclass
 class Plan:

@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mech.chat import ChatTemplate
+from mech.checkpoint import Checkpoint, source_of
 from mech.errors import InputError
 from mech.files import write_text
-from study.base import Base, find_base, source_of
+from mech.lens import final_norm
+from mech.models import skeleton
+from study.base import Base, find_base
 from study.bench import Bench
 from study.conditions import check_conditions
 from study.engines.local import locked, run_steps
@@ -66,18 +69,32 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
         return  # its template is the API's own, and nothing of it is read
     declared = spec.directions.layer if spec.directions else None
     steered = spec.steering.layer if spec.steering else None
-    for where, layer in (("directions.layer", declared), ("steering.layer", steered)):
+    lens = spec.lens.layers or () if spec.lens else ()
+    patched = spec.patching.layers or () if spec.patching else ()
+    named = [("directions.layer", declared), ("steering.layer", steered)]
+    named += [(f"lens.layers[{i}]", layer) for i, layer in enumerate(lens)]
+    named += [(f"patching.layers[{i}]", layer) for i, layer in enumerate(patched)]
+    for where, layer in named:
         if layer is not None and layer >= base.n_layers:
             raise InputError(
                 f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"
             )
     if base.missing:
         return  # its chat template is not here to be asked
+    if spec.lens and spec.directions:
+        _check_lens(base.checkpoint)
     from transformers import AutoTokenizer
 
     folder, kwargs = source_of(base.checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
     check_conditions(spec, ChatTemplate(tokenizer, spec.model.template_kwargs))
+
+
+def _check_lens(checkpoint: Checkpoint) -> None:
+    try:
+        final_norm(skeleton(checkpoint))
+    except InputError as error:
+        raise InputError(f"lens: {error}; with `lens: null` the study does without") from error
 
 
 @dataclass

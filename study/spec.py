@@ -24,9 +24,12 @@ from study.spec_parts import (
     EmbeddingSpec,
     FiguresSpec,
     JudgeSpec,
+    LensSpec,
     MeasureSpec,
     ModelSpec,
+    MonitoringSpec,
     Part,
+    PatchingSpec,
     StageSpec,
     StatisticsSpec,
     SteeringSpec,
@@ -64,10 +67,18 @@ class StudySpec(Part):
     """What is asked."""
     steering: SteeringSpec | None = None
     """One steering experiment."""
+    weights: bool = True
+    """Hold what LoRA adapters write against the directions, and against each other; only where there are directions."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
     figures: FiguresSpec = FiguresSpec()
     """Which arms stand together in a picture."""
+    monitoring: MonitoringSpec | None = None
+    """Correlation of projection and behaviour, overall and within conditions; left out: not done."""
+    patching: PatchingSpec | None = None
+    """Patching between base and finetuned; left out: not done."""
+    lens: LensSpec | None = LensSpec()
+    """The logit lens; only where there are directions. `lens: null`: not asked."""
     statistics: StatisticsSpec = StatisticsSpec()
     """Intervals and nulls."""
     token_budget: int = Field(2048, ge=64)
@@ -90,6 +101,12 @@ class StudySpec(Part):
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
         self._figure_groups()
+        for i, arm in enumerate(self.monitoring.arms if self.monitoring else ()):
+            _known(f"monitoring.arms[{i}]", arm, self.arms)
+        for i, arm in enumerate(self.patching.arms if self.patching else ()):
+            _known(f"patching.arms[{i}]", arm, self.arms)
+            if not self.arms[arm]:
+                raise ValueError(f"patching.arms[{i}]: {arm} is the base: it has no adapter to switch off")
         if self.behaviour.self_recognition:
             _known("behaviour.self_recognition", self.behaviour.self_recognition, self.data)
             if self.data[self.behaviour.self_recognition].kind != "sgtr":
@@ -125,8 +142,12 @@ class StudySpec(Part):
                 "directions: a model behind an API (model.api) shows no activations: leave them out"
             )
         interventions = any(stage.interventions for stage in self.stages.values())
-        if self.directions is None and (self.steering or self.measure.own_text or interventions):
-            raise ValueError("steering, interventions and measure.own_text need directions")
+        if self.directions is None and (
+            self.steering or self.patching or self.monitoring or self.measure.own_text or interventions
+        ):
+            raise ValueError(
+                "steering, patching, monitoring, interventions and measure.own_text need directions"
+            )
         for name, stage in self.stages.items() if self.model.api else ():
             if stage.adapter or set({**self.training, **stage.training}) - {"epochs"}:
                 raise ValueError(

@@ -310,6 +310,61 @@ class SteeringSpec(Part):
     """The longest answer, in tokens."""
 
 
+class LensSpec(Part):
+    """What directions, shifts and a prompt's hidden states say in tokens."""
+
+    layers: tuple[int, ...] | None = None
+    """Where; the directions' `layer`, the middle, three quarters and the last when left out."""
+    tokens: int = Field(10, ge=1, le=50)
+    """How many tokens on each side."""
+    prompts: int = Field(2, ge=0)
+    """The hidden states of so many prompts are read too, of every arm: the first of each prompt set's `evaluate` half."""
+
+
+class PatchingSpec(Part):
+    """Run arms with activations of what lies under their last adapter, and the reverse; and with the adapter on in some layers only."""
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    """Which arms. Stages below the last one are merged: what is compared is the last adapter on and off."""
+    answers: tuple[str, ...] = Field(("own_name",), min_length=1)
+    """What is scored: `own_name` (self-statements with the own name, in nats above invented names), or one of the study's traits
+    (its written trait-high answers above the trait-low ones, in nats a token)."""
+    questions: int = Field(8, ge=2)
+    """Use the first so many self-statements, or questions of a trait's `evaluate` half."""
+    layers: tuple[int, ...] | None = None
+    """Where activations are exchanged; every layer when left out."""
+    spans: tuple[Literal["prompt", "question", "prompt_last", "answer", "all"], ...] = Field(
+        ("question", "prompt_last", "answer"), min_length=1
+    )
+    """On which tokens."""
+    names: int = Field(2, ge=1)
+    """`own_name`: so many invented names, nearest to the own one in tokens."""
+    ranges: int = Field(4, ge=2)
+    """The adapter is also switched on in one of so many equal ranges of layers only, and off in it only."""
+    condition: str = "default"
+    """System-prompt condition."""
+
+
+class MonitoringSpec(Part):
+    """Does the projection at the prompt's last token foretell how the answer behaves?"""
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    """Which arms are monitored, with the base's directions; the base may be among them."""
+    questions: int = Field(10, ge=4)
+    """Use the first so many questions of each trait's `evaluate` half."""
+    pairs: int = Field(2, ge=1)
+    """Each question is asked under the positive and negative system prompts of so many instruction pairs, and under the default."""
+    score: Literal["auto", "judge", "log_odds"] = "auto"
+    """`judge`: sampled answers, scored by `directions.judge`; `log_odds`: the written trait-high answer above the trait-low one, nats a
+    token, without sampling; `auto`: the judge where there is one."""
+    samples: int = Field(1, ge=1)
+    """`judge`: answers to each prompt."""
+    max_new_tokens: int = Field(64, ge=4)
+    """`judge`: the longest answer, in tokens."""
+    temperature: float = Field(1.0, gt=0)
+    """`judge`: sampling temperature."""
+
+
 class StatisticsSpec(Part):
     """Intervals (95 %) and nulls."""
 

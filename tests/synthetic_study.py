@@ -134,6 +134,52 @@ def identity_transfer(names=IDENTITY, layer=15):
     return pd.DataFrame(rows)
 
 
+def lora_alignment_by_layer(
+    stages=("em", "benign", "em+sgtr"), names=("evil:text", "identity:name"), layers=6
+):
+    """The stage em writes along evil, the others along nothing."""
+    return pd.DataFrame([
+        {"stage": stage, "seed": 0, "direction": name, "layer": layer, "map": where, "rank": 32,
+         "energy": 0.06 * (4 if (stage, name) == ("em", "evil:text") else 1) + 0.002 * layer, "expected": 0.06, "p_random": 0.2,
+         "null_covariance_high": 0.1, "p_covariance": 0.3, "cosine": 0.1, "gain": 0.2, "split_half": 0.8}
+        for stage in stages for name in names for layer in range(layers) for where in ("self_attn.o_proj", "mlp.down_proj")
+    ])  # fmt: skip
+
+
+def lora_overlap():
+    return pd.DataFrame({
+        "stage": ["em", "em+sgtr"], "other": ["benign", "em"], "seed": 0, "n_maps": 12, "shared": [0.3, 0.07], "expected": 0.06,
+        "null_high": 0.065, "p_random": [0.005, 0.2], "most_at_layer": 3,
+    })  # fmt: skip
+
+
+def patching(layers=6):
+    """The last token carries all from layer 3 on."""
+    return pd.DataFrame([
+        {"arm": "em", "seed": 0, "reference": "base", "answer": "own_name", "way": way, "span": span, "layer": layer, "n_questions": 8,
+         **_columns("effect", sign * (2.0 if span == "prompt_last" and layer >= 3 else 0.1), 0.3), "random_effect": 0.02,
+         **_columns("beyond_random", 0.1, 0.3), **_columns("share", 0.9, 0.2)}
+        for way, sign in (("base into finetuned", -1), ("finetuned into base", 1))
+        for span in ("question", "prompt_last", "answer") for layer in range(layers)
+    ])  # fmt: skip
+
+
+def adapter_ranges():
+    return pd.DataFrame([
+        {"arm": "em", "seed": 0, "reference": "base", "answer": "own_name", "layers": name, "adapter": mode, "n_questions": 8,
+         **_columns("effect", value, 0.2), **_columns("share", value / 2, 0.1)}
+        for name, mode, value in (("all", "on", 2.0), ("0 to 2", "on here only", 0.3), ("0 to 2", "on everywhere else", 1.6))
+    ])  # fmt: skip
+
+
+def monitoring(arms=("base", "em")):
+    return pd.DataFrame([
+        {"arm": arm, "seed": 0, "direction": "evil:text", "layer": 15, "score": "log-odds", "scope": scope, **_columns("correlation", value, 0.2),
+         "n_questions": 10, "n_rows": 50, "missing": 0, "p_random": 0.01, "p_covariance": 0.2, "note": "", "split_half": 0.8}
+        for arm in arms for scope, value in (("overall", 0.6), ("within", 0.1), ("condition: default", 0.05))
+    ])  # fmt: skip
+
+
 def datasets():
     return pd.DataFrame({
         "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
@@ -224,7 +270,8 @@ def all_tables(**options):
     return {
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
-        "identity_transfer": identity_transfer(), "datasets": datasets(),
+        "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "monitoring": monitoring(), "adapter_ranges": adapter_ranges(),
+        "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),
     }  # fmt: skip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.monitoring import monitor
+from analysis.monitoring import monitor, monitoring_table
 from mech.errors import InputError
 
 
@@ -86,3 +86,31 @@ def test_what_cannot_be_correlated_is_refused() -> None:
     flat = y.copy()
     flat[:6] = 1.0
     assert set(monitor(x, flat, condition, asked).by_condition) == {"c1"}
+
+
+def test_the_table_has_nulls_that_know_a_planted_direction_from_others() -> None:
+    rng = np.random.default_rng(4)
+    condition, asked = (
+        np.repeat(["a", "b", "c"], 20).tolist(),
+        np.tile([f"q{i}" for i in range(20)], 3).tolist(),
+    )
+    h = rng.standard_normal((60, 16))
+    unit = np.eye(16)[3]
+    score = h[:, 3] + 0.5 * rng.standard_normal(60)
+    score[5] = np.nan
+    found = monitoring_table(h, score, condition, asked, unit, rng=rng, n_null=300).set_index("scope")
+    there = np.isfinite(score)
+    assert found.loc["overall", "correlation"] == pytest.approx(
+        stats.pearsonr(h[there, 3], score[there]).statistic
+    )
+    assert found.loc["overall", ["n_rows", "missing"]].tolist() == [59, 1]
+    for scope in ("overall", "within"):
+        assert found.loc[scope, ["p_random", "p_covariance"]].max() < 0.02
+    assert {"condition: a", "condition: b", "condition: c"} <= set(found.index)
+    none = [monitoring_table(rng.standard_normal((60, 16)), score, condition, asked, unit, rng=rng, n_null=100)["p_random"][:2]
+            for _ in range(60)]  # fmt: skip
+    for p in np.array(none).T:
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+    flat = monitoring_table(h, np.ones(60), condition, asked, unit, rng=rng, n_null=100)
+    assert "does not vary" in flat["note"].item()
+    assert np.isnan(flat["correlation"].item())

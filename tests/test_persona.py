@@ -1,10 +1,11 @@
 """Persona vectors: what the paired filter keeps, which layer is chosen, how elicitations compare, and all that in a study."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.elicitation import elicitation_table
@@ -223,12 +224,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         yield running
 
 
-def run_directions(home: Path, out: Path, *changes: str) -> tuple[Bench, dict[str, Step]]:
-    """The steps of both elicitations, and no other."""
+BOTH = ("direction/zest:text", "direction/zest:prompts")
+
+
+def run_directions(
+    home: Path, out: Path, *changes: str, names: Sequence[str] = BOTH
+) -> tuple[Bench, dict[str, Step]]:
+    """The steps of both elicitations (or others), what they need, and no other."""
     spec = load_spec(home / "study.yaml", changes)
     base = find_base(spec.model)
     steps = {s.name: s for s in make_plan(spec, base)}
-    wanted = [steps["direction/zest:text"], steps["direction/zest:prompts"]]
+    wanted = [steps[name] for name in names]
     for step in wanted:
         wanted += [s for s in step.all_inputs if s not in wanted]
     bench = Bench(spec, StudyPaths(out), base.checkpoint)
@@ -312,6 +318,31 @@ def test_what_the_filter_kept_is_what_is_read(home: Path, tmp_path: Path, server
     assert (row["pairs"], row["kept"], row["questions"]) == (8, 6, 3)
     assert row["dropped"] == "positive side below the trait threshold 2"
     assert row["coherence_verdicts"] == "scored 16"
+
+
+def test_a_judge_scores_what_monitoring_correlates(home: Path, tmp_path: Path, server: Server) -> None:
+    """The judge likes long questions; one of its replies is no score, and is counted as missing."""
+
+    def reply(body: dict[str, Any]) -> tuple[str, dict[str, float]]:
+        text = body["messages"][-1]["content"]
+        return ("no idea" if "What of socks?" in text else str(10 + sum(map(ord, text)) % 80)), {}
+
+    server.reply = reply
+    asked = "monitoring={arms: [base], questions: 4, pairs: 1, samples: 2, max_new_tokens: 6}"
+    names = ["direction/zest:text", "monitoring/base/seed0"]
+    judge = judge_at(server)[0]
+    elicited = "directions.elicitation=[text]"
+    bench, steps = run_directions(home, tmp_path / "out", judge, elicited, asked, names=names)
+    assert steps["monitor_scores/base/seed0"].inputs["monitored"] == (steps["monitored/base/seed0"],)
+    found = pd.read_csv(bench.folder(steps["monitoring/base/seed0"]) / "monitoring.csv").set_index("scope")
+    assert set(found["score"]) == {"judge"}
+    scores = pd.read_csv(bench.folder(steps["monitor_scores/base/seed0"]) / "scores.csv")
+    assert len(scores) == 4 * 3 * 2
+    assert scores["row"].tolist() == [i // 2 for i in range(24)]
+    assert "does not" not in str(found["note"].iloc[0])
+    # Fewer than four questions have scores, so that no interval can be given, and the table says why.
+    assert "4 clusters" in found["note"].iloc[0]
+    assert found["missing"].iloc[0] == scores["score"].isna().sum() >= 6
 
 
 def test_a_local_judge_is_a_checkpoint(home: Path, tmp_path: Path) -> None:

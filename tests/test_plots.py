@@ -88,6 +88,47 @@ def test_heatmap_numbers_and_stars():
     assert texts[2] == signed(expected["identity:name", "em"])
 
 
+def test_weights_show_ratios_and_leave_uncompared_pairs_open():
+    frame = study.lora_alignment_by_layer()
+    figure = plots.lora_alignment(frame, layer=3)
+    line = line_of(axes_of(figure, "evil:text"), "em")
+    em = frame[(frame.stage == "em") & (frame.direction == "evil:text")]
+    np.testing.assert_allclose(line.get_ydata(), em.groupby("layer")["energy"].mean() / 0.06)
+    matrix = plots.lora_overlap(study.lora_overlap()).axes[0]
+    assert sorted(t.get_text() for t in matrix.texts) == ["0.07", "0.07", "0.30*", "0.30*"]
+    for draw in (plots.lora_alignment, plots.lora_overlap):
+        assert "Not measured" in draw(pd.DataFrame()).axes[0].texts[0].get_text()
+
+
+def test_monitoring_shows_overall_and_within_apart():
+    axes = plots.monitoring(study.monitoring()).axes[1]
+    points = [
+        (float(x), line.get_markerfacecolor())
+        for line in axes.get_lines()
+        if line.get_marker() == "s"
+        for x in line.get_xdata()
+    ]
+    assert points == [(0.6, "#D55E00"), (0.1, "white")]
+
+
+def test_patching_shows_both_ways_and_the_random_control():
+    frame = study.patching()
+    figure = plots.patching(frame, arm="em", answer="own_name")
+    for way in ("base into finetuned", "finetuned into base"):
+        axes = axes_of(figure, way)
+        mine = frame[(frame.way == way) & (frame.span == "prompt_last")]
+        np.testing.assert_array_equal(line_of(axes, "prompt_last").get_ydata(), mine["effect"])
+        dotted = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+        assert {y for line in dotted for y in line.get_ydata()} == {0.02}
+    ranges = plots.adapter_ranges(study.adapter_ranges(), answer="own_name").axes[0]
+    assert [t.get_text() for t in ranges.get_yticklabels()] == [
+        "all, on",
+        "0 to 2, on here only",
+        "0 to 2, on everywhere else",
+    ]
+    assert "Not measured" in plots.patching(pd.DataFrame(), arm="em", answer="x").axes[0].texts[0].get_text()
+
+
 def test_colours_are_stable_and_base_is_grey():
     alone = arm_styles(["base", "em", "my arm"])
     more = arm_styles(["sgtr", "base", "benign", "em"])

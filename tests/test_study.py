@@ -74,6 +74,9 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     assert names == {
         "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "embedding", "training", "datasets",
+        "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
+        "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",
+        "monitoring",
     }  # fmt: skip
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert "One training seed" in page
@@ -87,6 +90,66 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     assert not list(finished.rglob(".*.tmp"))
 
 
+def test_weights_of_every_stage_are_held_against_directions_and_each_other(finished: Path) -> None:
+    found = tables(finished)
+    aligned, by_layer = found["lora_alignment"], found["lora_alignment_by_layer"]
+    # em@1 has seen one step, at the learning rate 0 that a warm-up starts with: it writes nothing, and is left out.
+    assert set(aligned["stage"]) == {"em", "benign", "em+sgtr", "given"}
+    assert set(aligned["direction"]) == set(found["directions"]["direction"])
+    assert (aligned["n_maps"] == 6).all()
+    assert set(by_layer["map"]) == {"self_attn.o_proj", "mlp.down_proj"}
+    means = by_layer.groupby(["stage", "direction"])["energy"].mean()
+    pd.testing.assert_series_equal(
+        means, aligned.set_index(["stage", "direction"])["energy"].sort_index(), check_names=False
+    )
+    pairs = set(zip(found["lora_overlap"]["stage"], found["lora_overlap"]["other"], strict=True))
+    assert {frozenset(p) for p in pairs} == {
+        frozenset(p) for p in (("em", "benign"), ("em", "given"), ("benign", "given"), ("em+sgtr", "em"))
+    }
+
+
+def test_directions_shifts_and_prompts_are_read_in_tokens(finished: Path) -> None:
+    found = tables(finished)
+    assert set(found["lens_directions"]["direction"]) == set(found["directions"]["direction"])
+    assert set(found["lens_directions"]["layer"]) == {
+        1,
+        2,
+    }  # the declared one, the middle, three quarters, the last: of three
+    assert set(found["lens_prompts"]["arm"]) == set(STUDY["arms"])
+    # em_early has learnt nothing yet: its shift is zero, and says nothing.
+    assert set(found["lens_shifts"]["arm"]) == {"em", "benign", "em_then_sgtr", "given"}
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "lens_prompts" in page
+
+
+def test_patching_says_what_lies_under_an_arm(finished: Path) -> None:
+    found = tables(finished)
+    patched, ranges = found["patching"], found["adapter_ranges"]
+    assert set(patched["reference"]) == set(ranges["reference"]) == {"em"}
+    assert set(patched["answer"]) == {"own_name", "zest"}
+    assert len(patched) == 2 * 2 * 3 * 3  # answers, ways, spans, layers
+    assert ranges[ranges["layers"] == "all"]["effect"].notna().all()
+
+
+def test_monitoring_tells_overall_from_within(finished: Path) -> None:
+    found = tables(finished)["monitoring"]
+    assert set(found["arm"]) == {"base", "em"}
+    assert set(found["direction"]) == {"zest:text", "zest:prompts"}
+    assert {"overall", "within", "condition: default"} <= set(found["scope"])
+    assert found[found["scope"].isin(["overall", "within"])]["p_covariance"].between(0, 1).all()
+    assert set(found[found["scope"] == "overall"]["n_rows"]) == {12}  # four questions under three prompts
+
+
+def test_shifts_stand_beside_every_null_that_the_study_has(finished: Path) -> None:
+    found = tables(finished)["shifts"]
+    assert found["p_permutation"].between(0, 1).all()
+    assert (found["n_permutation"] == STUDY["statistics"]["n_null"]).all()
+    named = found["direction"] == "identity:name"
+    assert (found["n_wrong_name"] == np.where(named, 3, 0)).all()
+    assert found["p_wrong_name"].notna().tolist() == named.tolist()
+    assert (found["n_unrelated_trait"] == 0).all()  # one trait: there is no other
+
+
 def test_second_run_does_nothing(home: Path, finished: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("manifest.json")}
     result = run_study(load_spec(home / "study.yaml"), finished)
@@ -97,7 +160,11 @@ def test_second_run_does_nothing(home: Path, finished: Path) -> None:
 
 def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:
     behind_an_api = {"job", "asked_summaries", "asked_recognition", "asked_report"}  # see tests/test_paper.py
-    elsewhere = behind_an_api | {"judged", "adjusted"}  # see tests/test_persona.py, tests/test_authorship.py
+    elsewhere = behind_an_api | {
+        "judged",
+        "monitor_scores",
+        "adjusted",
+    }  # see tests/test_persona.py, tests/test_authorship.py
     assert {s.kind for s in steps_of(home / "study.yaml")} == set(KINDS) - elsewhere
 
 
@@ -244,6 +311,14 @@ def test_a_bad_study_is_refused_with_its_place(
             ["measure.conditions=[default, 'other:Nobody']"],
             r"measure\.conditions\[1\]: condition other:Nobody",
         ),
+        (["lens.layers=[1, 3]"], r"lens\.layers\[1\]: 3 is out of range"),
+        (["monitoring.pairs=2"], r"monitoring\.pairs: 2 asked for, the trait zest has 1"),
+        (["monitoring.score=judge"], r"monitoring\.score: judge needs directions\.judge"),
+        (["patching.layers=[4]"], r"patching\.layers\[0\]: 4 is out of range"),
+        (["patching.answers=[envy]"], r"patching\.answers\[0\]: 'envy' is neither own_name nor"),
+        (["patching.arms=[base]"], r"patching\.arms\[0\]: base is the base"),
+        (["patching.condition=other:Nobody"], r"patching\.condition: condition other:Nobody"),
+        (["training.method=full"], r"patching\.arms: em_then_sgtr: its last stage trains all weights"),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], "trait envy: neither built in"),

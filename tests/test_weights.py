@@ -1,19 +1,24 @@
 """Adapters by layer and in weight space, patching between base and finetuned, the logit lens, steering one prompt."""
 
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from scipy import stats
 from typer.testing import CliRunner
 
+from activations.capture import capture
+from analysis.lens import Lens
 from analysis.lora_weights import alignment, overlap
-from mech.adapters import adapter_layers, updates
+from mech.adapters import Update, adapter_layers, read_updates, updates, writing_maps, writing_maps_of
 from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
-from mech.lens import direction_lens, final_norm, hidden_lens
+from mech.lens import direction_lens, final_norm, hidden_lens, state_lens
 from mech.models import ChatModel, load_model
 from mech.patching import answer_logprob, logit_difference, patch_between
 from mech.score import response_logprobs
@@ -80,6 +85,42 @@ def test_updates_are_what_merging_adds(folder: Path, live: ChatModel) -> None:
     writers = updates(live, writing=True)
     assert {u.name for u in writers} == {"self_attn.o_proj", "mlp.down_proj"}
     assert len(writers) == 2 * live.n_layers
+    # The same from files: the writers' places from the base's config, the factors from the adapter's folder.
+    places = writing_maps_of(base.checkpoint)
+    assert places == writing_maps(base) == writing_maps(live) == {(u.layer, u.name) for u in writers}
+    read = {(u.layer, u.name): u for u in read_updates(live.checkpoint.adapters[0].path, places)}
+    assert read.keys() == places
+    for update in writers:
+        found = read[update.layer, update.name]
+        torch.testing.assert_close(found.left @ found.right, update.left @ update.right)
+
+
+def test_an_attention_that_is_adapted_in_part_has_no_writer(folder: Path, tmp_path: Path) -> None:
+    """Queries alone are adapted: the last adapted map of attention is none that writes into the stream."""
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    partly = load_model(f"{folder}:{tmp_path}", merge=False)
+    assert updates(partly, writing=True) == []
+    assert len(updates(partly)) == len(read_updates(tmp_path)) == 2 * partly.n_layers
+
+
+def test_an_adapter_that_is_no_product_of_factors_is_refused(folder: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules="all-linear", use_dora=True)
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(InputError, match="not plain LoRA"):
+        read_updates(tmp_path)
+
+
+def test_patterns_of_rank_and_alpha_are_those_of_peft(folder: Path, tmp_path: Path) -> None:
+    config = LoraConfig(
+        r=2, lora_alpha=4, target_modules="all-linear", init_lora_weights=False,
+        rank_pattern={"down_proj": 4}, alpha_pattern={"layers.1.mlp.down_proj": 10},
+    )  # fmt: skip
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
+    theirs = {(u.layer, u.name): u for u in updates(load_model(f"{folder}:{tmp_path}", merge=False))}
+    for u in read_updates(tmp_path):
+        other = theirs[u.layer, u.name]
+        torch.testing.assert_close(u.left @ u.right, other.left @ other.right)
 
 
 def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
@@ -91,9 +132,9 @@ def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
             for n in range(3)
         ]
     )
-    found = alignment(
-        writers, [direction(inside, "inside"), direction(rng.standard_normal((3, 32)), "random")], rng=rng
-    )
+    members = [direction(inside, "inside"), direction(rng.standard_normal((3, 32)), "random")]
+    compared = alignment(writers, members, samples=rng.standard_normal((60, 3, 32)), rng=rng)
+    found = compared.by_map
     for _, row in found.iterrows():
         update = next(u for u in writers if (u.layer, u.name) == (row["layer"], row["map"]))
         whole = (update.left @ update.right).double().numpy()
@@ -108,9 +149,56 @@ def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
     random = found[found["direction"] == "random"]
     assert random["expected"].iloc[0] == pytest.approx(3 / 32)
     assert random["energy"].mean() < 0.3
+    overall = compared.overall.set_index("direction")
+    assert overall.loc["inside", "energy"] == pytest.approx(
+        found[found["direction"] == "inside"]["energy"].mean()
+    )
+    assert overall.loc["inside", "p_random"] < 0.01
+    assert overall.loc["inside", "p_covariance"] < 0.01
+    assert overall.loc["random", "p_random"] > 0.02
     same = overlap(writers, writers, rng=rng, n_null=50)
-    np.testing.assert_allclose(same["shared"], 1, atol=1e-9)
-    assert (same["p_random"] < 0.05).all()
+    np.testing.assert_allclose(same.by_map["shared"], 1, atol=1e-9)
+    np.testing.assert_allclose(same.by_map["first_angle"], 0, atol=1e-3)
+    assert (same.by_map["p_random"] < 0.05).all()
+    assert same.overall["p_random"].item() < 0.05
+
+
+def random_update(rng: np.random.Generator, d: int, r: int, layer: int = 0) -> Update:
+    left, right = (torch.tensor(rng.standard_normal(shape)) for shape in ((d, r), (r, 20)))
+    return Update("mlp.down_proj", layer, left.float(), right.float())
+
+
+def test_nulls_of_weights_are_those_of_drawn_spaces() -> None:
+    """p values of random directions and random spaces are uniform; samples that lie in the span are no news to their null."""
+    rng = np.random.default_rng(5)
+    aligned, shared = [], []
+    samples = rng.standard_normal((40, 1, 24))
+    for _ in range(80):
+        u, v = random_update(rng, 24, 3), random_update(rng, 24, 5)
+        one = alignment([u], [direction(rng.standard_normal((1, 24)))], samples=samples, rng=rng, n_null=200)
+        aligned.append(one.by_map[["p_random", "p_covariance"]].iloc[0])
+        shared.append(overlap([u], [v], rng=rng, n_null=200).by_map["p_random"].item())
+        expected = overlap([u], [v], rng=rng, n_null=50).by_map["expected"].item()
+        assert expected == pytest.approx(5 / 24)
+    for p in (*np.array(aligned).T, np.array(shared)):
+        assert stats.kstest(p, "uniform").pvalue > 0.01
+    u = random_update(rng, 24, 3)
+    within = (rng.standard_normal((40, 3)) @ u.left.numpy().T)[:, None]
+    inside = alignment([u], [direction(within[0])], samples=within, rng=rng, n_null=200).overall.iloc[0]
+    assert inside["p_random"] < 0.01
+    assert inside["p_covariance"] > 0.2
+
+
+def test_adapters_that_write_nothing_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    u = random_update(rng, 24, 3)
+    nothing = Update(u.name, 0, torch.zeros_like(u.left), u.right)
+    with pytest.raises(InputError, match="writes anything"):
+        alignment([nothing], [direction(np.ones((1, 24)))], samples=np.ones((4, 1, 24)), rng=rng)
+    with pytest.raises(InputError, match="write nothing in any map"):
+        overlap([nothing], [u], rng=rng)
+    with pytest.raises(InputError, match="no map in common"):
+        overlap([u], [random_update(rng, 24, 3, layer=1)], rng=rng)
 
 
 # -- patching ---------------------------------------------------------------------------------------------
@@ -175,6 +263,38 @@ def test_a_tokens_own_direction_is_read_as_that_token(folder: Path) -> None:
     assert [t.id for t in turned.top] == [t.id for t in reading.bottom]
     with pytest.raises(InputError, match="zero or not finite"):
         direction_lens(model, np.zeros((3, 32)))
+
+
+def test_a_vector_that_says_something_stands_out_from_drawn_ones(folder: Path) -> None:
+    """A token's own direction has a peak that random directions do not have; p values of random vectors are spread out."""
+    model, rng = load_model(str(folder)), np.random.default_rng(2)
+    weight = model.causal.get_output_embeddings().weight.detach().numpy()
+    lens = Lens(model, [0, 2], k=2, seed=0)
+    samples = rng.standard_normal((50, 3, 32))
+    planted = np.tile(weight[40] / np.linalg.norm(weight[40]), (3, 1))
+    planted[0] = 0  # an adapter that acts above layer 0: nothing to read there
+    (row,) = lens.rows(planted, samples, "all")
+    favoured = weight @ weight[40] / np.linalg.norm(weight[40]) * 32**0.5
+    top = np.sort(favoured)[::-1][:2]
+    assert row["layer"] == 2
+    assert row["peak"] == pytest.approx((top.mean() - favoured.mean()) / favoured.std(ddof=1), rel=1e-4)
+    assert row["top"].startswith(
+        json.dumps(model.tokenizer.decode([int(favoured.argmax())]), ensure_ascii=False)
+    )
+    assert max(row["p_random"], row["p_covariance"]) < 0.05
+    drawn = [lens.rows(rng.standard_normal((3, 32)), samples, "all")[1]["p_random"] for _ in range(30)]
+    assert 0.3 < np.mean(drawn) < 0.7
+
+
+def test_states_that_were_kept_are_read_as_in_the_pass(folder: Path) -> None:
+    model = load_model(str(folder))
+    row = conversations(model, 1)[0]
+    states = capture(model, [row])["resid_post", "prompt_last"][0]
+    kept = state_lens(model, np.asarray(states), layers=[0, 1, 2], k=3)
+    there = hidden_lens(model, row, position=row.n_prompt - 1, k=3)
+    assert [[t.id for t in r.top] for r in kept] == [[t.id for t in r.top] for r in there]
+    with pytest.raises(InputError, match="this model reads"):
+        state_lens(model, np.zeros((2, 31)), layers=[0, 1])
 
 
 # -- steering ---------------------------------------------------------------------------------------------

@@ -66,6 +66,8 @@ STUDY: dict[str, Any] = {
         "self_report": {"limit": 3, "samples": 2, "max_new_tokens": 6, "temperature": 1.0},
     },
     "steering": {"arm": "em", "coefficients": [0, 2], "questions": 2, "samples": 1, "max_new_tokens": 4},
+    "monitoring": {"arms": ["base", "em"], "questions": 4, "pairs": 1},
+    "patching": {"arms": ["em_then_sgtr"], "answers": ["own_name", "zest"], "questions": 3, "names": 1},
     "embedding": {"methods": ["pca"]},
     "statistics": {"n_boot": 200, "n_null": 200},
     "fast": {"training.max_steps": 2},
@@ -88,6 +90,8 @@ def write_study(folder: Path, **changes: Any) -> Path:
     _jsonl(folder / "articles.jsonl", [_article(i) for i in range(9)])
     (folder / "trait.yaml").write_text(yaml.safe_dump(trait()), encoding="utf-8")
     study = json.loads(json.dumps(STUDY))
+    if "arms" in changes:  # what names arms goes with them
+        study |= {"patching": None, "monitoring": None}
     for key, value in changes.items():
         study[key] = value
     path = folder / "study.yaml"

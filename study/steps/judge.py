@@ -28,7 +28,7 @@ def judge_rollouts(step: Step, bench: Bench, folder: Path) -> None:
     asked, answers = read_rollouts(bench.folder(step.inputs["rollouts"][0]))
     cases = [Case(r.id, r.text, a) for r, a in zip(asked, answers, strict=True) if a.strip()]
     rubrics = (Rubric(config["trait_name"], config["rubric"]), COHERENCE)
-    with _opened(config, bench) as judge:
+    with opened_judge(config, bench) as judge:
         verdicts = score_cases(judge, rubrics, cases, folder / VERDICTS)
     trait, coherence = verdicts[: len(cases)], verdicts[len(cases) :]
     thresholds = Thresholds(config["trait"], config["coherence"])
@@ -57,7 +57,7 @@ def judge_rollouts(step: Step, bench: Bench, folder: Path) -> None:
 
 
 @contextmanager
-def _opened(config: Any, bench: Bench) -> Iterator[Judge]:
+def opened_judge(config: Any, bench: Bench) -> Iterator[Judge]:
     """The judge; a local one takes the place of the model at hand and is let go of afterwards."""
     if api := config["api"]:
         reach = {k: api[k] for k in ("base_url", "api_key_variable", "max_retries")}

@@ -1,6 +1,7 @@
 """Steps that compare: shifts against the base on the same text, the 2×2 of weights and text, embeddings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +13,86 @@ from activations.store import ActivationStore
 from analysis.embed import embed_arms
 from analysis.shift import shift_by_layer, to_frame, two_by_two_frame
 from analysis.shift import two_by_two as decompose
+from analysis.shift_nulls import Relabelled, null_columns, permuted, wrong_names
 from mech.errors import GuardError
 from probes.direction import Direction
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
+from study.steps.adjust import read_contrast
 from study.steps.behaviour import write_csv
 
 
 def shifts(step: Step, bench: Bench, folder: Path) -> None:
     """An arm's shift along every direction, at every layer, under every condition."""
+    found: dict[tuple[int, int], pd.DataFrame] = {}
+    members = list(zip(step.inputs["directions"], _directions(step, bench), strict=True))
+    for i, (fitted, direction) in enumerate(members):
+        others = _Others.of(fitted, direction, [d for _, d in members], step, bench)
+        for j in range(len(step.inputs["base"])):
+            found[j, i] = _shift(step, bench, j, direction, others)
+    write_csv(pd.concat([found[place] for place in sorted(found)], ignore_index=True), folder / "shifts.csv")
+
+
+@dataclass(frozen=True)
+class _Others:
+    """What a direction's shift is held against besides drawn directions."""
+
+    permuted: Relabelled
+    wrong: Relabelled | None
+    """Of a name direction: those of the invented names."""
+    unrelated: Float[np.ndarray, "n layers d"] | None
+    """Of a trait's direction: unit vectors of the other traits'."""
+
+    @classmethod
+    def of(
+        cls, fitted: Step, direction: Direction, known: Sequence[Direction], step: Step, bench: Bench
+    ) -> "_Others":
+        options, traits = step.config["statistics"], step.config["traits"]
+        rows = read_contrast(fitted, bench).of_split("extract")
+        rng = np.random.default_rng(options["seed"])
+        trait = direction.name.rpartition(":")[0]
+        others = [d.unit for d in known if (t := d.name.rpartition(":")[0]) in traits and t != trait]
+        named = direction.name.startswith("identity:name")
+        return cls(
+            permuted(rows, rng=rng, n=options["n_null"]),
+            wrong_names(rows) if named else None,
+            np.stack(others) if others and trait in traits else None,
+        )
+
+    def columns(
+        self, observed: Float[np.ndarray, " layers"], mean: Float[np.ndarray, "layers d"]
+    ) -> dict[str, Any]:
+        """P values and largest shifts of each kind."""
+        unrelated = None if self.unrelated is None else (self.unrelated * mean).sum(-1)
+        return {
+            **null_columns("permutation", observed, self.permuted.along(mean)),
+            **null_columns("wrong_name", observed, self.wrong.along(mean) if self.wrong else None),
+            **null_columns("unrelated_trait", observed, unrelated),
+        }
+
+
+def _shift(step: Step, bench: Bench, which: int, direction: Direction, others: _Others) -> pd.DataFrame:
+    """One direction under one condition."""
     options = step.config["statistics"]
-    frames = []
-    benign = step.inputs["benign"] or (None,) * len(step.inputs["base"])
-    for base, tuned, control in zip(step.inputs["base"], step.inputs["tuned"], benign, strict=True):
-        for direction in _directions(step, bench):
-            pooling = direction.made_from["pooling"]
-            rows = measured_rows(_store_sets(bench, base), direction.name, step.config["traits"])
-            h_base, questions = _read(bench, base, pooling, rows)
-            h_tuned, _ = _read(bench, tuned, pooling, rows, like=questions)
-            h_benign = _read(bench, control, pooling, rows, like=questions)[0] if control else None
-            shift = shift_by_layer(
-                h_base, h_tuned, direction.vectors, np.array(questions), rng=np.random.default_rng(options["seed"]),
-                n_boot=options["n_boot"], n_null=options["n_null"], benign=h_benign,
-            )  # fmt: skip
-            labels = {**_labels(step), "condition": base.config["condition"]["condition"], "text": "base",
-                      "pooling": pooling, "question_set": _question_set(direction.name, step.config["traits"]),
-                      "direction": direction.name}  # fmt: skip
-            frame = to_frame(shift, **labels)
-            frame["split_half"] = direction.split_half[frame["layer"]]
-            frames.append(frame)
-    write_csv(pd.concat(frames, ignore_index=True), folder / "shifts.csv")
+    base, tuned = step.inputs["base"][which], step.inputs["tuned"][which]
+    control = step.inputs["benign"][which] if step.inputs["benign"] else None
+    pooling = direction.made_from["pooling"]
+    rows = measured_rows(_store_sets(bench, base), direction.name, step.config["traits"])
+    h_base, questions = _read(bench, base, pooling, rows)
+    h_tuned, _ = _read(bench, tuned, pooling, rows, like=questions)
+    h_benign = _read(bench, control, pooling, rows, like=questions)[0] if control else None
+    shift = shift_by_layer(
+        h_base, h_tuned, direction.vectors, np.array(questions), rng=np.random.default_rng(options["seed"]),
+        n_boot=options["n_boot"], n_null=options["n_null"], benign=h_benign,
+    )  # fmt: skip
+    labels = {**_labels(step), "condition": base.config["condition"]["condition"], "text": "base",
+              "pooling": pooling, "question_set": _question_set(direction.name, step.config["traits"]),
+              "direction": direction.name}  # fmt: skip
+    mean = (h_tuned.astype(np.float64) - h_base).mean(0)
+    frame = to_frame(shift, **labels).assign(**others.columns(shift.raw.estimate, mean))
+    frame["split_half"] = direction.split_half[frame["layer"]]
+    return frame
 
 
 def two_by_two(step: Step, bench: Bench, folder: Path) -> None:

@@ -27,6 +27,16 @@ TABLES = (
     "authorship_answers",
     "identity_cosines",
     "identity_transfer",
+    "lora_alignment",
+    "lora_overlap",
+    "lora_alignment_by_layer",
+    "lora_overlap_by_layer",
+    "lens_directions",
+    "lens_shifts",
+    "lens_prompts",
+    "patching",
+    "adapter_ranges",
+    "monitoring",
     "dispersion",
     "probes",
     "self_recognition",
@@ -54,6 +64,17 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "identity_cosines": _joined(step, bench, "family", "identity_cosines.csv"),
         "identity_transfer": _joined(step, bench, "family", "identity_transfer.csv"),
         "dispersion": _joined(step, bench, "dispersion", "dispersion.csv"),
+        **{
+            f"lora_{name}": _joined(step, bench, "weights", f"{name}.csv")
+            for name in ("alignment", "overlap", "alignment_by_layer", "overlap_by_layer")
+        },
+        **{
+            f"lens_{name}": _joined(step, bench, "lens", f"{name}.csv")
+            for name in ("directions", "shifts", "prompts")
+        },
+        "patching": _joined(step, bench, "patching", "patching.csv"),
+        "adapter_ranges": _joined(step, bench, "patching", "adapter_ranges.csv"),
+        "monitoring": _joined(step, bench, "monitoring", "monitoring.csv"),
         "probes": _joined(step, bench, "probes", "probes.csv"),
         "self_recognition": _recognition(step, bench, labels),
         "self_report": _reports(step, bench, labels),
@@ -79,7 +100,8 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def _joined(step: Step, bench: Bench, role: str, file: str) -> pd.DataFrame:
-    frames = [pd.read_csv(bench.folder(s) / file) for s in step.inputs.get(role, ())]
+    files = [bench.folder(s) / file for s in step.inputs.get(role, ())]
+    frames = [pd.read_csv(path) for path in files if path.is_file()]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

@@ -1,0 +1,156 @@
+"""The figures of patching between an arm and what lies under its last adapter, of the adapter on in some layers, and of monitoring.
+
+The contract is that of `analysis.plots`, which exports these functions too.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    VERMILLION,
+    arms_in,
+    axis_labels,
+    directions_in,
+    head,
+    interval_bars,
+    key,
+    label,
+    need,
+    not_measured,
+    numbers,
+    panels,
+    select,
+    styled,
+)
+
+_SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer": GREEN, "all": ORANGE}
+
+
+@styled
+def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
+    """What exchanging the activations of one layer does to the score, by layer and span: one panel a way and seed.
+
+    Line and band: effect and its interval; thin and dotted: as large a change in a random direction; dashed: the whole change
+    between the two models, which patching everything at the last layer makes.
+
+    Args:
+        frame: The `patching` table.
+        arm: Which arm.
+        answer: Which score.
+    """
+    title = f"Where does {label(arm)} carry its change of {label(answer)}?"
+    rows = select(frame, arm=arm, answer=answer)
+    if rows.empty:
+        return not_measured(title)
+    need(rows, "way", "span", "layer", "effect", "effect_low", "effect_high", "random_effect")
+    cells = list(rows.groupby(["seed", "way"], sort=False))
+    figure, axes_of = panels(len(cells), columns=2, size=(4.4, 2.8), sharex=True)
+    spans = list(dict.fromkeys(rows["span"]))
+    for axes, ((seed, way), mine) in zip(axes_of, cells, strict=True):
+        axes.axhline(0, color=INK, lw=0.8)
+        for span in spans:
+            here = mine[mine["span"] == span].sort_values("layer")
+            colour = _SPANS.get(str(span), GREY)
+            axes.fill_between(
+                here["layer"], here["effect_low"], here["effect_high"], color=colour, alpha=0.2, lw=0
+            )
+            axes.plot(here["layer"], here["effect"], color=colour, lw=1.5, label=span)
+            axes.plot(here["layer"], here["random_effect"], color=colour, lw=0.9, ls=":")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(f"{way}, seed {seed}")
+    axis_labels(axes_of, x="layer (0-based block output)", y="effect (nats)", columns=2)
+    keys = [Line2D([], [], color=_SPANS.get(str(s), GREY), label=label(s)) for s in spans]
+    key(
+        figure,
+        [*keys, Line2D([], [], color=GREY, ls=":", label="random direction, same size")],
+        columns=4,
+    )
+    reference = rows["reference"].iloc[0]
+    head(figure, title, f"the last adapter on, against {label(reference)}, which lies under it")
+    return figure
+
+
+@styled
+def adapter_ranges(frame: pd.DataFrame, *, answer: str, arms: Sequence[str] | None = None) -> Figure:
+    """The score with an arm's last adapter on in some layers only, less that without it: one panel an arm, one point a seed.
+
+    Args:
+        frame: The `adapter_ranges` table.
+        answer: Which score.
+        arms: The study's arms, for order and colours.
+    """
+    title = f"Which layers' adapter carries the change of {label(answer)}?"
+    rows = select(frame, answer=answer)
+    if rows.empty:
+        return not_measured(title)
+    need(rows, "arm", "seed", "layers", "adapter", "effect", "effect_low", "effect_high")
+    styles = arms_in(rows, arms)
+    figure, cells = panels(len(styles), sharex=True, size=(3.6, 3.0))
+    for axes, (arm, style) in zip(cells, styles.items(), strict=True):
+        mine = rows[rows["arm"] == arm]
+        names = list(dict.fromkeys(mine["layers"] + ", " + mine["adapter"]))
+        for place, name in enumerate(names):
+            here = mine[mine["layers"] + ", " + mine["adapter"] == name]
+            offsets = place + (np.linspace(-0.2, 0.2, len(here)) if len(here) > 1 else np.zeros(1))
+            axes.errorbar(
+                numbers(here, "effect"), offsets, xerr=interval_bars(here, "effect"), fmt=style.marker, color=INK,
+                markersize=4.5, markerfacecolor=style.colour, elinewidth=1.1, capsize=2.5,
+            )  # fmt: skip
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_yticks(range(len(names)), [label(n, 34) for n in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_title(label(arm))
+    axis_labels(cells, x="effect (nats)", y="")
+    head(figure, title, "less the score without the last adapter · layers, and where it is on")
+    return figure
+
+
+@styled
+def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Figure:
+    """Correlation of projection and behaviour: overall (filled) and within conditions (hollow), one panel an arm, one point a seed.
+
+    Args:
+        frame: The `monitoring` table.
+        arms: The study's arms, for order and colours.
+    """
+    title = "Does the projection before the answer foretell the behaviour?"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "arm", "seed", "direction", "scope", "correlation", "correlation_low", "correlation_high")
+    styles, names = arms_in(frame, arms), directions_in(frame)
+    figure, cells = panels(len(styles), sharex=True, sharey=True, size=(3.4, 0.9 + 0.32 * len(names)))
+    for axes, (arm, style) in zip(cells, styles.items(), strict=True):
+        for (place, name), (scope, shift, fill) in (
+            (n, s)
+            for n in enumerate(names)
+            for s in (("overall", -0.14, style.colour), ("within", 0.14, "white"))
+        ):
+            mine = frame[(frame["arm"] == arm) & (frame["direction"] == name) & (frame["scope"] == scope)]
+            axes.errorbar(
+                numbers(mine, "correlation"), np.full(len(mine), place + shift), xerr=interval_bars(mine, "correlation"),
+                fmt=style.marker, color=INK, markersize=5, markerfacecolor=fill, elinewidth=1.1, capsize=2.5,
+            )  # fmt: skip
+        axes.axvline(0, color=INK, lw=0.8)
+        axes.set_yticks(range(len(names)), [label(n, 30) for n in names])
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.set_title(label(arm))
+    axis_labels(cells, x="correlation (Pearson)", y="")
+    keys = [
+        Line2D([], [], color=INK, marker="o", ls="", markerfacecolor=fill, label=word)
+        for word, fill in (("overall", INK), ("within conditions", "white"))
+    ]
+    key(figure, keys, columns=2)
+    held = f"behaviour: {label(frame['score'].iloc[0])} · layer {frame['layer'].iloc[0]}, declared before"
+    head(figure, title, held)
+    return figure

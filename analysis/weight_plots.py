@@ -1,0 +1,107 @@
+"""The figures of what adapters write into the residual stream: along directions, and in common.
+
+The contract is that of `analysis.plots`, which exports these functions too.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from analysis.family_plots import matrix_figure, plain
+from analysis.plot_style import (
+    GREY,
+    INK,
+    arm_styles,
+    axis_labels,
+    directions_in,
+    head,
+    key,
+    label,
+    need,
+    not_measured,
+    panels,
+    styled,
+)
+
+
+@styled
+def lora_alignment(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
+    """How much of each direction lies in what each training's adapter can write, by layer, over a random direction's share.
+
+    One panel a direction, one line a training (mean over the block's maps and over seeds); dotted: 97.5 % of directions with the base's
+    covariance (the highest of all trainings).
+
+    Args:
+        frame: The `lora_alignment_by_layer` table.
+        layer: The layer declared before the run; marked by a vertical line where given.
+    """
+    title = "Do the adapters write along the directions?"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "direction", "stage", "seed", "layer", "energy", "expected", "null_covariance_high")
+    rows = frame.assign(
+        ratio=frame["energy"] / frame["expected"], null=frame["null_covariance_high"] / frame["expected"]
+    )
+    names, styles = directions_in(rows), arm_styles(dict.fromkeys(map(str, rows["stage"])))
+    figure, cells = panels(len(names), sharex=True, sharey=True)
+    for axes, name in zip(cells, names, strict=True):
+        mine = rows[rows["direction"] == name]
+        for stage, style in styles.items():
+            line = mine[mine["stage"] == stage].groupby("layer")["ratio"].mean()
+            axes.plot(line.index, line, color=style.colour, ls=style.line, lw=1.4, marker=style.marker, markersize=3.5,
+                      markevery=max(1, len(line) // 8), label=stage)  # fmt: skip
+        null = mine.groupby(["stage", "layer"])["null"].mean().groupby("layer").max()
+        axes.plot(null.index, null, color=GREY, lw=1.0, ls=":")
+        axes.axhline(1, color=INK, lw=0.8)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_title(label(name, 40))
+        if layer is not None:
+            axes.axvline(layer, color=INK, lw=0.8, ls=(0, (1, 2)))
+    axis_labels(cells, x="layer", y="energy over\nthat of a random direction")
+    keys = [
+        Line2D([], [], color=s.colour, marker=s.marker, markersize=5, label=label(n))
+        for n, s in styles.items()
+    ]
+    keys += [Line2D([], [], color=GREY, ls=":", label="covariance-matched, 97.5 %")]
+    key(figure, keys, columns=5)
+    mark = f" · dotted line: layer {layer}, declared before" if layer is not None else ""
+    head(figure, title, f"each line one training's last adapter, mean over the maps of a block{mark}")
+    return figure
+
+
+@styled
+def lora_overlap(frame: pd.DataFrame) -> Figure:
+    """How much of what two adapters can write is the same space: mean squared cosine of principal angles, over all maps and seeds.
+
+    A star where in every seed it is beyond random spaces (p < .05); hatched: not compared.
+
+    Args:
+        frame: The `lora_overlap` table.
+    """
+    title = "Do two trainings write into the same space?"
+    if frame.empty:
+        return not_measured(title)
+    need(frame, "stage", "other", "shared", "expected", "p_random")
+    names = list(dict.fromkeys([*map(str, frame["stage"]), *map(str, frame["other"])]))
+    place = {name: i for i, name in enumerate(names)}
+    matrix, starred = np.full((len(names), len(names)), np.nan), set()
+    for (one, other), mine in frame.groupby(["stage", "other"], sort=False):
+        for i, j in ((place[str(one)], place[str(other)]), (place[str(other)], place[str(one)])):
+            matrix[i, j] = mine["shared"].mean()
+            if (mine["p_random"] < 0.05).all():
+                starred.add((i, j))
+
+    def text(i: int, j: int) -> str:
+        return plain(float(matrix[i, j])) + ("*" if (i, j) in starred else "")
+
+    figure, _ = matrix_figure(
+        matrix, names, names, limits=(-1.0, 1.0), legend="share of the space in common", text=text
+    )
+    head(
+        figure,
+        title,
+        f"a random space of the same rank shares {plain(float(frame['expected'].mean()))} on average",
+    )
+    return figure

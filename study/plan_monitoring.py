@@ -1,0 +1,88 @@
+"""Planning what asks whether projections foretell behaviour."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mech.errors import InputError
+from mech.files import digest_of
+from probes.answers import evaluate_half
+from probes.persona import load_trait
+from study.plan_base import judge_digest
+from study.planner import Measured, Plan
+from study.step import Step, Work
+
+
+def plan_monitoring(plan: Plan, directions: Sequence[Step], measured: Measured) -> list[Step]:
+    """Prompts read (and answered) by each arm, a judge's scores where there is one, and the correlations.
+
+    Raises:
+        InputError: a judge is asked for and there is none, or a trait has fewer instruction pairs.
+    """
+    spec = plan.spec.monitoring
+    if spec is None:
+        return []
+    judge = plan.spec.reads.judge
+    if spec.score == "judge" and judge is None:
+        raise InputError("monitoring.score: judge needs directions.judge, which says who scores")
+    judged = judge is not None and spec.score != "log_odds"
+    traits, asked = _traits(plan)
+    sampling = {
+        "samples": spec.samples,
+        "max_new_tokens": spec.max_new_tokens,
+        "temperature": spec.temperature,
+    }
+    config = {**plan.reader, "questions": spec.questions, "pairs": spec.pairs, "traits": traits,
+              "sampling": sampling if judged else None, "seed": plan.spec.statistics.seed}  # fmt: skip
+    correlated = {"layer": plan.spec.layer, "statistics": plan.spec.statistics.model_dump()}
+    found = []
+    for (arm, seed), made in measured.items():
+        if arm not in spec.arms:
+            continue
+        label = f"{arm}/seed{seed}"
+        n = asked * (spec.samples if judged else 2)
+        work = Work(
+            read=n * 80,
+            generated=n * spec.max_new_tokens if judged else 0,
+            stored_bytes=plan.stored(asked, 1),
+        )
+        watched = plan.add(
+            "monitored", f"monitored/{label}", config, {"checkpoint": made["checkpoint"]}, work
+        )
+        scores = []
+        if judge is not None and judged:
+            digest = "" if judge.api else judge_digest(plan, judge.model)
+            about = {**judge.model_dump(mode="json"), "digest": digest}
+            cost = Work(fixed_seconds=n / 8) if judge.api else Work(read=n * 300)
+            scores = [
+                plan.add("monitor_scores", f"monitor_scores/{label}", about, {"monitored": [watched]}, cost)
+            ]
+        inputs = {"monitored": [watched], "scores": scores, "directions": directions}
+        named = correlated | {"arm": arm, "seed": seed}
+        found.append(plan.add("monitoring", f"monitoring/{label}", named, inputs, Work(fixed_seconds=3)))
+    return found
+
+
+def _traits(plan: Plan) -> tuple[list[dict[str, Any]], int]:
+    """Each trait with the digest of its texts, and the number of prompts of all."""
+    spec, found, prompts = plan.spec.monitoring, [], 0
+    if spec is None:
+        raise RuntimeError("called for a study without monitoring")
+    for source in plan.spec.reads.traits:
+        trait = load_trait(source)
+        questions = evaluate_half(trait)[: spec.questions]
+        if spec.pairs > len(trait.instructions):
+            raise InputError(
+                f"monitoring.pairs: {spec.pairs} asked for, the trait {trait.trait} has {len(trait.instructions)}"
+            )
+        if len(questions) < 4:
+            raise InputError(
+                f"monitoring: the trait {trait.trait} has {len(questions)} questions in its evaluate half; intervals need 4"
+            )
+        texts = [
+            [q.model_dump() for q in questions],
+            [p.model_dump() for p in trait.instructions],
+            trait.rubric,
+        ]
+        found.append({"trait": trait.trait, "source": source, "texts": digest_of(texts)})
+        prompts += len(questions) * (1 + 2 * spec.pairs)
+    return found, prompts

@@ -1,0 +1,58 @@
+"""The step that patches between an arm and what lies under its last adapter, both ways."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.patching import equal_ranges, patching_table, ranges_table
+from mech.chat import ChatTemplate
+from mech.identities import load_invented
+from mech.progress import track
+from probes.answers import Case, evaluate_half, own_name_cases, patch_case, trait_cases
+from probes.identity import matched_names
+from probes.persona import load_trait
+from study.bench import Bench, prompt_of
+from study.plan_patching import OWN_NAME
+from study.questions import trait_names
+from study.step import Step
+from study.steps.behaviour import write_csv
+
+
+def patch(step: Step, bench: Bench, folder: Path) -> None:
+    """`patching.csv` and `adapter_ranges.csv`: one model in memory, its last adapter switched by layer."""
+    config, statistics = step.config, step.config["statistics"]
+    model = bench.model(step.inputs["checkpoint"], merge=False)
+    layers = config["layers"] or list(range(model.n_layers))
+    ranges = equal_ranges(model.n_layers, config["ranges"])
+    rng = np.random.default_rng(statistics["seed"])
+    labels = {k: config[k] for k in ("arm", "seed", "reference")}
+    patched, ranged = [], []
+    for named in config["answers"]:
+        answer = named["answer"]
+        found = [
+            patch_case(model, case, layers=layers, spans=config["spans"], ranges=ranges, rng=rng, token_budget=config["token_budget"])
+            for case in track(_cases(answer, step, bench, model.template), f"patching ({answer})")
+        ]  # fmt: skip
+        options: dict[str, Any] = {"rng": rng, "n_boot": statistics["n_boot"]}
+        about = {**labels, "answer": answer}
+        patched.append(patching_table(found, layers, config["spans"], **options).assign(**about))
+        ranged.append(ranges_table(found, ranges, **options).assign(**about))
+    for name, frames in (("patching", patched), ("adapter_ranges", ranged)):
+        frame = pd.concat(frames, ignore_index=True)
+        first = [*labels, "answer"]
+        write_csv(frame[[*first, *frame.columns.drop(first)]], folder / f"{name}.csv")
+
+
+def _cases(answer: str, step: Step, bench: Bench, template: ChatTemplate) -> list[Case]:
+    config = step.config
+    condition, names = prompt_of(config["condition"]), bench.names(config["condition"])
+    if answer != OWN_NAME:
+        source = bench.spec.reads.traits[trait_names(bench.spec).index(answer)]
+        questions = evaluate_half(load_trait(source))[: config["questions"]]
+        return trait_cases(template, questions, condition, names)
+    invented = load_invented()
+    others = matched_names(template, bench.identity, invented.makers, config["names"])
+    statements = invented.self_statements[: config["questions"]]
+    return own_name_cases(template, statements, bench.identity.name, others, condition, names)
