@@ -41,6 +41,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
         float, typer.Option(help="Damage to neutral answers that is still allowed, nats a token.")
     ] = 0.5,
     questions: Annotated[int | None, typer.Option(help="At most so many questions of each half.")] = None,
+    neutral: Annotated[int, typer.Option(help="The first so many neutral questions, for the damage.")] = 20,
     max_new_tokens: Annotated[int, typer.Option(help="generated: the longest answer.")] = 48,
     temperature: Annotated[float, typer.Option(help="generated: 0 is greedy.")] = 0.0,
     samples: Annotated[int, typer.Option(help="generated: answers to a question.")] = 1,
@@ -87,7 +88,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     )  # fmt: skip
     grid = Grid(tuple(layer), tuple(strength), controls, seed, relative)
     out.mkdir(parents=True, exist_ok=True)
-    readings, made = _read(model, directions, evaluation, asked, grid, out)
+    readings, made = _read(model, directions, evaluation, asked, grid, out, neutral)
     _report(readings, made, out, max_kl, seed)
 
 
@@ -106,7 +107,7 @@ def _judge(
 
 
 def _read(
-    model: str, directions: list[Path], evaluation: str, asked: "Asked", grid: "Grid", out: Path
+    model: str, directions: list[Path], evaluation: str, asked: "Asked", grid: "Grid", out: Path, limit: int
 ) -> "tuple[Readings, Evaluation]":
     """All that needs the model, which is let go of at the end: a local judge may need the room."""
     from mech.models import load_model
@@ -118,7 +119,7 @@ def _read(
     loaded = load_model(model, device=device_named("auto"))
     found = [read_direction(d, n_layers=loaded.n_layers) for d in directions]
     made = make_evaluation(evaluation, loaded, asked)
-    neutral = neutral_rows(loaded, out / "neutral.jsonl")
+    neutral = neutral_rows(loaded, out / "neutral.jsonl", limit=limit)
     journal = out / "cells.jsonl"
     return read_cells(loaded, found, made, grid, neutral=neutral, journal=journal), made
 

@@ -130,7 +130,7 @@ def _judged(plan: Plan, trait: Trait, answers: Step, n: int) -> Step:
     judge = plan.spec.reads.judge
     if judge is None:
         raise RuntimeError("called for a study without a judge")
-    digest = "" if judge.api else _judge_digest(plan, judge.model)
+    digest = "" if judge.api else judge_digest(plan, judge.model)
     config = {
         **judge.model_dump(mode="json"),
         "digest": digest,
@@ -141,7 +141,8 @@ def _judged(plan: Plan, trait: Trait, answers: Step, n: int) -> Step:
     return plan.add("judged", f"judged/{trait.trait}", config, {"rollouts": [answers]}, work)
 
 
-def _judge_digest(plan: Plan, model: str) -> str:
+def judge_digest(plan: Plan, model: str) -> str:
+    """What a local judge's weights are known by."""
     try:
         return resolve(model, download=not plan.tolerant).key
     except NotHereError as error:

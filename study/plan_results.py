@@ -6,6 +6,7 @@ from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
+from study.plan_sweeps import plan_sweeps
 from study.planner import Plan
 from study.questions import half, trait_names
 from study.step import Step, Work
@@ -71,6 +72,9 @@ def plan_tables(
         inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
         inputs["steering"] = [_steering(plan, directions, measured)]
+    if spec.sweeps:
+        inputs["sweeps"] = plan_sweeps(plan, directions, measured)
+        statistics = statistics | {"sweeps": {name: sweep.max_kl for name, sweep in spec.sweeps.items()}}
     labels = {step.name: [arm, seed] for (arm, seed), made in measured.items()
               for role in ("self_recognition", "self_report") for step in made.get(role, [])}  # fmt: skip
     # Tables of a shared base measure must know which arm a step stands for.

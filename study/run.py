@@ -14,6 +14,7 @@ from study.engines.local import locked, run_steps
 from study.estimate import Pace
 from study.paths import StudyPaths
 from study.plan import make_plan
+from study.plan_sweeps import sweep_layers
 from study.publish import copy_into, publish
 from study.spec import StudySpec, dump_spec
 from study.step import Step
@@ -66,7 +67,8 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
         return  # its template is the API's own, and nothing of it is read
     declared = spec.directions.layer if spec.directions else None
     steered = spec.steering.layer if spec.steering else None
-    for where, layer in (("directions.layer", declared), ("steering.layer", steered)):
+    named = [("directions.layer", declared), ("steering.layer", steered), *sweep_layers(spec)]
+    for where, layer in named:
         if layer is not None and layer >= base.n_layers:
             raise InputError(
                 f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"

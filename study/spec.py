@@ -30,6 +30,7 @@ from study.spec_parts import (
     StatisticsSpec,
     SteeringSpec,
 )
+from study.spec_sweeps import SweepSpec
 
 
 class StudySpec(Part):
@@ -63,6 +64,8 @@ class StudySpec(Part):
     """What is asked."""
     steering: SteeringSpec | None = None
     """One steering experiment."""
+    sweeps: dict[str, SweepSpec] = Field(default_factory=dict)
+    """Steering over layers and strengths, by name."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
     statistics: StatisticsSpec = StatisticsSpec()
@@ -86,6 +89,9 @@ class StudySpec(Part):
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
+        for name, sweep in self.sweeps.items():
+            if sweep.arm is not None:
+                _known(f"sweeps.{name}.arm", sweep.arm, self.arms)
         if self.behaviour.self_recognition:
             _known("behaviour.self_recognition", self.behaviour.self_recognition, self.data)
             if self.data[self.behaviour.self_recognition].kind != "sgtr":
@@ -110,6 +116,8 @@ class StudySpec(Part):
             raise ValueError(
                 "directions: a model behind an API (model.api) shows no activations: leave them out"
             )
+        if self.directions is None and self.sweeps:
+            raise ValueError("sweeps need directions")
         interventions = any(stage.interventions for stage in self.stages.values())
         if self.directions is None and (self.steering or self.measure.own_text or interventions):
             raise ValueError("steering, interventions and measure.own_text need directions")
@@ -229,6 +237,12 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
             "judge": _judge_absolute(spec.directions.judge, folder_or_id),
         }
     )
+    sweeps = {
+        name: sweep.model_copy(update={
+            "trait": sweep.trait and resolved(sweep.trait), "judge": _judge_absolute(sweep.judge, folder_or_id),
+        })
+        for name, sweep in spec.sweeps.items()
+    }  # fmt: skip
     sets = {"prompt_sets": tuple(map(resolved, spec.measure.prompt_sets))}
     named = spec.model.name in PACKAGED or spec.model.api is not None
     name = spec.model.name if named else folder_or_id(spec.model.name)
@@ -236,6 +250,7 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
         "data": data,
         "stages": stages,
         "directions": directions,
+        "sweeps": sweeps,
         "measure": spec.measure.model_copy(update=sets),
         "model": spec.model.model_copy(update={"name": name}),
     }

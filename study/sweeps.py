@@ -156,10 +156,12 @@ def make_evaluation(name: str, model: ChatModel, asked: Asked) -> Evaluation:
     return made
 
 
-def neutral_rows(model: ChatModel, file: Path, *, tokens: int = 24) -> list[Encoded]:
-    """Neutral prompts with the model's own greedy answers; written to `file`, and read from it where it is there."""
+def neutral_rows(
+    model: ChatModel, file: Path, *, limit: int | None = None, tokens: int = 24
+) -> list[Encoded]:
+    """The first `limit` neutral prompts with the model's own greedy answers; written to `file`, and read from it where it is there."""
     if not file.is_file():
-        asked = [q.text for q in load_prompts(NEUTRAL).questions]
+        asked = [q.text for q in load_prompts(NEUTRAL).questions[:limit]]
         prompts = [model.template.encode_prompt([{"role": "user", "content": text}]) for text in asked]
         answers = generate(model, prompts, Sampling(tokens))
         write_jsonl(file, [{"question": q, "answer": a.strip()} for q, a in zip(asked, answers, strict=True)])
