@@ -1,6 +1,8 @@
 """Sweeps inside a study: cells survive a kill, the tables are those of the same sweep outside, every evaluation runs, bad ones are refused."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,10 +15,12 @@ from analysis.summary import summarise
 from mech.chat import SystemPrompt
 from mech.errors import InputError
 from mech.identities import load_invented
+from mech.journal import Journal
 from mech.models import load_model
 from probes.direction import Direction
 from probes.evaluation import log_odds
 from probes.persona import load_trait, text_contrast
+from probes.steer import trait_log_odds
 from probes.sweep import Grid, sweep
 from study.base import find_base
 from study.bench import Bench
@@ -25,6 +29,7 @@ from study.paths import StudyPaths
 from study.plan import make_plan
 from study.spec import load_spec
 from study.step import Step
+from tests.test_study import FORKS
 from tests.tiny_study import STUDY, save_adapter, save_model, write_study
 
 COMMON: dict[str, Any] = {"strengths": [1], "controls": 2, "questions": 2, "neutral": 2}
@@ -62,27 +67,42 @@ def behind(steps: list[Step], wanted: list[Step]) -> list[Step]:
     return [s for s in steps if s.name in needed]
 
 
-def test_sweeps_run_go_on_after_a_failure_and_give_the_tables_of_a_sweep_outside(home: Path) -> None:
+def _run_and_die(home: str) -> None:
+    """Run the sweeps and what they need; kill this process, -9, in the middle of the fourth line of a sweep's journal."""
+
+    def dying_add(self: Journal, pieces: dict[str, Any]) -> None:
+        if len(self.done) == 3:
+            self._stream.write(b'{"key": "half a li')
+            self._stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, pieces)
+
+    add, Journal.add = Journal.add, dying_add  # type: ignore[method-assign, assignment]
+    bench, steps = planned(Path(home))
+    run_steps(behind(steps, [s for s in steps if s.kind == "sweep"]), bench, lambda *_: None)
+
+
+def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: Path) -> None:
     bench, steps = planned(home)
     swept = {s.name: s for s in steps if s.kind == "sweep"}
-    wanted = behind(steps, [*swept.values()])
+    child = FORKS.Process(target=_run_and_die, args=(str(home),))
+    child.start()
+    child.join(300)
+    assert child.exitcode == -signal.SIGKILL
+    part = bench.paths.part(swept["sweep/answers"])
+    assert (
+        len((part / "cells.jsonl").read_text().splitlines()) == 1 + 3 + 1
+    )  # about, unsteered and two cells, half a line
     asked = []
 
-    def dies(model: Any, rows: Any) -> dict[str, float]:
-        from probes.steer import trait_log_odds
-
+    def counted(model: Any, rows: Any) -> dict[str, float]:
         asked.append(len(rows))
-        if len(asked) == 4:
-            raise RuntimeError("the machine went down")
         return trait_log_odds(model, rows)
 
-    with patch("probes.evaluation.trait_log_odds", dies):
-        with pytest.raises(Exception, match="went down"):
-            run_steps(wanted, bench, lambda *_: None)
-        part = bench.paths.part(swept["sweep/answers"])
-        assert len((part / "cells.jsonl").read_text().splitlines()) == 1 + 3  # about, unsteered and two cells
-        run_steps(wanted, bench, lambda *_: None)
-    assert len(asked) == 1 + 2 * 2 * 3 + 1  # unsteered, cells, and the one that failed
+    with patch("probes.evaluation.trait_log_odds", counted):
+        run_steps(behind(steps, [*swept.values()]), bench, lambda *_: None)
+    assert len(asked) == 2 * 2 * 3 - 2  # the cells that were not done
+    assert not part.exists()
     folder = bench.folder(swept["sweep/answers"])
     found = pd.read_csv(folder / "sweep.csv")
 
