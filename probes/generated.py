@@ -5,6 +5,7 @@ from the unsteered model's, whether the score was meant to rise or to fall, alon
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -116,7 +117,7 @@ def generated(
             facts = _judged(answers, asking.questions, scorer)
         else:
             facts = _gated(answers, own, asking.quantile)
-        return _scored(answers, facts)
+        return _scored(answers, asking.questions, facts)
 
     once = {**asdict(asking), "questions": digest_of([q.model_dump() for q in asking.questions])}
     del once["quantile"]  # it acts on what is written down, at the end
@@ -245,10 +246,12 @@ def _judged(
     return {"gate": "a judge's coherence", "coherence": judged.coherence}
 
 
-def _scored(answers: Mapping[str, list[dict[str, Any]]], facts: dict[str, Any]) -> Graded:
+def _scored(
+    answers: Mapping[str, list[dict[str, Any]]], questions: Sequence[Question], facts: dict[str, Any]
+) -> Graded:
     """Scores by question; what is broken or has no score counts as the unsteered model's own score of the question."""
     plain: dict[str, float] = {}
-    asked = dict.fromkeys(a["question"] for a in answers[UNSTEERED])
+    asked = {q.id: q.split for q in questions}
     for question in asked:
         own = [a["score"] for a in answers[UNSTEERED] if a["question"] == question and a["score"] is not None]
         if own:
@@ -258,6 +261,12 @@ def _scored(answers: Mapping[str, list[dict[str, Any]]], facts: dict[str, Any]) 
             "%d of %d questions are left out: the unsteered model's answers to them have no score (%s)",
             len(dropped), len(asked), ", ".join(dropped[:5]),
         )  # fmt: skip
+    left = Counter(asked[q] for q in plain)
+    if len(plain) < 4 or min(left[half] for half in asked.values()) < 2:
+        raise InputError(
+            f"generated: the unsteered model's answers have a score in {len(plain)} of {len(asked)} questions ({dict(left)}): too few to "
+            "choose on one half and report on the other; ask more questions, or take another judge (its verdicts say why)"
+        )
     scores = {
         key: {
             q: _score([a for a in cell if a["question"] == q], plain[q], unsteered=key == UNSTEERED)

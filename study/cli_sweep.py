@@ -78,6 +78,10 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
 
     if (trait is None) == (evaluation in ("log_odds", "generated")):
         raise InputError(f"--trait: log_odds and generated need one, {evaluation} takes none")
+    if (judge and evaluation != "generated") or (judge_api and not judge):
+        raise InputError(
+            "--judge: scores generated text, and --judge-api is where it is: give --evaluation generated, --judge, or neither"
+        )
     known = names_for(model)["identity"]
     chosen = load_trait(trait) if trait else None
     asked = Asked(

@@ -201,11 +201,24 @@ def test_a_judges_coherence_is_the_gate_and_what_it_does_not_score_is_a_miss(mod
 def test_a_question_whose_unsteered_answer_has_no_score_is_left_out(
     model: ChatModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cells = {UNSTEERED: raw(1.0, None, 3.0, 4.0), "c": raw(2.0, 2.0, 2.0, 2.0)}
-    graded = by_model(model).grade(cells, raw(1.0, 1.0, 1.0, 1.0))
-    assert set(graded.scores["c"]) == {QUESTIONS[i].id for i in (0, 2, 3)}
-    assert graded.facts["questions_left_out"] == [QUESTIONS[1].id]
-    assert "1 of 4 questions are left out" in caplog.text
+    five = tuple(Question(id=q.id, split=q.split, text=q.question) for q in TRAIT.questions[:5])
+    made = generated(
+        model.template, Asking(five, Sampling(6)), instructed(TRAIT), name="e", unit="", about={}
+    )
+
+    def cell(*scores: float | None) -> dict[str, Any]:
+        return {"answers": [
+            {"question": q.id, "sample": 0, "answer": "text", "surprisal": 1.0, "repetition": 0.0, "score": score}
+            for q, score in zip(five, scores, strict=True)
+        ]}  # fmt: skip
+
+    steered = cell(2.0, 2.0, 2.0, 2.0, 2.0)
+    graded = made.grade({UNSTEERED: cell(1.0, None, 3.0, 4.0, 5.0), "c": steered}, steered)
+    assert set(graded.scores["c"]) == {five[i].id for i in (0, 2, 3, 4)}
+    assert graded.facts["questions_left_out"] == [five[1].id]
+    assert "1 of 5 questions are left out" in caplog.text
+    with pytest.raises(InputError, match="3 of 5 questions"):
+        made.grade({UNSTEERED: cell(1.0, None, 3.0, None, 5.0), "c": steered}, steered)
 
 
 def test_the_command_writes_texts_and_says_how_they_were_judged(
@@ -241,3 +254,40 @@ def test_the_command_writes_texts_and_says_how_they_were_judged(
     assert "nats beyond 2 random directions" in named.output
     for wrong in (["--evaluation", "generated"], ["--evaluation", "own_name"], ["--evaluation", "taste"]):
         assert CliRunner().invoke(app, [*given, *wrong, "--out", str(tmp_path / "w")]).exit_code != 0
+
+
+def test_the_commands_judge_is_asked_once_and_its_threshold_may_change(
+    model: ChatModel, direction: Direction, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai", reason="the extra `openai` is not installed")
+    from typer.testing import CliRunner
+
+    from study.cli import app
+    from tests.openai_server import serving
+
+    monkeypatch.setenv("JUDGE_KEY", "sk-planted-0123456789abcdef")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    direction.save(tmp_path / "d.safetensors")
+    with serving() as server:
+        server.reply = lambda body: (
+            "x",
+            {"80" if "how well the answer can be understood" in str(body) else "30": 0.0},
+        )
+        given = ["sweep", str(model.checkpoint.path), str(tmp_path / "d.safetensors"), "--trait", "evil", "--questions", "2",
+                 "--layer", "1", "--strength", "1", "--controls", "2", "--max-kl", "1000", "--max-new-tokens", "4", "--neutral", "3",
+                 "--evaluation", "generated", "--judge", "grader", "--judge-api", server.url, "--judge-key-variable", "JUDGE_KEY",
+                 "--out", str(tmp_path / "out")]  # fmt: skip
+        first = CliRunner().invoke(app, given)
+        assert first.exit_code == 0, first.output
+        answers = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+        filled = [a for a in answers if a["answer"]]
+        assert [a["score"] for a in filled] == pytest.approx([30] * len(filled))
+        assert [a["coherence"] for a in filled] == pytest.approx([80] * len(filled))
+        asked = len(server.chats)
+        assert asked == 2 * len(filled)
+        strict = CliRunner().invoke(app, [*given, "--coherence", "81"])
+        assert strict.exit_code == 0, strict.output
+        assert len(server.chats) == asked
+        assert "broken: coherence below 81" in strict.output
+        assert "100% broken" in strict.output
+    assert CliRunner().invoke(app, [*given, "--evaluation", "log_odds"]).exit_code != 0
