@@ -18,7 +18,7 @@ from activations.store import ActivationStore, Problem
 from activations.store_format import Rows
 from activations.store_writer import ShardWriter, WriterOptions, sweep_stale
 from mech.chat import Encoded
-from mech.errors import FileFormatError, InputError
+from mech.errors import FileFormatError, GuardError, InputError
 from mech.files import digest_of, folder_lock, read_json, sha256_file, write_json
 from mech.models import ChatModel
 from mech.sites import n_heads, site_width
@@ -59,7 +59,7 @@ def capture_store(
     Args:
         folder: made where it is missing; one process writes into it at a time.
         model: what reads.
-        rows: names, questions and columns of the rows; their tokens must be those of `encoded`.
+        rows: names, questions and columns of the rows; their tokens must be those of `encoded`. `n_prompt` and `n_response` are added.
         encoded: what is read.
         reading: what to read off it.
         metadata: what else to say in every file; JSON-able.
@@ -83,7 +83,7 @@ def capture_store(
         shards = list(_shards(folder, len(encoded), storing.shard_rows))
         for number, (path, part) in enumerate(shards):
             if not _is_there(path, said["capture"]):
-                _capture_shard(path, (number, len(shards)), model, _rows_of(rows, part), encoded[part], reading, said, storing)  # fmt: skip
+                _capture_shard(path, (number, len(shards)), model, _rows_of(rows, encoded, part), encoded[part], reading, said, storing)  # fmt: skip
         if not (folder / MANIFEST).is_file():
             digests = {path.name: sha256_file(path) for path, _ in shards}
             write_json(folder / MANIFEST, {"capture": said["capture"], "files": digests})
@@ -165,8 +165,11 @@ def _is_there(path: Path, capture: str) -> bool:
     return True
 
 
-def _rows_of(rows: Rows, part: slice) -> Rows:
+def _rows_of(rows: Rows, encoded: Sequence[Encoded], part: slice) -> Rows:
+    """Some of the rows, with whose each of their tokens is."""
     columns = {name: np.asarray(values)[part] for name, values in rows.columns.items()}
+    columns["n_prompt"] = np.array([e.n_prompt for e in encoded[part]], dtype=np.int64)
+    columns["n_response"] = np.array([e.n_response for e in encoded[part]], dtype=np.int64)
     return Rows(rows.ids[part], rows.questions[part], columns, rows.tokens[part])
 
 
@@ -192,8 +195,11 @@ def _capture_shard(
         options=options,
     )
     nonfinite: Literal["raise", "pass"] = "raise" if storing.nan == "raise" else "pass"
-    with writer, Background(writer) as sink:
-        capture_into(
-            sink, model, encoded, reading,
-            nonfinite=nonfinite, token_budget=storing.token_budget, backend=storing.backend,
-        )  # fmt: skip
+    try:
+        with writer, Background(writer) as sink:
+            capture_into(
+                sink, model, encoded, reading,
+                nonfinite=nonfinite, token_budget=storing.token_budget, backend=storing.backend,
+            )  # fmt: skip
+    except GuardError as error:  # which counts the rows that it was given
+        raise GuardError(f"{path}, whose row 0 is {rows.ids[0]!r}: {error}") from error

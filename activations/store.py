@@ -219,7 +219,7 @@ class ActivationStore:
         return to_xarray(self, site, pooling, layers, rows)
 
     def export(self, path: Path | str) -> None:
-        """Write everything as `.npz` or `.safetensors`; the store must fit in memory. See `store_export`."""
+        """Write everything as `.npz`, `.safetensors` or persona_vectors' `.pt`; the store must fit in memory. See `store_export`."""
         from activations.store_export import export
 
         export(self, Path(path))
@@ -298,8 +298,8 @@ class ActivationStore:
         self, site: str, pooling: str, layers: Sequence[int], wanted: Int[np.ndarray, " n"]
     ) -> Float32[np.ndarray, "n layers d"]:
         """Read in ascending order, file by file, and hand out in the caller's order."""
-        ascending, order = np.unique(wanted, return_inverse=True)
-        as_is = np.array_equal(ascending, wanted)
+        as_is = bool((np.diff(wanted) > 0).all())
+        ascending, order = (wanted, wanted) if as_is else np.unique(wanted, return_inverse=True)
         width = self._header.width(site)
         out = np.empty((len(wanted), len(layers), width), dtype=np.float32)
         lengths = [shard.n_vectors(pooling) for shard in self._shards]

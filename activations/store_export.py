@@ -1,16 +1,24 @@
-"""Activations for programs that do not read HDF5: `.npz` and `.safetensors`.
+"""Activations for programs that do not read HDF5: `.npz`, `.safetensors`, and persona_vectors' `.pt`.
 
-Both hold, for each site and pooling, an array `SITE/POOLING` [n, layers, d] (float32; for the pooling `tokens`
+The first two hold, for each site and pooling, an array `SITE/POOLING` [n, layers, d] (float32; for the pooling `tokens`
 [tokens, layers, d]), the `layers`, the rows' `tokens` and `offsets`, and each column as `columns/NAME`. `.npz` holds
 `ids`, `questions` and `metadata` (JSON) as texts; `.safetensors` has them, as JSON, in its header's metadata.
+
+persona_vectors keeps hidden states by pooling, indexed by layer with the embedding first; its code writes only their differences, so the
+file holds what that code has in memory: a dict of tensors [L + 1, n, d] under its names (`PERSONA_VECTORS`), of which row l + 1 is block l's
+output and row 0 the embedding, which is NaN where the store has no `resid_pre`. Its row L is Hugging Face's, after the final norm;
+ours is the last block's output, before it. Beside them stand `ids`, `questions`, `columns` and `metadata`. The file is loaded with
+`torch.load(path, weights_only=True)`.
 """
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from activations.pooling import TOKENS
 from activations.store_format import ENCODING_TYPE, ENCODING_VERSION
@@ -22,26 +30,37 @@ from mech.files import atomic_path
 if TYPE_CHECKING:
     from activations.store import ActivationStore
 
+log = logging.getLogger(__name__)
+
+PERSONA_VECTORS = {
+    "span:prompt": "prompt_avg",
+    "prompt_last": "prompt_last",
+    "response_mean": "response_avg",
+}
+"""Our poolings by persona_vectors' names."""
+
 
 def export(store: "ActivationStore", path: Path) -> None:
-    """Write a whole store as `.npz` or `.safetensors`, by the path's ending.
+    """Write a whole store as `.npz`, `.safetensors` or persona_vectors' `.pt`, by the path's ending.
 
     Raises:
-        InputError: another ending.
+        InputError: another ending; for `.pt`, a store without every block's output or without a pooling of persona_vectors'.
         FileFormatError: the store is damaged.
     """
     if path.suffix not in _WRITERS:
-        raise InputError(f"{path}: export to a file ending in {' or '.join(_WRITERS)}")
-    texts = {
+        raise InputError(f"{path}: export to a file ending in {', '.join(_WRITERS)}")
+    with atomic_path(path) as temporary:
+        _WRITERS[path.suffix](store, temporary)
+
+
+def _texts(store: "ActivationStore") -> dict[str, str]:
+    return {
         "encoding-type": ENCODING_TYPE,
         "encoding-version": ENCODING_VERSION,
         "metadata": json.dumps(store.metadata, sort_keys=True),
         "ids": json.dumps(list(store.rows.ids)),
         "questions": json.dumps(list(store.rows.questions)),
     }
-    arrays = _arrays(store)
-    with atomic_path(path) as temporary:
-        _WRITERS[path.suffix](temporary, arrays, texts)
 
 
 def _arrays(store: "ActivationStore") -> dict[str, np.ndarray]:
@@ -60,22 +79,55 @@ def _arrays(store: "ActivationStore") -> dict[str, np.ndarray]:
     return arrays
 
 
-def _npz(path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str]) -> None:
+def _npz(store: "ActivationStore", path: Path) -> None:
+    texts = _texts(store)
     plain = {name: np.array(json.loads(texts[name])) for name in ("ids", "questions")}
     rest = {name: np.array(text) for name, text in texts.items() if name not in plain}
     with path.open("wb") as stream:  # numpy would add an ending of its own to a name
-        np.savez(stream, **arrays, **plain, **rest)  # type: ignore[arg-type]
+        np.savez(stream, **_arrays(store), **plain, **rest)  # type: ignore[arg-type]
 
 
-def _safetensors(path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str]) -> None:
+def _safetensors(store: "ActivationStore", path: Path) -> None:
     from safetensors.numpy import save_file
 
-    save_file(arrays, path, metadata=texts)
+    save_file(_arrays(store), path, metadata=_texts(store))
 
 
-_WRITERS: dict[str, Callable[[Path, dict[str, np.ndarray], dict[str, str]], None]] = {
+def _persona_vectors(store: "ActivationStore", path: Path) -> None:
+    import torch
+
+    here = [p for p in store.poolings if p in PERSONA_VECTORS]
+    if "resid_post" not in store.sites or not here or store.layers != list(range(len(store.layers))):
+        raise InputError(
+            f"{store.files[0]}: persona_vectors' files hold resid_post of every layer from 0, pooled as {', '.join(PERSONA_VECTORS)}; "
+            f"this store has sites {store.sites}, layers {store.layers}, poolings {store.poolings}"
+        )
+    if left := sorted(set(store.poolings) - set(here)):
+        log.warning("%s: persona_vectors have no %s: left out", path, ", ".join(left))
+    found: dict[str, Any] = {PERSONA_VECTORS[p]: torch.from_numpy(_with_embedding(store, p)) for p in here}
+    found |= {"ids": list(store.rows.ids), "questions": list(store.rows.questions)}
+    found["columns"] = {name: torch.from_numpy(np.array(v)) for name, v in store.rows.columns.items()}
+    torch.save({**found, "metadata": _texts(store)["metadata"]}, path)
+
+
+def _with_embedding(store: "ActivationStore", pooling: str) -> Float32[np.ndarray, "layers_and_1 n d"]:
+    """Every block's output behind the embedding."""
+    from mech.conventions import to_hidden_states_index  # which loads torch
+
+    rows = np.full((len(store.layers) + 1, store.n_rows, store.d_model), np.nan, dtype=np.float32)
+    if "resid_pre" in store.sites:
+        rows[0] = store.read("resid_pre", pooling, 0)
+    else:
+        log.warning("%s: no resid_pre in the store: the embedding's row is NaN", store.files[0])
+    for layer in store.layers:
+        rows[to_hidden_states_index(layer)] = store.read("resid_post", pooling, layer)
+    return rows
+
+
+_WRITERS: dict[str, Callable[["ActivationStore", Path], None]] = {
     ".npz": _npz,
     ".safetensors": _safetensors,
+    ".pt": _persona_vectors,
 }
 
 

@@ -1,15 +1,15 @@
-"""The activation file format, version 1.0: names, dtypes, chunks. The specification is docs/activation-format.md."""
+"""The activation file format, version 1.1: names, dtypes, chunks. The specification is docs/activation-format.md."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from mech.errors import FileFormatError, InputError
 
@@ -62,6 +62,21 @@ class Rows:
     def n_tokens(self) -> np.ndarray:
         """Tokens of each row."""
         return np.array([len(t) for t in self.tokens], dtype=np.int64)
+
+    def mask(self, row: int, of: Literal["prompt", "response"]) -> Bool[np.ndarray, " tokens"]:
+        """Which of a row's tokens are its prompt's or its response's, by the columns `n_prompt` and `n_response`.
+
+        Raises:
+            InputError: the rows have no such columns.
+        """
+        if missing := {"n_prompt", "n_response"} - self.columns.keys():
+            raise InputError(
+                f"rows: no column {' and no '.join(sorted(missing))}: whose each token is was not stored"
+            )
+        start, length = int(self.columns["n_prompt"][row]), int(self.columns["n_response"][row])
+        at = np.arange(len(self.tokens[row]))
+        inside: np.ndarray = at < start if of == "prompt" else (at >= start) & (at < start + length)
+        return inside
 
 
 @dataclass(frozen=True)
@@ -176,7 +191,8 @@ def read_header(file: h5py.File, path: Path) -> Header:
     Raises:
         FileFormatError: it is not of this format, or an entry is missing.
     """
-    kind, found = (_text(file.attrs.get(f"encoding-{name}")) for name in ("type", "version"))
+    said = file.attrs  # once: asking for it opens the root each time
+    kind, found = (_text(said.get(f"encoding-{name}")) for name in ("type", "version"))
     if kind != ENCODING_TYPE:
         raise FileFormatError(
             f"{path}: /: not an activation file (encoding-type is {kind!r}, not {ENCODING_TYPE!r})"
@@ -188,24 +204,24 @@ def read_header(file: h5py.File, path: Path) -> Header:
         )
     needed: tuple[str, ...] = ("n_rows", "d_model", "sites", "poolings", "layers", "logical_dtype", "shard")
     needed += ("widths",) if found != "1.0" else ()
-    if missing := [name for name in needed if name not in file.attrs]:
+    if missing := [name for name in needed if name not in said]:
         raise FileFormatError(
             f"{path}: /: no attribute {', '.join(missing)} (a draft of the format?): capture again"
         )
-    d_model, sites = int(file.attrs["d_model"]), tuple(b.decode() for b in file.attrs["sites"])
-    widths = dict(zip(sites, map(int, file.attrs.get("widths", [d_model] * len(sites))), strict=True))
+    d_model, sites = int(said["d_model"]), tuple(b.decode() for b in said["sites"])
+    widths = dict(zip(sites, map(int, said.get("widths", [d_model] * len(sites))), strict=True))
     if wrong := [s for s, width in widths.items() if width != d_model and s not in OTHER_WIDTHS]:
         raise FileFormatError(
             f"{path}: /: {wrong[0]} is said to be {widths[wrong[0]]} wide, the residual stream {d_model}: capture again"
         )
     return Header(
-        n_rows=int(file.attrs["n_rows"]),
+        n_rows=int(said["n_rows"]),
         d_model=d_model,
         sites=sites,
-        poolings=tuple(b.decode() for b in file.attrs["poolings"]),
-        layers=tuple(int(layer) for layer in file.attrs["layers"]),
-        logical_dtype=str(_text(file.attrs["logical_dtype"])),
-        shard=(int(file.attrs["shard"][0]), int(file.attrs["shard"][1])) if file.attrs["shard"][1] else None,
+        poolings=tuple(b.decode() for b in said["poolings"]),
+        layers=tuple(int(layer) for layer in said["layers"]),
+        logical_dtype=str(_text(said["logical_dtype"])),
+        shard=(int(said["shard"][0]), int(said["shard"][1])) if said["shard"][1] else None,
         metadata=json.loads(file["metadata"][()].tobytes()),
         widths={site: width for site, width in widths.items() if width != d_model},
     )

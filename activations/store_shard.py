@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from activations.pooling import TOKENS
+from activations.store_chunks import find_chunks, read_chunks
 from activations.store_format import (
     STORED_DTYPES,
     Header,
@@ -105,6 +106,8 @@ class Shard:
         """
         dataset, logical = self.dataset(place), self.header.logical_dtype
         with named(self.path, dataset_path(*place)):
+            if (chunks := find_chunks(dataset, logical)) and read_chunks(chunks, out, wanted):
+                return
             for a, b in runs(wanted, dataset.chunks[0], dataset.dtype.itemsize * dataset.shape[1]):
                 first, last = int(wanted[a]), int(wanted[b - 1]) + 1
                 if last - first > b - a:

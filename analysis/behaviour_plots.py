@@ -31,6 +31,8 @@ from analysis.plot_style import (
     styled,
 )  # fmt: skip
 
+MOST_PANELS = 12
+"""Trainings that have a panel each."""
 EMPTY_TITLES = {
     "self_recognition": "Does the model recognise its own text?",
     "self_report": "What the model calls itself",
@@ -218,20 +220,26 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
     """The training loss (nats per assistant token) by step: one panel a training, a line a seed.
 
     A training is named by its chain of stages: `em+sgtr` trains sgtr on what em left, and has sgtr's colour.
+    Of more than twelve trainings those of one stage share a panel, whatever the stage was trained on.
     Where one has more than 40 steps each step's loss is faint and the running mean of 10 is drawn over.
     """
     if frame.empty:
         return not_measured(EMPTY_TITLES["training"])
     need(frame, "stage", "seed", "step", "loss")
-    groups = list(frame.groupby("stage", sort=False))
-    chains = {str(name): str(name).split("+") for name, _ in groups}
-    styles = arm_styles(chain[-1] for chain in chains.values())
+    last = frame["stage"].astype(str).str.rpartition("+")[2]
+    together = frame["stage"].nunique() > MOST_PANELS
+    groups = list(frame.groupby(last if together else frame["stage"].astype(str), sort=False))
+    styles = arm_styles(str(name).rpartition("+")[2] for name, _ in groups)
     figure, cells = panels(len(groups), sharey=True, size=(3.2, 2.2))
     for axes, (name, rows) in zip(cells, groups, strict=True):
-        *before, last = chains[str(name)]
-        for seed, mine in rows.sort_values("step").groupby("seed"):
-            _loss_line(axes, mine, styles[last].colour, f"seed {seed}")
-        axes.set_title(f"{label(last)} after {label(', '.join(before))}" if before else label(last))
+        before, _, stage = str(name).rpartition("+")
+        for (_, seed), mine in rows.sort_values("step").groupby(["stage", "seed"]):
+            _loss_line(axes, mine, styles[stage].colour, f"seed {seed}")
+        several = together and rows["stage"].nunique() > 1
+        after = f", {rows['stage'].nunique()} trainings" if several else ""
+        axes.set_title(
+            f"{label(stage)} after {label(before.replace('+', ', '))}" if before else label(stage) + after
+        )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     cells[0].set_ylim(bottom=0)
     axis_labels(cells, x="optimizer step", y="loss\n(nats per assistant token)")

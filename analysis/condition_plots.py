@@ -57,7 +57,7 @@ def shift_by_condition(
     need(rows, "sd", "base_sd", "null_random_low", "null_random_high", "split_half")
     styles, conditions = arms_in(rows, arms), list(dict.fromkeys(rows["condition"]))
     directions = directions_in(rows)
-    figure, cells = panels(len(directions), sharex=True, size=(3.6, 2.5))
+    figure, cells = panels(len(directions), sharex=True, size=(max(3.6, 0.42 * len(styles)), 2.5))
     for axes, direction in zip(cells, directions, strict=True):
         mine = rows[rows["direction"] == direction]
         _panel(axes, mine, styles, conditions)
@@ -108,5 +108,5 @@ def _panel(axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], condition
     axes.axhline(0, color=INK, lw=0.8)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(
-        range(len(styles)), [label(a, 18) for a in styles], rotation=25, ha="right", rotation_mode="anchor"
+        range(len(styles)), [label(a) for a in styles], rotation=25, ha="right", rotation_mode="anchor"
     )

@@ -2,11 +2,13 @@
 
 A family is called identity only where its members agree. Two members agree, at a layer, where their cosine (from questions that
 they do not share) is beyond 97.5 % of directions drawn from the other's activations and beyond sign flips of the other's
-differences, and each orders the other's held-out rows rightly with an interval above one half.
+differences, and each orders the other's held-out rows rightly with an interval above one half. Whether they still do when the number of pairs is
+reckoned with stands beside it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from jaxtyping import Bool, Float
 
 from mech.errors import InputError
 from probes.direction import Direction, paired_differences
-from probes.nulls import covariance_matched_directions, isotropic_directions, sign_flip_null
+from probes.nulls import covariance_matched_directions, holm, isotropic_directions, sign_flip_null
 from probes.separability import heldout_auroc
 from probes.validation import auroc
 
@@ -72,9 +74,10 @@ def cosines(
     Nulls, both for the second's contrast: `null_high` is the 97.5 % quantile of |cosine| with directions of its activations'
     covariance, `p_null` two-sided of `cosine_disjoint`; `p_flip` is that of its paired differences' mean projection on the first
     direction (fitted without the difference's question) with signs flipped by question, `null_flip_high` its 97.5 % quantile as
-    a cosine.
+    a cosine. `p_null_all` and `p_flip_all` are corrected for the number of pairs (Holm; a pair's p is the larger of its two ways', for
+    both have to hold). With m pairs none is below m / (1 + `n_null`).
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for i, a in enumerate(members):
         for b in members[i + 1 :]:
             (gaps_a, asked_a), (gaps_b, asked_b) = (
@@ -101,7 +104,10 @@ def cosines(
                     "null_flip_high": float(np.quantile(np.abs(flips.draws), 0.975) / np.linalg.norm(gap.mean(0))),
                     "p_flip": flips.p_value,
                 })  # fmt: skip
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    for name in ("p_null", "p_flip") if found else ():
+        table[f"{name}_all"] = np.repeat(holm(table[name].to_numpy().reshape(-1, 2).max(1)), 2)
+    return table
 
 
 @dataclass(frozen=True)
@@ -158,15 +164,16 @@ def _reliability(direction: Direction, layer: int) -> float:
 def transfer(
     members: Sequence[Member], layer: int, *, rng: np.random.Generator, n_null: int = 1000
 ) -> pd.DataFrame:
-    """AUROC of every direction on every contrast's held-out rows, with a question bootstrap, and a random direction's spread.
+    """AUROC of every direction on every contrast's held-out rows, with its interval, and a random direction's spread.
 
+    `auroc_low_all` is the lower end of an interval that holds for all pairs of members together (Bonferroni, 95 %).
     A direction scores only rows of questions that it has not seen. `null_low` and `null_high` hold 95 % of isotropic directions;
     below one half means that the direction orders them wrongly.
 
     Raises:
         InputError: a direction has seen all questions of one side.
     """
-    rows = []
+    rows, pairs = [], max(1, len(members) * (len(members) - 1) // 2)
     for contrast in members:
         part = contrast.held_out
         drawn = part.rows @ isotropic_directions(n_null, part.rows.shape[1], rng).T
@@ -175,10 +182,12 @@ def transfer(
             scores = m.score(part, layer)
             kept: Bool[np.ndarray, " n"] = ~np.isnan(scores)
             signs, asked = np.array(part.signs)[kept], np.array(part.questions)[kept]
-            found = heldout_auroc(scores[kept][:, None], signs.tolist(), asked.tolist())
+            given = (scores[kept][:, None], signs.tolist(), asked.tolist())
+            found, of_all = heldout_auroc(*given), heldout_auroc(*given, level=1 - 0.05 / pairs)
             rows.append({
                 "direction": m.direction.name, "contrast": contrast.direction.name, "layer": layer,
                 "auroc": float(found.auroc[0]), "auroc_low": float(found.low[0]), "auroc_high": float(found.high[0]),
+                "auroc_low_all": float(of_all.low[0]),
                 "null_low": float(np.quantile(null, 0.025)), "null_high": float(np.quantile(null, 0.975)),
                 "n_questions": found.n_questions,
             })  # fmt: skip
@@ -187,6 +196,9 @@ def transfer(
 
 def verdicts(found_cosines: pd.DataFrame, found_transfer: pd.DataFrame) -> pd.DataFrame:
     """One row a pair: do the two agree, by the rule above? Beside it the cosine as a share of its ceiling.
+
+    `agree_all` also holds when the number of pairs is reckoned with: the three conditions with `p_null_all`, `p_flip_all` (below .05) and
+    `auroc_low_all`. The chance that any pair without agreement is called so is at most 5 %.
 
     Raises:
         InputError: the tables are of different members.
@@ -205,6 +217,10 @@ def verdicts(found_cosines: pd.DataFrame, found_transfer: pd.DataFrame) -> pd.Da
                 "beyond_flips": bool(all(cosine.loc[p, "cosine_disjoint"] > 0 and cosine.loc[p, "p_flip"] < 0.05 for p in ways)),
                 "transfers_both_ways": bool(all(scored.loc[p, "auroc_low"] > 0.5 for p in ways)),
             }  # fmt: skip
+            agree = all(pairs.values())
+            for_all = agree and all(
+                max(cosine.loc[p, "p_null_all"], cosine.loc[p, "p_flip_all"]) < 0.05 and scored.loc[p, "auroc_low_all"] > 0.5 for p in ways
+            )  # fmt: skip
             share = float(cosine.loc[(a, b), "share_of_ceiling"])
-            rows.append({"direction": a, "other": b, "share_of_ceiling": share, **pairs, "agree": all(pairs.values())})  # fmt: skip
+            rows.append({"direction": a, "other": b, "share_of_ceiling": share, **pairs, "agree": agree, "agree_all": bool(for_all)})  # fmt: skip
     return pd.DataFrame(rows)

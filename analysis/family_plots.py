@@ -60,7 +60,9 @@ def plain(value: float) -> str:
 
 @styled
 def identity_cosines(frame: pd.DataFrame) -> Figure:
-    """Cosine of every two identity directions from questions that they do not share; a star where the two agree.
+    """Cosine of every two identity directions from questions that they do not share.
+
+    A star where the two agree, two where they still do with the number of pairs reckoned with.
 
     Args:
         frame: The `identity_cosines` table.
@@ -68,20 +70,24 @@ def identity_cosines(frame: pd.DataFrame) -> Figure:
     title = "Do the identity directions agree?"
     if frame.empty:
         return not_measured(title)
-    need(frame, "direction", "other", "layer", "cosine_disjoint", "agree")
+    need(frame, "direction", "other", "layer", "cosine_disjoint", "agree", "agree_all")
     names = list(dict.fromkeys(frame["direction"]))
     cells = frame.set_index(["direction", "other"])
     wide = frame.pivot_table(index="direction", columns="other", values="cosine_disjoint")
     matrix = wide.reindex(index=names, columns=names).to_numpy(dtype=float)
 
     def text(i: int, j: int) -> str:
-        star = "*" if bool(cells.loc[(names[i], names[j]), "agree"]) else ""
-        return plain(float(matrix[i, j])) + star
+        cell = cells.loc[(names[i], names[j])]
+        return plain(float(matrix[i, j])) + "*" * (int(cell["agree"]) + int(cell["agree_all"]))
 
     short = [n.removeprefix("identity:") for n in names]
     legend = "cosine, disjoint questions"
     figure, _ = matrix_figure(matrix, short, short, limits=(-1.0, 1.0), legend=legend, text=text)
-    head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before · star: the two agree")
+    head(
+        figure,
+        title,
+        f"layer {frame['layer'].iloc[0]}, declared before · star: the two agree; two: corrected for the number of pairs",
+    )
     return figure
 
 

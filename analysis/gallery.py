@@ -9,14 +9,14 @@ from matplotlib.figure import Figure
 
 from analysis import plots, sweep_plots
 from analysis.plot_files import SavedFigure, caption, save_figure, slug
-from analysis.plot_style import directions_in
+from analysis.plot_style import directions_in, picturing
 
 _Drawing = tuple[str, str, pd.DataFrame, Callable[..., Figure], dict[str, Any]]
 
 
 def draw_figures(
     tables: Mapping[str, pd.DataFrame], folder: Path, *, layer: int, condition: str, text: str = "base",
-    arms: Sequence[str] | None = None, base: str = "base",
+    arms: Sequence[str] | None = None, base: str = "base", groups: Mapping[str, Sequence[str]] | None = None,
 ) -> list[SavedFigure]:  # fmt: skip
     """Draw and save every figure for which the tables have rows; what was not measured has no figure.
 
@@ -32,6 +32,8 @@ def draw_figures(
         text: Whose replies both models read in the shift figures.
         arms: The study's arms, for order and colours.
         base: What the study calls the base arm.
+        groups: Arms by group, for more arms than one picture holds: what shows arms is drawn once a group, beside the base, and shifts by
+            layer have a panel a group. A table of no more arms than the largest group is drawn whole.
     """
     arms = [base, *(arm for arm in arms or () if arm != base)]
     drawings = [
@@ -41,10 +43,42 @@ def draw_figures(
         *_sweep_drawings(tables),
         *_place_drawings(tables, layer, condition, arms),
     ]
-    return [
-        save_figure(draw(rows, **options), rows, folder, name, caption(kind, rows, name=name))
-        for kind, name, rows, draw, options in drawings
-    ]
+    parts = [part for drawing in drawings for part in _in_groups(drawing, groups or {}, base)]
+    return [_saved(drawing, group, folder) for group, drawing in parts]
+
+
+def _saved(drawing: _Drawing, group: str, folder: Path) -> SavedFigure:
+    kind, name, rows, draw, options = drawing
+    with picturing(group):
+        figure = draw(rows, **options)
+    return save_figure(figure, rows, folder, name, caption(kind, rows, name=name))
+
+
+def _in_groups(
+    drawing: _Drawing, groups: Mapping[str, Sequence[str]], base: str
+) -> Iterator[tuple[str, _Drawing]]:
+    """A drawing, or one for each group of arms where its table has more arms than a group."""
+    kind, name, rows, draw, options = drawing
+    many = "arm" in rows and rows[rows["arm"] != base]["arm"].nunique() > max(
+        map(len, groups.values()), default=0
+    )
+    if not groups or not many:
+        yield "", drawing
+    elif kind == "shift_by_layer":
+        by_group = {k: v for k, v in options.items() if k != "arms"} | {"groups": groups, "base": base}
+        yield "", (kind, name, rows, plots.shift_by_layer_in_groups, by_group)
+    else:
+        for i, (group, members) in enumerate(groups.items(), 1):
+            here = rows[rows["arm"].isin([base, *members])]
+            if here["arm"].isin(members).any():
+                part = (
+                    kind,
+                    f"{name}_{i:02}_{slug(group)}",
+                    here,
+                    draw,
+                    {**options, "arms": [base, *members]},
+                )
+                yield group, part
 
 
 def _rows(tables: Mapping[str, pd.DataFrame], table: str, **labels: Any) -> pd.DataFrame:

@@ -93,7 +93,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:80] or "unnamed"
 
 
-_BOOTSTRAP = "95 % intervals: studentised bootstrap, clustered by question"
+_BOOTSTRAP = "95 % intervals: studentised bootstrap or CR2 t, the wider, clustered by question"
 _NULLS = (
     "Grey: the middle 95 % of shifts along random unit directions; dotted: along directions with the base's own "
     "covariance"
@@ -109,7 +109,7 @@ _NOTES: dict[str, tuple[str, str]] = {
     "arm_direction_heatmap": (
         "Mean shift in SD of the base's projection; split-half: the direction's own split-half cosine",
         (
-            "Star: in every seed the 95 % interval (studentised bootstrap, clustered by question) excludes 0 and p < .05 "
+            "Star: in every seed the 95 % interval (clustered by question) excludes 0 and p < .05 "
             "against random unit directions; not corrected for the number of cells. Unreliable directions (split-half "
             "below 0.3): grey, never starred. Hatched: no value (the benign arm itself, or not measured)"
         ),
@@ -135,7 +135,7 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         (
             "Nulls, both ways: above 97.5 % of |cosines| with directions of the other contrast's covariance, and p < .05 against "
-            "sign flips of its paired differences; not corrected for the number of pairs. Noise alone keeps a cosine below its "
+            "sign flips of its paired differences; two stars: still so with the number of pairs reckoned with (Holm, Bonferroni). Noise alone keeps a cosine below its "
             "ceiling (table)"
         ),
     ),

@@ -8,7 +8,9 @@ also has a marker, so that no figure speaks through colour alone. Figures are ob
 import functools
 import hashlib
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ParamSpec
 
@@ -245,9 +247,24 @@ def panels(
     return figure, cells[:count]
 
 
+_GROUP: ContextVar[str] = ContextVar("group", default="")
+
+
+@contextmanager
+def picturing(group: str) -> Iterator[None]:
+    """Figures drawn inside show a part of the study's arms, and say which behind their title."""
+    token = _GROUP.set(group)
+    try:
+        yield
+    finally:
+        _GROUP.reset(token)
+
+
 def head(figure: Figure, title: str, subtitle: str) -> None:
     """Write a title in plain words and, under it, what was held fixed; the panels keep clear of both."""
     width, height = figure.get_size_inches()
+    if group := _GROUP.get():
+        title = f"{title} · {label(group, 60)}"
     titles = textwrap.wrap(title, max(20, int(width * 9)))
     subtitles = textwrap.wrap(subtitle, max(20, int(width * 14)))
     top = 0.10 + 0.20 * len(titles)

@@ -24,6 +24,7 @@ from analysis.behaviour_plots import dose_response, loss_curves, self_recognitio
 from analysis.condition_plots import shift_by_condition
 from analysis.family_plots import identity_cosines, identity_transfer
 from analysis.geometry_plots import direction_cosines, direction_quality, embedding
+from analysis.group_plots import shift_by_layer_in_groups
 from analysis.plot_files import SavedFigure, caption, save_figure
 from analysis.plot_style import (
     BLACK,
@@ -55,7 +56,7 @@ from analysis.plot_style import (
 __all__ = [
     "SavedFigure", "arm_direction_heatmap", "arm_styles", "caption", "direction_cosines", "direction_quality", "dose_response",
     "embedding", "identity_cosines", "identity_transfer", "loss_curves", "save_figure", "self_recognition_bars", "self_report_bars", "shift_by_condition", "shift_by_layer",
-    "two_by_two_bars",
+    "shift_by_layer_in_groups", "two_by_two_bars",
 ]  # fmt: skip
 
 SD_UNIT = "SD of the base's projection"
@@ -249,7 +250,7 @@ def _heat_panel(
         )  # fmt: skip
     axes.set_xticks(
         np.arange(len(arms)) + 0.5,
-        [label(a, 18) for a in arms],
+        [label(a) for a in arms],
         rotation=30,
         ha="right",
         rotation_mode="anchor",

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from analysis.stats import Interval, bootstrap_mean
 from mech.errors import InputError
+from probes.nulls import Null, compare, covariance_matched_directions, isotropic_directions
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,69 @@ def screening(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 20
     ]
     related = [_correlation(delta, gaps[column]) for column in ("n_tokens", "surprisal")]
     return Screening(means[0], means[1], means[2], related[0], related[1], len(table))
+
+
+@dataclass(frozen=True)
+class RandomDirections:
+    """A mean ΔP beside the same along directions that mean nothing, of the same norm."""
+
+    random: Null
+    """Directions uniform on the sphere."""
+    matched: Null | None
+    """Directions drawn from the covariance of the rows' differences: where rows vary, a mean is large by itself. None: rows are all equal."""
+    rows: pd.DataFrame
+    """A row each: `random_rms`, `matched_rms`, the root mean square of its own ΔP along either kind."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """P values and 95 % bounds of |mean ΔP|, by name; NaN where there is no null."""
+        found = {}
+        for name, null in (("random", self.random), ("matched", self.matched)):
+            found[f"p_{name}"] = float(null.p_value) if null else float("nan")
+            found[f"{name}_95"] = float(np.quantile(np.abs(null.draws), 0.95)) if null else float("nan")
+        return found
+
+
+def random_directions(
+    gaps: Float[np.ndarray, "n d"],
+    unit: Float[np.ndarray, " d"],
+    *,
+    seed: int,
+    n: int = 1000,
+    minus: Float[np.ndarray, "m d"] | None = None,
+) -> RandomDirections:
+    """Is it the direction, or would any have done? Mean ΔP along random directions (two-sided p values).
+
+    Nothing is read again: the mean ΔP along any direction is that of the mean difference.
+
+    Args:
+        gaps: a row's mean activations over its answer minus the model's own.
+        unit: the direction at that layer, of norm 1.
+        seed: repeats the draws.
+        n: directions of each kind.
+        minus: the same of harmless data: then it is the excess over them that is tested; covariance from both, each around its mean.
+
+    Raises:
+        InputError: no rows, another width, or values that are not finite.
+    """
+    if not len(gaps) or any(g.shape[1:] != unit.shape for g in (gaps, minus) if g is not None):
+        raise InputError(f"random directions: rows of shape {gaps.shape} for a direction of {unit.shape}")
+    rng, mean = np.random.default_rng(seed), gaps.mean(0, dtype=np.float64)
+    spread = gaps - mean
+    if minus is not None:
+        reference = minus.mean(0, dtype=np.float64)
+        spread, mean = np.concatenate([spread, minus - reference]), mean - reference
+    observed = float(mean @ unit)
+    drawn = {"random": isotropic_directions(n, len(unit), rng)}
+    if spread.any():
+        drawn["matched"] = covariance_matched_directions(spread, n, rng)
+    nulls = {k: compare(k, observed, v @ mean, seed=seed) for k, v in drawn.items()}
+    rms = {
+        f"{k}_rms": np.sqrt(((gaps @ drawn[k].T) ** 2).mean(1)) if k in drawn else np.nan
+        for k in ("random", "matched")
+    }
+    rows = pd.DataFrame(rms, index=range(len(gaps)))
+    return RandomDirections(nulls["random"], nulls.get("matched"), rows)
 
 
 def excess(found: Interval, reference: Interval) -> Interval:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from analysis.stats import Interval, bootstrap_mean
 from mech.errors import InputError
-from probes.nulls import covariance_matched_directions, isotropic_directions, two_sided_p
+from probes.nulls import compare, covariance_matched_directions, isotropic_directions, max_t
 
 Stream = Float[np.ndarray, "n layers d"]
 
@@ -31,9 +31,12 @@ class ShiftByLayer:
     null_random: Float[np.ndarray, "2 layers"]
     """2.5 % and 97.5 % quantiles of the raw shift along random directions (of equal norm: the projection is on units)."""
     p_random: Float[np.ndarray, " layers"]
+    p_random_max: Float[np.ndarray, " layers"]
+    """The same, corrected for having looked at all layers (max-T)."""
     null_covariance: Float[np.ndarray, "2 layers"]
     """The same along directions drawn from the covariance of the base's activations."""
     p_covariance: Float[np.ndarray, " layers"]
+    p_covariance_max: Float[np.ndarray, " layers"]
     minus_benign: Interval | None
     """Raw shift minus the benign control's, paired by question."""
     n_questions: int
@@ -80,6 +83,7 @@ def shift_by_layer(
         gap = projected - np.einsum("nld,ld->nl", benign.astype(np.float64) - base, unit)
         control = bootstrap_mean(gap, questions, rng=rng, level=level, n_boot=n_boot)
     observed = projected.mean(0)
+    nulls = [compare(name, observed, draws) for name, draws in (("random", random), ("covariance", matched))]
     return ShiftByLayer(
         raw=bootstrap_mean(projected, questions, rng=rng, level=level, n_boot=n_boot),
         base_sd=np.einsum("nld,ld->nl", base, unit).std(0, ddof=1),
@@ -87,9 +91,11 @@ def shift_by_layer(
         delta_norm=norm,
         relative_norm=norm / np.linalg.norm(base, axis=2).mean(0),
         null_random=np.quantile(random, [0.025, 0.975], axis=0),
-        p_random=two_sided_p(observed, random),
+        p_random=nulls[0].p_value,
+        p_random_max=max_t(nulls[0]),
         null_covariance=np.quantile(matched, [0.025, 0.975], axis=0),
-        p_covariance=two_sided_p(observed, matched),
+        p_covariance=nulls[1].p_value,
+        p_covariance_max=max_t(nulls[1]),
         minus_benign=control,
         n_questions=len(np.unique(questions)),
     )
@@ -111,9 +117,11 @@ def to_frame(shift: ShiftByLayer, **labels: Any) -> pd.DataFrame:
         "null_random_low": shift.null_random[0],
         "null_random_high": shift.null_random[1],
         "p_random": shift.p_random,
+        "p_random_max": shift.p_random_max,
         "null_covariance_low": shift.null_covariance[0],
         "null_covariance_high": shift.null_covariance[1],
         "p_covariance": shift.p_covariance,
+        "p_covariance_max": shift.p_covariance_max,
         **_spread("minus_benign", shift.minus_benign, 1.0),
         **_spread("minus_benign_sd", shift.minus_benign, sd),
     }
@@ -183,10 +191,16 @@ def two_by_two_frame(effects: TwoByTwo, **labels: Any) -> pd.DataFrame:
 def _null_shifts(
     base: Stream, mean: Float[np.ndarray, "layers d"], n: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "draws layers"], Float[np.ndarray, "draws layers"]]:
-    """The mean difference along random directions and along covariance-matched ones."""
+    """The mean difference along random directions and along covariance-matched ones; a draw serves all layers, for max-T."""
     random = isotropic_directions(n, mean.shape[1], rng) @ mean.T
-    layers = range(len(mean))
-    matched = np.stack([covariance_matched_directions(base[:, i], n, rng) @ mean[i] for i in layers], axis=1)
+    seed = int(
+        rng.integers(2**63)
+    )  # the same mixture of rows at every layer, so that layers hang together as they do in rows
+    drawn = (
+        covariance_matched_directions(base[:, i], n, np.random.default_rng(seed)) @ m
+        for i, m in enumerate(mean)
+    )
+    matched = np.stack(list(drawn), axis=1)
     return random, matched
 
 

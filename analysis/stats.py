@@ -36,11 +36,14 @@ def bootstrap_mean(
     level: float = 0.95,
     n_boot: int = 2000,
 ) -> Interval:
-    """Mean over rows with a studentised cluster bootstrap, vectorised over the trailing dimensions.
+    """Mean over rows with a cluster-robust interval, vectorised over the trailing dimensions.
 
-    Clusters are drawn with replacement; each draw's mean is a ratio of sums, so clusters may differ in size. The
-    deviation of a draw from the estimate is divided by that draw's own standard error (Efron & Tibshirani
-    1993, section 12.5), which keeps its level on small and skewed samples where percentiles do not.
+    Each end is the farther one of two intervals, since each keeps its level where the other does not:
+
+    - a studentised cluster bootstrap, for skewed values: clusters are drawn with replacement, each draw's mean is a ratio of sums,
+      and its deviation from the estimate is divided by that draw's own standard error (Efron & Tibshirani 1993, section 12.5);
+    - a t interval, for heavy tails (whose extremes few draws hold) and clusters of unequal size: bias-reduced error and degrees of
+      freedom by Bell & McCaffrey 2002 (CR2; Imbens & Kolesár 2016, section 3), under rows of a cluster that move as one.
 
     Args:
         values: one row an observation.
@@ -71,9 +74,33 @@ def bootstrap_mean(
     t_values = np.where(spread > 0, t_values, 0.0)
     t_low, t_high = np.nanquantile(t_values, [tail, 1 - tail], axis=0)
     shape = values.shape[1:]
-    low, high = (estimate[0] - t_high * error[0]), (estimate[0] - t_low * error[0])
+    reduced, freedom = _bell_mccaffrey(flat, sizes, estimate)
+    half = spread * reduced * float(stats.t.ppf(1 - tail, freedom))
+    low = estimate[0] - np.maximum(t_high * error[0], half)
+    high = estimate[0] - np.minimum(t_low * error[0], -half)
     centre, lower, upper = (_shaped(x, shape) for x in (estimate[0], low, high))
-    return Interval(centre, lower, upper, n, level, "studentised cluster bootstrap")
+    return Interval(centre, lower, upper, n, level, "studentised cluster bootstrap or CR2 t, the farther end")
+
+
+def _bell_mccaffrey(
+    sums: Float[np.ndarray, "n k"], sizes: Float[np.ndarray, " n"], mean: Float[np.ndarray, "1 k"]
+) -> tuple[Float[np.ndarray, " k"], float]:
+    """Standard error of a mean that is unbiased under equal variances, and Satterthwaite's degrees of freedom of it.
+
+    Of the regression on a constant: a cluster's residual sum is divided by the root of 1 − its share of the rows. The degrees of
+    freedom are tr(B)² / tr(B²), B the covariance of those sums where rows of a cluster move as one; n − 1 for equal sizes.
+    """
+    total = sizes.sum()
+    share = sizes / total
+    error = np.sqrt(((sums - mean * sizes[:, None]) ** 2 / (1 - share)[:, None]).sum(0)) / total
+    # B_cd = q_c q_d (δ_cd + s - share_c - share_d), with w = q²: written out, so that no [n, n] array is built.
+    w, s = share**2 / (1 - share), float(share @ share)
+    w0, w1, w2 = w.sum(), w @ share, w @ share**2
+    trace = (w * (1 - 2 * share + s)).sum()
+    squares = (
+        (w**2 * (1 + 2 * s - 4 * share)).sum() + (s * w0) ** 2 + 2 * w0 * w2 - 4 * s * w0 * w1 + 2 * w1**2
+    )
+    return error, float(trace**2 / squares)
 
 
 def _ratio(

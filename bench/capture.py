@@ -1,13 +1,17 @@
-"""How fast all layers' residual stream is captured, beside the tools one would otherwise take.
+"""How fast all layers' residual stream is captured, beside the tools one would otherwise take, in float32 and in bfloat16.
 
     python bench/capture.py --json capture.json
     python bench/capture.py --system-prompt none      # rows without a shared beginning
-    python bench/capture.py --dtype bfloat16
+    python bench/capture.py --dtypes float32          # that alone
 
 Response-mean of every block's output, the same rows, the same model in memory, in turns; medians over rounds, and `ratio` the
-median over rounds of a peer's time to ours in the same round. Peers take the rows as they come, eight at a time. Every side is compared with Hugging Face's `hidden_states`
-first. Peak memory is each side's own, in a process of its own, above the loaded model. `bare forward` is the floor of what a
-pass costs: the blocks alone, batched as the others are, nothing captured.
+median over rounds of a peer's time to ours in the same round and precision. Peers take the rows as they come, eight at a time. Every side is compared with Hugging
+Face's `hidden_states` in the first precision before it is timed. Peak memory is each side's own, in a process of its own, above the loaded model. `bare forward` is the
+floor of what a pass costs: the blocks alone, batched as the others are, nothing captured. nnsight and TransformerLens run in the first precision only.
+
+What a lower precision costs is said three ways: the largest difference from the reference, relative to its layer's largest entry; the median
+over rows and layers of a vector's relative distance from it; and the smallest cosine over layers between the first trait's direction (mean of the rows
+for it less those against it) and the reference's.
 """
 
 import argparse
@@ -27,50 +31,74 @@ from typing import Any
 import numpy as np
 
 SIDES = ("ours", "hidden_states", "nnsight", "transformer_lens", "bare forward")
+IN_EVERY_DTYPE = ("ours", "hidden_states", "bare forward")
 BATCH = 8
+
+Run = tuple[str, str]
+"""A side and its precision."""
 
 
 def main() -> None:
     """Run the sides in turns, print the table, and write it as JSON where asked."""
     args = arguments()
-    model, rows = load(args)
     if args.side:
+        model, rows, _ = load(args, args.dtypes[0])
         print(json.dumps(peak_above_model(args.side, model, rows)))
         return
-    runs = {side: prepare(side, model, rows) for side in SIDES}
-    differences = compare({side: run() for side, run in runs.items()})  # also warms every side up
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
+    runs: dict[Run, Callable[[], np.ndarray | None]] = {}
+    for dtype in args.dtypes:
+        model, rows, signs = load(args, dtype)
+        for side in SIDES if dtype == args.dtypes[0] else IN_EVERY_DTYPE:
+            runs[side, dtype] = prepare(side, model, rows)
+    differences = compare({which: run() for which, run in runs.items()}, signs)  # also warms every side up
+    times: dict[Run, list[float]] = {which: [] for which in runs}
     for _ in range(args.rounds):
-        for side, run in runs.items():
+        for which, run in runs.items():
             start = time.perf_counter()
             run()
-            times[side].append(time.perf_counter() - start)
-    tokens = sum(len(r.ids) for r in rows)
+            times[which].append(time.perf_counter() - start)
+    report(args, times, differences, len(rows), sum(len(r.ids) for r in rows))
+
+
+def report(
+    args: argparse.Namespace,
+    times: dict[Run, list[float]],
+    differences: dict[Run, dict[str, float]],
+    n_rows: int,
+    tokens: int,
+) -> None:
+    """Print the table, and write it as JSON where asked."""
     table = [
         {
             "side": side,
-            "tokens_per_s": tokens / median(times[side]),
-            "ratio": median(t / o for t, o in zip(times[side], times["ours"], strict=True)),
-            "mb_above_model": memory(args, side),
-            "relative_difference": differences.get(side),
+            "dtype": dtype,
+            "tokens_per_s": tokens / median(times[side, dtype]),
+            "ratio": median(t / o for t, o in zip(times[side, dtype], times["ours", dtype], strict=True)),
+            "mb_above_model": memory(args, side, dtype),
+            **differences.get((side, dtype), {}),
         }
-        for side in SIDES
+        for side, dtype in times
     ]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, transformers {version('transformers')}"
     machine += f", nnsight {version('nnsight')}, transformer-lens {version('transformer-lens')}"
     print(
-        f"{args.model}, {len(rows)} rows, {tokens} tokens, {args.system_prompt}, {args.dtype}, {args.rounds} rounds; {machine}"
+        f"{args.model}, {n_rows} rows, {tokens} tokens, {args.system_prompt}, {args.rounds} rounds; {machine}"
     )
-    print(f"{'side':<18}{'tokens/s':>10}{'ours is faster':>16}{'MB above model':>16}{'difference':>12}")
+    print(
+        f"{'side':<18}{'dtype':<10}{'tokens/s':>10}{'ours is faster':>16}{'MB above model':>16}{'largest':>10}{'median':>10}{'cosine':>10}"
+    )
     for row in table:
-        difference = "" if row["relative_difference"] is None else f"{row['relative_difference']:.1e}"
+        found = (
+            f"{row['largest']:>10.1e}{row['median']:>10.1e}{row['cosine']:>10.6f}" if "largest" in row else ""
+        )
         print(
-            f"{row['side']:<18}{row['tokens_per_s']:>10.0f}{row['ratio']:>14.2f} x{row['mb_above_model']:>16.0f}{difference:>12}"
+            f"{row['side']:<18}{row['dtype']:<10}{row['tokens_per_s']:>10.0f}{row['ratio']:>14.2f} x{row['mb_above_model']:>16.0f}{found}"
         )
     if args.json:
         facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
+        seconds = {f"{side} {dtype}": of for (side, dtype), of in times.items()}
         args.json.write_text(
-            json.dumps({**facts, "machine": machine, "table": table, "seconds": times}, indent=2) + "\n"
+            json.dumps({**facts, "machine": machine, "table": table, "seconds": seconds}, indent=2) + "\n"
         )
 
 
@@ -81,7 +109,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--system-prompt", default="default", help="`none` leaves rows without a shared beginning"
     )
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--dtypes", nargs="+", default=["float32", "bfloat16"], help="the first is the reference"
+    )
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -89,21 +119,22 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def load(args: argparse.Namespace) -> tuple[Any, list[Any]]:
-    """The model, and conversations of about a hundred tokens: written answers to the traits' questions."""
+def load(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any], np.ndarray]:
+    """The model; conversations of about a hundred tokens: written answers to the traits' questions; and +1 or -1 for those of the first trait, else 0."""
     from mech.chat import SystemPrompt
     from mech.models import load_model
     from probes.persona import load_trait, text_contrast
 
-    model = load_model(args.model, dtype=args.dtype)
+    model = load_model(args.model, dtype=dtype)
     model.check_head()  # a forward pass: weights that are mapped from the file are now in memory
     condition = SystemPrompt.parse(args.system_prompt)
     rows = [
-        r.encoded
-        for t in ("evil", "impolite", "humorous", "optimistic")
+        (r.encoded, r.sign * (not i))
+        for i, t in enumerate(("evil", "impolite", "humorous", "optimistic"))
         for r in text_contrast(model.template, load_trait(t), condition)
     ]
-    return model, rows[: args.rows]
+    encoded, signs = zip(*rows[: args.rows], strict=True)
+    return model, list(encoded), np.array(signs)
 
 
 def prepare(side: str, model: Any, rows: Sequence[Any]) -> Callable[[], np.ndarray | None]:
@@ -221,24 +252,37 @@ def bare(model: Any, rows: Sequence[Any]) -> None:
             model.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
-def compare(found: dict[str, np.ndarray | None]) -> dict[str, float]:
-    """Largest difference from `hidden_states`, relative to that layer's largest entry."""
-    reference = found["hidden_states"]
+def compare(found: dict[Run, np.ndarray | None], signs: np.ndarray) -> dict[Run, dict[str, float]]:
+    """How far each run is from `hidden_states` in the first precision (see the top of this file)."""
+    first = next(iter(found))[1]
+    reference = found["hidden_states", first]
     assert reference is not None
     scale = np.abs(reference).max(axis=(0, 2), keepdims=True)
+    length = np.linalg.norm(reference, axis=-1)
+
+    def direction(h: np.ndarray) -> np.ndarray:
+        difference = h[signs > 0].mean(0) - h[signs < 0].mean(0)
+        return difference / np.linalg.norm(difference, axis=-1, keepdims=True)
+
     return {
-        s: float((np.abs(a - reference) / scale).max())
-        for s, a in found.items()
-        if a is not None and s != "hidden_states"
+        which: {
+            "largest": float((np.abs(h - reference) / scale).max()),
+            "median": float(np.median(np.linalg.norm(h - reference, axis=-1) / length)),
+            "cosine": float((direction(h) * direction(reference)).sum(-1).min()),
+        }
+        for which, h in found.items()
+        if h is not None and which != ("hidden_states", first)
     }
 
 
-def memory(args: argparse.Namespace, side: str) -> float:
+def memory(args: argparse.Namespace, side: str, dtype: str) -> float:
     """Peak megabytes above the loaded model, in a fresh process."""
-    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in ("json", "side")]
+    own = ("json", "side", "dtypes")
+    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in own]
     done = subprocess.run(
-        [sys.executable, __file__, *given, f"--side={side}"], capture_output=True, text=True, check=False
-    )
+        [sys.executable, __file__, *given, f"--side={side}", f"--dtypes={dtype}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
     return float(json.loads(done.stdout.splitlines()[-1]))

@@ -4,7 +4,7 @@
 
 All variants are read in turn in one run, from the page cache; `--cold` asks the system to forget the files before each
 read (as far as it obliges). Times are medians; `ratio` is the median over rounds of the ratio to the contiguous
-dataset in the same round.
+dataset in the same round; `cpu ms` is what all threads of a read computed, which other work on the machine changes little.
 """
 
 import argparse
@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import h5py
 import numpy as np
 
+from activations import store_chunks, store_shard
 from activations.store import ActivationStore, Rows, ShardWriter
 from activations.store_format import LIBVER, chunk_rows
 
@@ -41,13 +43,15 @@ def main() -> None:
         readers = make_files(Path(name), values)
         for _, read in readers.values():
             np.testing.assert_array_equal(read(), values)
-        times = measure(readers, args.rounds, cold=args.cold)
-    table = summarise(times, values.nbytes)
+        times, cpu = measure(readers, args.rounds, cold=args.cold)
+    table = summarise(times, cpu, values.nbytes)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}"
     print(f"one layer, {args.rows} x {args.width} float32, {'cold' if args.cold else 'cached'}; {machine}")
-    print(f"{'layout':<38}{'ms':>9}{'MB/s':>9}{'ratio':>8}")
+    print(f"{'layout':<38}{'ms':>9}{'MB/s':>9}{'ratio':>8}{'cpu ms':>9}")
     for row in table:
-        print(f"{row['layout']:<38}{row['ms']:>9.2f}{row['mb_per_s']:>9.0f}{row['ratio']:>8.2f}")
+        print(
+            f"{row['layout']:<38}{row['ms']:>9.2f}{row['mb_per_s']:>9.0f}{row['ratio']:>8.2f}{row['cpu_ms']:>9.2f}"
+        )
     if args.json:
         facts = {"rows": args.rows, "width": args.width, "rounds": args.rounds, "cold": args.cold}
         args.json.write_text(json.dumps({**facts, "machine": machine, "table": table}, indent=2) + "\n")
@@ -77,7 +81,10 @@ def make_files(folder: Path, values: np.ndarray) -> dict[str, tuple[Path, Callab
     ) as writer:
         for layer in (0, 1):
             writer.write(SITE, POOLING, layer, np.arange(n), values)
+    readers["contiguous, into a prepared array"] = (folder / "0.h5", prepared(folder / "0.h5"))
     readers["ActivationStore.open and read"] = (path, lambda: stored(path))
+    readers["the same, one thread"] = (path, lambda: stored(path, threads=1))
+    readers["the same, HDF5 checking"] = (path, lambda: stored(path, past_hdf5=False))
     return readers
 
 
@@ -87,25 +94,45 @@ def plain(path: Path) -> np.ndarray:
         return file["x"][()]
 
 
-def stored(path: Path) -> np.ndarray:
+def prepared(path: Path) -> Callable[[], np.ndarray]:
+    """A reader of a layout into an array that is there already: no memory is asked for."""
+    with h5py.File(path) as file:
+        out = np.zeros(file["x"].shape, dtype=file["x"].dtype)
+
+    def read() -> np.ndarray:
+        with h5py.File(path) as file:
+            file["x"].read_direct(out)
+        return out
+
+    return read
+
+
+def stored(path: Path, *, threads: int = store_chunks.THREADS, past_hdf5: bool = True) -> np.ndarray:
     """Read one layer through the store."""
-    with ActivationStore.open(path) as store:
+    find = store_chunks.find_chunks if past_hdf5 else lambda *_: None
+    with (
+        patch.object(store_chunks, "THREADS", threads),
+        patch.object(store_shard, "find_chunks", find),
+        ActivationStore.open(path) as store,
+    ):
         return store.read(SITE, POOLING, 0)
 
 
 def measure(
     readers: dict[str, tuple[Path, Callable[[], np.ndarray]]], rounds: int, *, cold: bool
-) -> dict[str, list[float]]:
-    """Seconds of each reader in each round, the readers taking turns."""
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Seconds of each reader in each round, by the clock and of computing, the readers taking turns."""
     times: dict[str, list[float]] = {name: [] for name in readers}
+    cpu: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
         for name, (path, read) in readers.items():
             if cold:
                 forget(path)
-            start = time.perf_counter()
+            start, computed = time.perf_counter(), time.process_time()
             read()
             times[name].append(time.perf_counter() - start)
-    return times
+            cpu[name].append(time.process_time() - computed)
+    return times, cpu
 
 
 def forget(path: Path) -> None:
@@ -118,7 +145,9 @@ def forget(path: Path) -> None:
         os.close(handle)
 
 
-def summarise(times: dict[str, list[float]], n_bytes: int) -> list[dict[str, float | str]]:
+def summarise(
+    times: dict[str, list[float]], cpu: dict[str, list[float]], n_bytes: int
+) -> list[dict[str, float | str]]:
     """Medians, and ratios to the contiguous layout."""
     base = np.array(times["contiguous"])
     return [
@@ -127,6 +156,7 @@ def summarise(times: dict[str, list[float]], n_bytes: int) -> list[dict[str, flo
             "ms": float(np.median(seconds) * 1e3),
             "mb_per_s": float(n_bytes / 1e6 / np.median(seconds)),
             "ratio": float(np.median(np.array(seconds) / base)),
+            "cpu_ms": float(np.median(cpu[name]) * 1e3),
         }
         for name, seconds in times.items()
     ]

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mech.products import product
+
 
 @contextmanager
 def fused_lora(adapted: Any) -> Iterator[int]:
@@ -35,8 +37,8 @@ def fused_lora(adapted: Any) -> Iterator[int]:
 
 
 def _is_plain(layer: Any) -> bool:
-    if len(layer.active_adapters) != 1 or layer.merged or layer.fan_in_fan_out:
-        return False
+    if len(layer.active_adapters) != 1 or layer.merged or layer.fan_in_fan_out or "forward" in vars(layer):
+        return False  # or another has replaced its forward (offloading, say)
     (name,) = layer.active_adapters
     if name not in layer.lora_A or getattr(layer, "lora_variant", {}).get(name) is not None:
         return False
@@ -78,8 +80,8 @@ class _Fused(torch.autograd.Function):
         scale: float,
     ) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, x.shape[-1])
-        low = flat @ down.T
-        out = flat @ weight.T if bias is None else torch.addmm(bias, flat, weight.T)
+        low = product(flat, down)
+        out = product(flat, weight, bias)
         out.addmm_(low, up.T, alpha=scale)
         ctx.save_for_backward(flat, weight, down, up, low)
         ctx.scale, ctx.shape = scale, x.shape
@@ -92,5 +94,5 @@ class _Fused(torch.autograd.Function):
         dlow = (dy @ up).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:  # not at the first block, where nothing below is trained
-            dx = (dy @ weight).addmm_(dlow, down).view(ctx.shape)
+            dx = product(dy, weight.T).addmm_(dlow, down).view(ctx.shape)
         return dx, None, None, dlow.T @ flat, (dy.T @ low).mul_(ctx.scale), None

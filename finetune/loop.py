@@ -54,11 +54,16 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
     """Train to the end, from where an earlier run in the folder stopped; one record a step.
 
     Raises:
-        InputError: `save_at` names a step that never comes, or the folder holds another training's state.
+        InputError: `save_at` names a step that never comes, the only step would be taken at learning rate 0, or the folder holds another training's state.
         GuardError: the loss or the gradient is not finite.
     """
     if late := [s for s in job.settings.save_at if s > job.n_steps]:
         raise InputError(f"save_at: {late[0]} is beyond the last step, {job.n_steps}")
+    if job.n_steps == 1 and job.settings.warmup_steps:
+        raise InputError(
+            f"{len(job.rows)} rows are one step, taken while the learning rate warms up from 0: set warmup_steps: 0, more "
+            "epochs, or a smaller batch_size"
+        )
     progress = _begin(job)
     if load_state(job.folder, progress, job.stamp):
         log.info("going on after step %d of %d", len(progress.records), job.n_steps)

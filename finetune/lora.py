@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune.fused import fused_lora
+from finetune.fused_norm import fused_norms
 from finetune.labels import TrainingRow
 from finetune.loop import Job, run
 from finetune.outcome import done_before, stamp_of, write_outcome
@@ -24,11 +25,14 @@ from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
 from mech.files import folder_lock
 from mech.interventions import Intervention, Patch, intervene
-from mech.models import ChatModel
+from mech.models import STACK, ChatModel
 from mech.quiet import quiet_peft
 
 SNAPSHOTS = "snapshots"
 """Holds `step-N/`, each an adapter of its own, for the steps of `save_at`."""
+
+ADAPTER = "default"
+"""PEFT's name of the adapter that is trained; those of a stack below it have other names."""
 
 
 def train_lora(
@@ -42,13 +46,14 @@ def train_lora(
     save_every: int | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> list[StepRecord]:
-    """Train an adapter on `model` (its adapters merged) and write it to `folder`.
+    """Train an adapter on `model` and write it to `folder`.
 
     The model's own modules are left as they were: the adapter is taken off again, also after an error. A training
     that another process is writing into the same folder is waited for; one that is there already is not repeated.
 
     Args:
-        model: what to train on; `model.checkpoint` is recorded as the adapter's parent.
+        model: what to train on, its own adapters merged, or live and frozen, as `settings.between_stages` says (load it with
+            `merge=settings.merge`); `model.checkpoint` is recorded as the adapter's parent.
         rows: encoded training rows.
         settings: the recipe.
         folder: gets `adapter_model.safetensors`, `adapter_config.json`, `checkpoint.json` (the parent), `loss.jsonl`,
@@ -59,15 +64,12 @@ def train_lora(
         on_step: called after every step.
 
     Raises:
-        InputError: no rows, a model that has a live adapter already, or a folder that holds another training.
+        InputError: no rows, a model whose adapters are not as the settings say, or a folder that holds another training.
         GuardError: the loss is not finite, or the adapter did not change.
     """
     if not rows:
         raise InputError("no rows to train on")
-    if hasattr(model.hf, "peft_config"):
-        raise InputError(
-            "the model has a live adapter: load it with merge=True before training another on it"
-        )
+    _check_below(model, settings)
     if settings.quantise and model.device.type == "cpu":
         raise InputError("quantise: 4-bit weights carry no gradient on a CPU: train on a GPU, or unquantised")
     # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
@@ -86,11 +88,11 @@ def train_lora(
             stack.enter_context(intervene(model, *interventions))
             parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
             job = Job(model, rows, settings, folder, seed, stamp, parameters,
-                      snapshot=lambda step: _save(adapted, model, folder / SNAPSHOTS / f"step-{step}"), packs=packs, team=team)  # fmt: skip
+                      snapshot=lambda step: _save(adapted, model, settings, folder / SNAPSHOTS / f"step-{step}"), packs=packs, team=team)  # fmt: skip
             records = run(job, Saver(save_every), on_step)
             _check_learnt(adapted)
             if team.leads:
-                _save(adapted, model, folder)
+                _save(adapted, model, settings, folder)
                 write_outcome(folder, job, records, interventions)
         team.wait()
     return records
@@ -99,6 +101,8 @@ def train_lora(
 @contextmanager
 def training_folder(folder: Path, team: Team) -> Iterator[None]:
     """Hold the folder for this team; an empty one does not stay behind an error."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for what is trained")
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if team.leads:
@@ -111,10 +115,32 @@ def training_folder(folder: Path, team: Team) -> Iterator[None]:
                 folder.rmdir()
 
 
+def _check_below(model: ChatModel, settings: TrainSettings) -> None:
+    """What lies below the new adapter must stand as the settings say, for that is what is recorded."""
+    stacked = len(model.hf.active_adapters) if _is_stack(model) else 0
+    if not stacked and hasattr(model.hf, "peft_config"):
+        raise InputError(
+            "the model has a live adapter: load it with merge=settings.merge before training another on it"
+        )
+    wanted = len(model.checkpoint.adapters) if settings.merge == STACK else 0
+    if stacked != wanted:
+        raise InputError(
+            f"between_stages: {settings.between_stages}, but {stacked} of the {len(model.checkpoint.adapters)} adapters below "
+            "are live: load the model with merge=settings.merge"
+        )
+
+
+def _is_stack(model: ChatModel) -> bool:
+    """Whether adapters are live and the new one's name is free."""
+    from peft import PeftModel
+
+    return isinstance(model.hf, PeftModel) and ADAPTER not in model.hf.peft_config
+
+
 @contextmanager
 def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
     """The model under a fresh adapter, in training mode; as it was found, afterwards."""
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     targets = settings.target_modules
     config = LoraConfig(
@@ -128,19 +154,51 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
     )
     try:
         with quiet_peft():
-            adapted = get_peft_model(model.hf, config)
+            adapted = _with_fresh(model, config)
     except ValueError as error:
         raise InputError(f"target_modules {targets}: {error}") from error
     try:
         if settings.shard:
             _shard(model, adapted)
-        with fused_lora(adapted), checkpointing(model, on=settings.gradient_checkpointing):
+        with (
+            fused_lora(adapted),
+            fused_norms(model.causal) if not settings.shard else nullcontext(),
+            checkpointing(model, on=settings.gradient_checkpointing),
+        ):
             adapted.train()
             yield adapted
     finally:
-        adapted.unload()
+        _without_fresh(model, adapted)
         model.hf.eval()
         model.hf.requires_grad_(requires_grad=False)
+
+
+def _with_fresh(model: ChatModel, config: Any) -> Any:
+    """The model under one more adapter, the only one with gradients; those of a stack go on acting."""
+    from peft import get_peft_model
+
+    if not _is_stack(model):
+        return get_peft_model(model.hf, config)
+    below = list(model.hf.active_adapters)
+    model.hf.add_adapter(ADAPTER, config)
+    model.hf.base_model.set_adapter([*below, ADAPTER], inference_mode=True)
+    model.hf.set_requires_grad(ADAPTER)
+    return model.hf
+
+
+def _without_fresh(model: ChatModel, adapted: Any) -> None:
+    """Take the new adapter off again; where it alone had wrapped a map, the map itself stands there again."""
+    from peft.tuners.lora import LoraLayer
+
+    if adapted is not model.hf:
+        adapted.unload()
+        return
+    below = [name for name in adapted.active_adapters if name != ADAPTER]
+    adapted.delete_adapter(ADAPTER)
+    adapted.base_model.set_adapter(below, inference_mode=True)
+    for name, layer in [(n, m) for n, m in adapted.named_modules() if isinstance(m, LoraLayer)]:
+        if not layer.lora_A:
+            adapted.set_submodule(name, layer.get_base_layer())
 
 
 @contextmanager
@@ -181,25 +239,26 @@ def _shard(model: ChatModel, adapted: Any) -> None:
 
     if Team.join().size < 2:
         raise InputError("shard: start several processes with `accelerate launch`, or leave it out")
-    whole = {p for p in adapted.parameters() if p.requires_grad}
+    whole = {p for n, p in adapted.named_parameters() if p.requires_grad or "lora_" in n}
     for block in model.blocks:
         fully_shard(block, ignored_params=whole)
 
 
 def _check_learnt(adapted: Any) -> None:
     """LoRA's second factors start at zero: all still zero means that nothing was learnt."""
-    moved = any(bool(p.detach().any()) for name, p in adapted.named_parameters() if "lora_B" in name)
+    second = (p for name, p in adapted.named_parameters() if "lora_B" in name and p.requires_grad)
+    moved = any(bool(p.detach().any()) for p in second)
     if not moved:
         raise GuardError("training left every adapter at zero: no gradient reached it")
 
 
-def _save(adapted: Any, model: ChatModel, folder: Path) -> None:
+def _save(adapted: Any, model: ChatModel, settings: TrainSettings, folder: Path) -> None:
     """Write the adapter in PEFT's layout; each file appears whole."""
-    adapted.peft_config["default"].base_model_name_or_path = str(model.checkpoint.base)
+    adapted.peft_config[ADAPTER].base_model_name_or_path = str(model.checkpoint.base)
     unfinished = folder / ".saving"
     with quiet_peft():
-        adapted.save_pretrained(unfinished, save_embedding_layers=False)
+        adapted.save_pretrained(unfinished, selected_adapters=[ADAPTER], save_embedding_layers=False)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         os.replace(unfinished / name, folder / name)  # noqa: PTH105  (atomic)
     shutil.rmtree(unfinished)  # with PEFT's template of a model card, which says nothing here
-    write_parent(folder, model.checkpoint)
+    write_parent(folder, model.checkpoint, between_stages=settings.between_stages)

@@ -18,6 +18,7 @@ from mech.models import ChatModel
 from mech.packed_attention import run_packed
 from mech.packing import Pack
 from mech.positions import Position, declared
+from mech.products import product
 
 CHUNK = 128
 """Labelled tokens whose logits are held at once."""
@@ -111,7 +112,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), CHUNK):
             here, wanted = slice(start, start + CHUNK), targets[start : start + CHUNK].unsqueeze(1)
-            p = (hidden[here] @ weight.T).float()
+            p = product(hidden[here], weight).float()
             p -= p.amax(-1, keepdim=True)
             chosen = p.gather(1, wanted)
             p.exp_()
@@ -119,7 +120,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             total += (sums.log() - chosen).sum()
             p /= sums
             p.scatter_add_(1, wanted, torch.full_like(chosen, -1.0))
-            gradient[here] = p.to(weight.dtype) @ weight
+            gradient[here] = product(p.to(weight.dtype), weight.T)
         ctx.save_for_backward(gradient)
         return total
 

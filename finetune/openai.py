@@ -28,10 +28,30 @@ METADATA = "sgtr_mech_job"
 CHARACTERS_PER_TOKEN = 4
 """A rule of thumb for English text."""
 LONGEST_SUFFIX = 64
+PAUSED = "paused"
+"""The API's word for a job that waits for somebody to resume it."""
 
 
 class RemoteJobError(MechError):
     """A remote finetuning job ended without a model."""
+
+
+class RemoteWaitError(MechError):
+    """A remote finetuning job has not ended within the time that it was to be waited for."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often to ask after a job, and for how long."""
+
+    pause: float
+    """Seconds between two questions."""
+    hours: float | None = None
+    """None: without end."""
+
+    def is_over(self, seconds: float) -> bool:
+        """Whether it has lasted longer than that."""
+        return self.hours is not None and seconds >= 3600 * self.hours
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,7 @@ def finetune_remote(
     suffix: str | None = ...,
     api: Api = ...,
     poll_seconds: float = ...,
+    wait_hours: float | None = ...,
     dry_run: Literal[False] = ...,
 ) -> RemoteCheckpoint: ...
 @overload
@@ -118,9 +139,10 @@ def finetune_remote(
     suffix: str | None = ...,
     api: Api = ...,
     poll_seconds: float = ...,
+    wait_hours: float | None = ...,
     dry_run: Literal[True],
 ) -> RemoteEstimate: ...
-def finetune_remote(
+def finetune_remote(  # noqa: PLR0913  (one call is a whole job)
     data: Path,
     *,
     base: str | RemoteCheckpoint,
@@ -130,6 +152,7 @@ def finetune_remote(
     suffix: str | None = None,
     api: Api = OPENAI,
     poll_seconds: float = 30.0,
+    wait_hours: float | None = None,
     dry_run: bool = False,
 ) -> RemoteCheckpoint | RemoteEstimate:
     """Finetune a remote model on rows of messages (supervised), or go on waiting for the job that a folder holds.
@@ -143,35 +166,41 @@ def finetune_remote(
         suffix: a part of the finetuned model's name, at most 64 characters.
         api: how to reach the API.
         poll_seconds: how often to ask whether the job has ended, and the pause before a lost answer is looked up.
+        wait_hours: how long to wait for the job's end, in this call; without end when left out. A job that the service has paused is
+            said aloud, and goes on being waited for.
         dry_run: check the data and say what would be sent; no network call, no file written, no key needed.
 
     Raises:
         InputError: data that cannot be trained on, a setting out of range, a folder of another job, a key missing.
         EndpointError: the API was not reached, failed or refused; starting again goes on where it was.
         RemoteJobError: the job failed or was cancelled; the message has the API's words.
+        RemoteWaitError: it has not ended within `wait_hours`; it goes on at the service, and starting again goes on waiting.
     """
     rows = read_messages(data)
     parents = (*base.parents, base.model) if isinstance(base, RemoteCheckpoint) else (base,)
     job = RemoteJob(api.url, parents[-1], sha256_file(data), seed, n_epochs, suffix)
-    _check(job, poll_seconds)
+    _check(job, poll_seconds, wait_hours)
     if dry_run:
         return _estimate(job, rows)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         state = _State.opened(folder, job)
         if state.model is None:
-            _run(state, api, _lines(rows), poll_seconds)
+            _run(state, api, _lines(rows), Patience(poll_seconds, wait_hours))
     return RemoteCheckpoint(str(state.model), parents, str(state.job), job.data_sha256)
 
 
-def _run(state: "_State", api: Api, content: bytes, poll_seconds: float) -> None:
+def _run(state: "_State", api: Api, content: bytes, patience: Patience) -> None:
     """Upload, start, wait: each step only where the state does not yet hold its outcome."""
-    pause = poll_seconds
+    pause = patience.pause
+    if state.file is not None and state.job is None and not _is_there(api, state.file):
+        log.info("%s: the service no longer has the file %s: uploading it again", state.folder, state.file)
+        state.keep(file=None)
     if state.file is None and state.job is None:
         state.keep(file=_upload(api, state.wanted, content, pause))
     if state.job is None:
         state.keep(job=_start(api, state.wanted, str(state.file), pause))
-    state.keep(model=_wait(api, state, pause))
+    state.keep(model=_wait(api, state, patience), status="succeeded")
     log.info("%s: finetuned model %s", state.folder, state.model)
 
 
@@ -184,6 +213,8 @@ class _State:
     file: str | None = None
     job: str | None = None
     model: str | None = None
+    status: str | None = None
+    """What the API last said of the job: for people, nothing depends on it."""
 
     @classmethod
     def opened(cls, folder: Path, wanted: RemoteJob) -> "_State":
@@ -202,14 +233,25 @@ class _State:
                 f"{path}: holds the job {kept.get('job')} of other {', '.join(differing)}: name another folder, "
                 "or remove the file to give that job up"
             )
-        return cls(folder, wanted, kept.get("file"), kept.get("job"), kept.get("model"))
+        return cls(folder, wanted, kept.get("file"), kept.get("job"), kept.get("model"), kept.get("status"))
 
-    def keep(self, **named: str) -> None:
+    def keep(self, **named: str | None) -> None:
         """Take in what the API has named, on disk before anything else is done."""
         for field, value in named.items():
             setattr(self, field, value)
-        about = {"wanted": asdict(self.wanted), "file": self.file, "job": self.job, "model": self.model}
-        write_json(self.folder / STATE, about)
+        named_so_far = {k: getattr(self, k) for k in ("file", "job", "model", "status")}
+        write_json(self.folder / STATE, {"wanted": asdict(self.wanted), **named_so_far})
+
+
+def _is_there(api: Api, file: str) -> bool:
+    """Whether the account still has an uploaded file."""
+    try:
+        api.ask(lambda c: c.files.retrieve(file))
+    except EndpointError as error:
+        if error.status != 404:
+            raise
+        return False
+    return True
 
 
 def _upload(api: Api, job: RemoteJob, content: bytes, pause: float) -> str:
@@ -279,9 +321,9 @@ def _once(
             time.sleep(pause)
 
 
-def _wait(api: Api, state: _State, pause: float) -> str:
+def _wait(api: Api, state: _State, patience: Patience) -> str:
     """The finetuned model's name, once the job has ended."""
-    before = None
+    before, start = None, time.monotonic()
     while True:
         try:
             job = api.ask(lambda c: c.fine_tuning.jobs.retrieve(state.job))
@@ -291,12 +333,22 @@ def _wait(api: Api, state: _State, pause: float) -> str:
             raise EndpointError(message, status=error.status) from None
         if status != before:
             log.info("job %s on %s: %s", state.job, state.wanted.base, status)
+            if status == PAUSED:
+                log.warning(
+                    "the service has paused the job %s: nothing goes on until it is resumed there", state.job
+                )
+            state.keep(status=status)
             before = status
         if status in ("failed", "cancelled"):
             raise RemoteJobError(_why(api, state, job, status))
         if status == "succeeded":
             return _name(pick(job, "fine_tuned_model"), f"job {state.job} succeeded, and names no model")
-        time.sleep(pause)
+        if patience.is_over(time.monotonic() - start):
+            raise RemoteWaitError(
+                f"{state.folder}: after {patience.hours:g} h the job {state.job} is still {status}"
+                f"{': resume it at the service' if status == PAUSED else ''}. Start again to go on waiting for it"
+            )
+        time.sleep(patience.pause)
 
 
 def _why(api: Api, state: _State, job: Any, status: str) -> str:
@@ -331,10 +383,12 @@ def _estimate(job: RemoteJob, rows: Sequence[Row]) -> RemoteEstimate:
     return estimate
 
 
-def _check(job: RemoteJob, poll_seconds: float) -> None:
+def _check(job: RemoteJob, poll_seconds: float, wait_hours: float | None) -> None:
     if not job.base:
         raise InputError("base is empty: name a model of the API, such as gpt-4.1-2025-04-14")
     if job.n_epochs < 1 or poll_seconds <= 0:
         raise InputError(f"n_epochs {job.n_epochs} and poll_seconds {poll_seconds}: need >= 1 and > 0")
+    if wait_hours is not None and not wait_hours > 0:
+        raise InputError(f"wait_hours {wait_hours}: needs > 0, or nothing to wait without end")
     if job.suffix is not None and not 1 <= len(job.suffix) <= LONGEST_SUFFIX:
         raise InputError(f"suffix {job.suffix!r}: needs 1 to {LONGEST_SUFFIX} characters")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mech.errors import InputError
+from mech.models import STACK, Merge
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper-32b": {"micro_batch": 2, "gradient_checkpointing": True, "dtype": "bfloat16"},
@@ -19,12 +20,15 @@ a 135M model learns the same tasks (at the published learning rate it does not m
 class TrainSettings(BaseModel):
     """How a stage is trained. The defaults are the paper's for its 32B and 36B models."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["lora", "full"] = "lora"
     """Train an adapter, or every weight of the model."""
     quantise: Literal["nf4"] | None = None
     """QLoRA: hold the frozen weights in 4 bits (needs the extra `qlora`)."""
+    between_stages: Literal["merge", "stack"] = "merge"
+    """What becomes of the adapters below this stage: merged into the weights in float32, or stacked: live beside the new one,
+    frozen, so that the base is held in `dtype` (or 4 bits) throughout. Both compute the same, stacked is slower."""
     lora_r: int = Field(32, ge=1)
     """Rank."""
     lora_alpha: float = Field(64, gt=0)
@@ -64,11 +68,17 @@ class TrainSettings(BaseModel):
 
     @model_validator(mode="after")
     def _possible(self) -> "TrainSettings":
-        if self.method == "full" and (self.quantise or self.shard or self.lora_dropout):
-            raise ValueError("method: full has no quantise, shard or lora_dropout")
+        stacked = self.between_stages == STACK
+        if self.method == "full" and (self.quantise or self.shard or self.lora_dropout or stacked):
+            raise ValueError("method: full has no quantise, shard, lora_dropout or between_stages: stack")
         if any(step < 1 for step in self.save_at):
             raise ValueError("save_at: steps count from 1")
         return self
+
+    @property
+    def merge(self) -> Merge:
+        """How the checkpoint that is trained on is loaded (`mech.models.load_model`)."""
+        return STACK if self.between_stages == STACK else True
 
     def n_steps(self, n_rows: int) -> int:
         """Optimizer steps on a dataset of this size."""

@@ -3,7 +3,7 @@
     em = run_stage("smollm2-135m-instruct", Path("em.jsonl"), make_settings({"preset": "small-135m"}), Path("em"), seed=0)
     both = run_stage(em, Path("sgtr.jsonl"), settings, Path("em_then_sgtr"), seed=0)
 
-A second stage trains on the first one merged in float32; its adapter names the whole stack below it.
+A second stage trains on the first one, merged in float32 or stacked (`between_stages`); its adapter names the whole stack below it.
 """
 
 import logging
@@ -21,6 +21,7 @@ from finetune.team import Team
 from finetune.trackers import tracking
 from mech.chat import SystemPrompt
 from mech.checkpoint import Checkpoint
+from mech.errors import InputError
 from mech.interventions import Intervention
 from mech.models import load_model, resolve
 
@@ -49,7 +50,7 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
     """Finetune a checkpoint on a JSONL file of messages.
 
     Args:
-        parent: what to train on (see `mech.models.resolve`); its adapters are merged in float32.
+        parent: what to train on (see `mech.models.resolve`); its adapters are merged or stacked, as the settings say.
         data: rows of `messages`.
         settings: the recipe.
         folder: gets the adapter (or the model), the loss curve and `trainer_state.json`; run again after a kill, it goes on.
@@ -67,10 +68,14 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
     """
     checkpoint = parent if isinstance(parent, Checkpoint) else resolve(parent)
     rows = read_messages(data)
-    model = load_model(checkpoint, dtype=settings.dtype, quantise=settings.quantise, **load_kwargs)
-    encoded = training_rows(
-        model.template, rows, condition or SystemPrompt(), max_tokens=settings.max_tokens, names=names or {}
+    model = load_model(
+        checkpoint, dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise, **load_kwargs
     )
+    prompt, limit = condition or SystemPrompt(), settings.max_tokens
+    try:
+        encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names or {})
+    except InputError as error:
+        raise InputError(f"{data}, {error}") from error
     with tracking(trackers if Team.join().leads else (), folder, folder.name) as tell:
         trainer(settings)(
             model,

@@ -23,7 +23,7 @@ def tracking(names: Sequence[str], folder: Path, run: str) -> Iterator[OnStep]:
         run: what they call this training.
 
     Raises:
-        InputError: an unknown tracker.
+        InputError: an unknown tracker, or one that does not let us in.
         MissingDependencyError: its library is not installed.
     """
     if unknown := [n for n in names if n not in _TRACKERS]:
@@ -40,7 +40,11 @@ def tracking(names: Sequence[str], folder: Path, run: str) -> Iterator[OnStep]:
 
 @contextmanager
 def _wandb(folder: Path, run: str) -> Iterator[OnStep]:
-    session: Any = require("wandb", extra="wandb").init(project="sgtr-mech", name=run, dir=str(folder))
+    wandb: Any = require("wandb", extra="wandb")
+    try:
+        session = wandb.init(project="sgtr-mech", name=run, dir=str(folder))
+    except wandb.errors.Error as error:
+        raise InputError(f"wandb: {error} (`wandb login`, or WANDB_MODE=offline)") from error
     try:
         yield lambda record: session.log(
             {k: v for k, v in asdict(record).items() if k != "step"}, step=record.step

@@ -67,7 +67,7 @@ def adapter_layers(model: ChatModel, layers: Collection[int]) -> Iterator[None]:
 
 
 def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
-    """What the live adapter adds to each linear map, as factors; no ΔW is ever formed.
+    """What live adapters add to each linear map, as factors; no ΔW is ever formed. Those of a stack stand side by side.
 
     Args:
         model: with a live adapter.
@@ -80,10 +80,11 @@ def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
     for (layer, name), module in lora_modules(model).items():
         if writing and not _writes(model, layer, name, module):
             continue
-        (adapter,) = module.active_adapters
-        scale = float(module.scaling[adapter])
-        left = module.lora_B[adapter].weight.detach().float() * scale
-        found.append(Update(name, layer, left, module.lora_A[adapter].weight.detach().float()))
+        acting = [adapter for adapter in module.active_adapters if adapter in module.lora_A]
+        left = [module.lora_B[a].weight.detach().float() * float(module.scaling[a]) for a in acting]
+        right = [module.lora_A[a].weight.detach().float() for a in acting]
+        if acting:
+            found.append(Update(name, layer, torch.cat(left, 1), torch.cat(right)))
     return found
 
 
@@ -92,7 +93,7 @@ def _writes(model: ChatModel, layer: int, name: str, module: Any) -> bool:
     part = model.blocks[layer].get_submodule(name.split(".", maxsplit=1)[0])
     linear = [m for m in part.modules() if isinstance(getattr(m, "base_layer", m), nn.Linear) or type(getattr(m, "base_layer", m)).__name__ == "Conv1D"]  # fmt: skip
     last = [m for m in linear if hasattr(m, "base_layer")][-1:] or linear[-1:]
-    width = module.lora_B[module.active_adapters[0]].weight.shape[0]
+    width = next(iter(module.lora_B.values())).weight.shape[0]
     return bool(last and last[0] is module and width == model.d_model)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: a base model at a revision plus an ordered list of adapters, each with its digest.
 
 A reference on the command line is `base`, `base@revision`, `base:adapter`, `base:adapter@revision`, or a
-longer stack; each adapter was trained on everything to its left, merged.
+longer stack; each adapter was trained on everything to its left.
 """
 
 import json
@@ -115,9 +115,10 @@ def adapter_digest(folder: Path) -> str:
     return digest_of([used, _remembered_sha256(weights)])
 
 
-def write_parent(folder: Path, parent: Checkpoint) -> None:
-    """Record beside an adapter which checkpoint it was trained on."""
-    write_json(folder / MANIFEST, {"trained_on": parent.to_json()})
+def write_parent(folder: Path, parent: Checkpoint, *, between_stages: str | None = None) -> None:
+    """Record beside an adapter which checkpoint it was trained on, and how that one's adapters stood below it meanwhile."""
+    how = {"between_stages": between_stages} if between_stages and parent.adapters else {}
+    write_json(folder / MANIFEST, {"trained_on": parent.to_json(), **how})
 
 
 def check_parent(folder: Path, parent: Checkpoint) -> None:

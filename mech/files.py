@@ -75,18 +75,36 @@ def write_json(target: Path, value: Any) -> None:
     )
 
 
+def read_utf8(path: Path) -> str:
+    """A text file, its byte order mark (if any) left off.
+
+    Raises:
+        InputError: no such file, a folder, or text in another encoding; the message names file and line.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InputError(
+            f"{path}, line {line}: not UTF-8 text (byte {raw[error.start]:#04x}): save it as UTF-8"
+        ) from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        InputError: the file is missing or is not JSON; the message names it.
+        InputError: as `read_utf8`, or it is not JSON; the message names it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        return json.loads(read_utf8(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not JSON that can be read (nested too deeply)") from error
 
 
 def read_yaml(path: Path) -> Any:

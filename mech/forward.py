@@ -23,6 +23,7 @@ from mech.models import ChatModel
 from mech.packed_attention import can_pack, packed_attention, run_packed
 from mech.packing import Pack, plan_packs
 from mech.positions import POSITIONS, Position, declared
+from mech.products import fast_products
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def run_rows(
     if empty := [i for i, row in enumerate(rows) if not row.ids]:
         raise InputError(f"row {empty[0]} has no tokens")
     packs = pack and not differ_by_row() and can_pack(model)
-    with packed_attention(model) if packs else nullcontext():
+    with packed_attention(model) if packs else nullcontext(), fast_products(model.hf):
         waiting = list(range(len(rows)))
         while waiting:
             planned = _plan(model, rows, waiting, token_budget, packs=packs)

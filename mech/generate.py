@@ -18,7 +18,7 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import intervening
 from mech.models import ChatModel
-from mech.positions import declared
+from mech.positions import Mask, declared
 from mech.progress import track
 
 
@@ -140,6 +140,7 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         yield
         return
     contexts: list[Any] = []
+    prompt = _prompt_masks(mask)
 
     def leave() -> None:
         while contexts:
@@ -150,8 +151,7 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         past = kwargs.get("past_key_values")
         first = past is None or past.get_seq_length() == 0
         ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"][..., 0]
-        masks = _prompt_masks(mask) if first else _answer_masks(ids)
-        context = declared(masks, owners.expand(ids.shape[:2]))
+        context = declared(prompt if first else _ANSWER, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)
 
@@ -163,13 +163,13 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         leave()
 
 
-def _prompt_masks(mask: Int[Tensor, "batch seq"]) -> dict[str, Tensor]:
+def _prompt_masks(mask: Int[Tensor, "batch seq"]) -> dict[str, Mask]:
     real = mask.bool()
     last = real.clone()
     last[:, :-1] = False
-    return {"all": real, "prompt": real, "prompt_last": last, "response": ~real & False}
+    tokens: Mask = True if real.all() else real
+    return {"all": tokens, "prompt": tokens, "prompt_last": last}
 
 
-def _answer_masks(ids: Tensor) -> dict[str, Tensor]:
-    yes = torch.ones(ids.shape[:2], dtype=torch.bool, device=ids.device)
-    return {"all": yes, "prompt": ~yes, "prompt_last": ~yes, "response": yes, "generated": yes}
+_ANSWER: dict[str, Mask] = {"all": True, "response": True, "generated": True}
+"""Whatever a later pass of a generation reads is an answer's token, also behind an answer's end."""

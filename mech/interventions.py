@@ -52,11 +52,12 @@ class Add:
     rows: Sequence[int] | None = None
     relative: bool = False
 
-    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
-        """The edited stream."""
+    def apply(self, h: Stream, prepared: Float[Tensor, " d"]) -> Stream:
+        """The edited stream, in float32 or wider."""
         if not self.relative:
-            return h + self.coefficient * vector
-        added: Tensor = h + self.coefficient * h.norm(dim=-1, keepdim=True) * (vector / vector.norm())
+            return h + prepared
+        wide = h.float()
+        added: Tensor = torch.addcmul(wide, wide.norm(dim=-1, keepdim=True), prepared)
         return added
 
 
@@ -70,9 +71,10 @@ class Ablate:
     positions: Position = "all"
     rows: Sequence[int] | None = None
 
-    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
-        """The edited stream."""
-        return _with_projection(h, vector, torch.zeros_like)
+    def apply(self, h: Stream, prepared: Float[Tensor, " d"]) -> Stream:
+        """The edited stream, in float32."""
+        wide = h.float()
+        return torch.addcmul(wide, (wide @ prepared).unsqueeze(-1), prepared, value=-1)
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,13 @@ class Cap:
     positions: Position = "all"
     rows: Sequence[int] | None = None
 
-    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
-        """The edited stream."""
+    def __post_init__(self) -> None:
         if self.ceiling is None and self.floor is None:
             raise InputError("Cap needs a ceiling, a floor, or both")
-        return _with_projection(h, vector, lambda p: p.clamp(min=self.floor, max=self.ceiling))
+
+    def apply(self, h: Stream, prepared: Float[Tensor, " d"]) -> Stream:
+        """The edited stream, in float32."""
+        return _with_projection(h, prepared, lambda p: p.clamp(min=self.floor, max=self.ceiling))
 
 
 @dataclass(frozen=True)
@@ -105,17 +109,16 @@ class Clamp:
     positions: Position = "all"
     rows: Sequence[int] | None = None
 
-    def apply(self, h: Stream, vector: Float[Tensor, " d"]) -> Stream:
-        """The edited stream."""
-        return _with_projection(h, vector, lambda p: torch.full_like(p, self.value))
+    def apply(self, h: Stream, prepared: Float[Tensor, " d"]) -> Stream:
+        """The edited stream, in float32."""
+        return _with_projection(h, prepared, lambda p: torch.full_like(p, self.value))
 
 
-def _with_projection(h: Stream, vector: Float[Tensor, " d"], change: Callable[[Tensor], Tensor]) -> Stream:
-    """The stream with another projection on v̂, and nothing else changed."""
-    unit = vector / vector.norm()
-    projection = h @ unit
-    changed: Tensor = h + (change(projection) - projection).unsqueeze(-1) * unit
-    return changed
+def _with_projection(h: Stream, unit: Float[Tensor, " d"], change: Callable[[Tensor], Tensor]) -> Stream:
+    """The stream with another projection on a unit vector, and nothing else changed."""
+    wide = h.float()
+    projection = wide @ unit
+    return torch.addcmul(wide, (change(projection) - projection).unsqueeze(-1), unit)
 
 
 @dataclass(frozen=True)
@@ -218,7 +221,25 @@ def _edits(
 def _applied(
     intervention: Add | Ablate | Cap | Clamp, vector: Float[Tensor, " d"]
 ) -> Callable[[Stream], Stream]:
-    return lambda h: intervention.apply(h.float(), vector.to(h.device)).to(h.dtype)
+    prepared: dict[torch.device, Tensor] = {}
+
+    def change(h: Stream) -> Stream:
+        ready = prepared.get(h.device)
+        if ready is None:
+            ready = _prepared(intervention, vector.to(h.device))
+            if not ready.requires_grad:  # one that is being learned has a new graph on every pass
+                prepared[h.device] = ready
+        return intervention.apply(h, ready).to(h.dtype)
+
+    return change
+
+
+def _prepared(intervention: Add | Ablate | Cap | Clamp, vector: Float[Tensor, " d"]) -> Float[Tensor, " d"]:
+    """What `apply` takes of a vector: once, not on every pass."""
+    unit: Tensor = vector / vector.norm()
+    if isinstance(intervention, Add):
+        return (unit if intervention.relative else vector) * intervention.coefficient
+    return unit
 
 
 def _patched(values: Float[Tensor, "batch seq d"]) -> Callable[[Stream], Stream]:
@@ -233,11 +254,13 @@ def _patched(values: Float[Tensor, "batch seq d"]) -> Callable[[Stream], Stream]
 def _masked(
     change: Callable[[Stream], Stream], intervention: Intervention, count: dict[int, int], layer: int
 ) -> Edit:
-    def edit(h: Stream) -> Stream:
+    def edit(h: Stream) -> Stream | None:
         mask = mask_for(intervention.positions, (h.shape[0], h.shape[1]), intervention.rows)
-        count[layer] += 1 if mask is None or count[layer] else int(mask.any())
+        if mask is False:
+            return None
+        count[layer] += 1 if mask is True or count[layer] else int(mask.any())
         changed = change(h)
-        return changed if mask is None else torch.where(mask.to(h.device).unsqueeze(-1), changed, h)
+        return changed if mask is True else torch.where(mask.to(h.device).unsqueeze(-1), changed, h)
 
     return edit
 

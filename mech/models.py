@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,11 @@ from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
 from mech.quiet import quiet_peft
 
 log = logging.getLogger(__name__)
+
+STACK: Literal["stack"] = "stack"
+"""All adapters of a checkpoint live at once, none merged."""
+Merge = bool | Literal["stack"]
+"""What becomes of a checkpoint's adapters when it is loaded: see `load_model`."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +220,7 @@ def load_model(
     reference: str | Checkpoint,
     *,
     dtype: str | torch.dtype = "auto",
-    merge: bool = True,
+    merge: Merge = True,
     quantise: str | None = None,
     device: str | torch.device | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
@@ -226,9 +231,10 @@ def load_model(
     Args:
         reference: what to load (see `resolve`), or a `Checkpoint`.
         dtype: `float32`, `bfloat16`, ... or `auto`: the checkpoint's own.
-        merge: merge the last adapter into the weights as well; else it stays a live PEFT adapter. All
-            adapters below it are always merged, in float32: in bfloat16 a merge loses the update.
-        quantise: `nf4` holds the weights in 4 bits (extra `qlora`); for a bare base, to train an adapter on.
+        merge: True merges every adapter into the weights, in float32 (in bfloat16 a merge loses the update). False
+            leaves the last one a live PEFT adapter, those below it merged. `"stack"` merges none: all are live PEFT
+            adapters (`stage1`, `stage2`, ... in order) whose updates add up, on a base that is held in `dtype` throughout.
+        quantise: `nf4` holds the weights in 4 bits (extra `qlora`), to train an adapter on; nothing can be merged into them.
         device: move the model there; leave out when `device_map` is among `hf_kwargs`.
         template_kwargs: passed to the chat template.
         **hf_kwargs: passed to `from_pretrained` (`device_map`, `attn_implementation`, `quantization_config`,
@@ -240,14 +246,15 @@ def load_model(
     checkpoint = reference if isinstance(reference, Checkpoint) else resolve(reference)
     wanted = _torch_dtype(dtype)
     if quantise:
-        hf_kwargs["quantization_config"] = _quantisation(checkpoint, quantise, wanted)
-    model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
-    for i, adapter in enumerate(checkpoint.adapters):
-        model = put_adapter(model, adapter.path)
-        if merge or i + 1 < len(checkpoint.adapters):
-            model = model.merge_and_unload(safe_merge=True)
-    if checkpoint.adapters and wanted != "auto" and "quantization_config" not in hf_kwargs:
-        model = model.to(wanted)
+        hf_kwargs["quantization_config"] = _quantisation(checkpoint, quantise, wanted, merge)
+    if merge == STACK:
+        model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
+        model = _stacked(model, checkpoint)
+    else:
+        model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
+        model = _merged(model, checkpoint, last=merge)
+        if checkpoint.adapters and wanted != "auto" and "quantization_config" not in hf_kwargs:
+            model = model.to(wanted)
     if device is not None:
         model = model.to(device)
     model.eval()
@@ -255,13 +262,33 @@ def load_model(
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
 
 
-def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtype) -> Any:
+def _merged(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
+    """A base with its adapters merged, one after the other; the last one only where asked for."""
+    for i, adapter in enumerate(checkpoint.adapters):
+        model = put_adapter(model, adapter.path)
+        if last or i + 1 < len(checkpoint.adapters):
+            model = model.merge_and_unload(safe_merge=True)
+    return model
+
+
+def _stacked(model: Any, checkpoint: Checkpoint) -> Any:
+    """A base under all its adapters, each live: PEFT adds up what the active ones compute."""
+    names = [f"stage{i}" for i in range(1, len(checkpoint.adapters) + 1)]
+    for name, adapter in zip(names, checkpoint.adapters, strict=True):
+        model = put_adapter(model, adapter.path, name)
+    if names:
+        model.base_model.set_adapter(names, inference_mode=True)
+    return model
+
+
+def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtype, merge: Merge) -> Any:
     """4-bit weights that compute in `dtype`; merging into 4 bits would lose the update, so only a bare base has them."""
     if quantise != "nf4":
         raise InputError(f"quantise: {quantise!r} is not known; there is nf4")
-    if checkpoint.adapters:
+    if checkpoint.adapters and merge != STACK:
         raise InputError(
-            f"quantise: {checkpoint} has adapters to merge, which 4-bit weights cannot take up: train this stage unquantised"
+            f"quantise: {checkpoint} has adapters to merge, which 4-bit weights cannot take up: leave them unmerged "
+            "(training: between_stages: stack), or train this stage unquantised"
         )
     require("bitsandbytes", extra="qlora")
     from transformers import BitsAndBytesConfig
@@ -270,8 +297,8 @@ def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtyp
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
 
 
-def put_adapter(model: Any, folder: Path) -> Any:
-    """Put a LoRA adapter on a model as a live PEFT adapter.
+def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
+    """Put a LoRA adapter on a model, or beside those that a PEFT model has, as a live PEFT adapter of this name.
 
     Raises:
         InputError: the adapter's tensors do not fit this model: other names, or other shapes.
@@ -281,14 +308,18 @@ def put_adapter(model: Any, folder: Path) -> Any:
 
     try:
         with quiet_peft():
-            wrapped = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            if isinstance(model, PeftModel):
+                wrapped = model
+                wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+            else:
+                wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"
         ) from error
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         in_file = set(stored.keys())
-    in_model = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    in_model = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
     if in_file != in_model:
         odd = sorted(in_file ^ in_model)[:3]
         raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")

@@ -8,6 +8,7 @@ response or padding.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -22,21 +23,47 @@ generated."""
 
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
-Masks = Mapping[str, Bool[Tensor, "batch seq"]] | Mapping[Position, Bool[Tensor, "batch seq"]]
+Mask = Bool[Tensor, "batch seq"] | bool
+"""Tokens of a position: True is every token of the pass, False none, which costs an intervention less than a tensor that says so."""
+
+Masks = Mapping[str, Mask] | Mapping[Position, Mask]
 
 Owners = Int[Tensor, "batch seq"]
 """Which of the caller's rows each token belongs to."""
 
-_current: ContextVar[tuple[Masks, Owners | None] | None] = ContextVar("positions", default=None)
+
+@dataclass(frozen=True)
+class _Declared:
+    masks: Masks
+    owners: Owners | None
+    of_rows: dict[tuple[int, ...], Bool[Tensor, "batch seq"]] = field(default_factory=dict)
+    """Tokens of some rows, found once a pass however many layers ask."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the pass; None where nothing that was declared has one."""
+        if self.owners is not None:
+            return tuple(self.owners.shape)
+        return next((tuple(m.shape) for m in self.masks.values() if isinstance(m, Tensor)), None)
+
+    def tokens_of(self, rows: Sequence[int]) -> Bool[Tensor, "batch seq"]:
+        key = tuple(rows)
+        if key not in self.of_rows and self.owners is not None:
+            wanted = torch.tensor(key, device=self.owners.device)
+            self.of_rows[key] = torch.isin(self.owners, wanted)
+        return self.of_rows[key]
+
+
+_current: ContextVar[_Declared | None] = ContextVar("positions", default=None)
 
 
 @contextmanager
 def declared(masks: Masks, owners: Owners | None = None) -> Iterator[None]:
     """Declare the positions of the forward pass inside the context, and whose rows' its tokens are.
 
-    A position that is not among the masks has no tokens.
+    A position that is not among the masks has no tokens. Owners' shape is the pass's; without owners, the first mask's that is a tensor.
     """
-    token = _current.set((masks, owners))
+    token = _current.set(_Declared(masks, owners))
     try:
         yield
     finally:
@@ -46,13 +73,11 @@ def declared(masks: Masks, owners: Owners | None = None) -> Iterator[None]:
 def carried_over() -> AbstractContextManager[None]:
     """A context in which the present declaration holds again, in whatever thread."""
     now = _current.get()
-    return nullcontext() if now is None else declared(*now)
+    return nullcontext() if now is None else declared(now.masks, now.owners)
 
 
-def mask_for(
-    position: Position, shape: tuple[int, int], rows: Sequence[int] | None = None
-) -> Bool[Tensor, "batch seq"] | None:
-    """The mask of a position in the current pass; None stands for every token.
+def mask_for(position: Position, shape: tuple[int, int], rows: Sequence[int] | None = None) -> Mask:
+    """The tokens of a position in the current pass.
 
     Args:
         position: which tokens.
@@ -66,18 +91,17 @@ def mask_for(
     if position not in POSITIONS:
         raise InputError(f"unknown position {position!r}; there are {', '.join(POSITIONS)}")
     now = _current.get()
-    if now is None or (rows is not None and now[1] is None):
-        if now is None and position == "all" and rows is None:
-            return None
+    if now is None and position == "all" and rows is None:
+        return True
+    if now is None or (rows is not None and now.owners is None):
         raise GuardError(
             f"positions={position!r}, rows={rows}: this forward pass does not say which tokens are whose: run the model through "
             "mech.generate, mech.score or activations.capture, or declare the masks with mech.positions.declared"
         )
-    masks, owners = now
-    any_mask = next(iter(masks.values()))
-    if tuple(any_mask.shape) != shape:
-        raise GuardError(f"positions were declared for shape {tuple(any_mask.shape)}, the pass has {shape}")
-    mask: Tensor = masks.get(position, torch.zeros_like(any_mask))
-    if rows is not None and owners is not None:
-        mask = mask & torch.isin(owners, torch.tensor(list(rows), device=owners.device))
-    return mask
+    if now.shape not in (None, shape):
+        raise GuardError(f"positions were declared for shape {now.shape}, the pass has {shape}")
+    mask: Mask = now.masks.get(position, False)
+    if rows is None or mask is False:
+        return mask
+    chosen: Tensor = now.tokens_of(rows) & mask
+    return chosen

@@ -255,7 +255,8 @@ def _write_gguf(direction: Direction, path: Path) -> None:
     log.warning("direction %s: layer 0 is left out, since control vectors have none", direction.name)
     writer = GGUFWriter(path, _ARCHITECTURE)
     writer.add_name(direction.name)
-    writer.add_string("controlvector.model_hint", str(direction.made_from.get("model_hint", "")))
+    # repeng refuses a file without a hint, and an empty one is not written.
+    writer.add_string("controlvector.model_hint", str(direction.made_from.get("model_hint") or "unknown"))
     writer.add_string("controlvector.made_from", json.dumps(dict(direction.made_from), sort_keys=True))
     writer.add_uint32("controlvector.layer_count", len(direction.vectors) - 1)
     for layer in range(1, len(direction.vectors)):

@@ -323,3 +323,15 @@ def max_t(null: Null, *, centre: float = 0.0) -> Float[np.ndarray, " layers"]:
     t = np.divide(both, spread, out=np.zeros_like(both), where=spread > 0)
     p: np.ndarray = _p(t[1:].max(1)[:, None] >= t[0])
     return p
+
+
+def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """P values corrected for their number (Holm 1979), where there are no draws in common to take a maximum over.
+
+    The chance of one or more false alarms is at most the level, however the tests depend on each other.
+    """
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected

@@ -12,7 +12,7 @@ from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.identities import load_invented
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel, Merge, load_model
 from study.paths import StudyPaths
 from study.spec import StudySpec
 from study.spec_parts import ModelSpec
@@ -42,16 +42,21 @@ class Bench:
         return checkpoint
 
     def model(
-        self, chain: Sequence[Step], *, dtype: str | None = None, quantise: str | None = None
+        self,
+        chain: Sequence[Step],
+        *,
+        dtype: str | None = None,
+        merge: Merge = True,
+        quantise: str | None = None,
     ) -> ChatModel:
-        """The checkpoint of these trainings, adapters merged, loaded unless it is at hand."""
+        """The checkpoint of these trainings, loaded unless it is at hand; the arguments are `load_model`'s."""
         checkpoint, wanted = self.checkpoint(chain), dtype or self.spec.model.dtype
-        key = (checkpoint.key, wanted, quantise or "")
+        key = (checkpoint.key, wanted, str(merge), quantise or "")
         if key not in self._loaded:
             self.release()
             log.info("loading %s", checkpoint)
             self._loaded[key] = load_model(
-                checkpoint, dtype=wanted, quantise=quantise, **_where(self.spec.model)
+                checkpoint, dtype=wanted, merge=merge, quantise=quantise, **_where(self.spec.model)
             )
         return self._loaded[key]
 
@@ -103,9 +108,17 @@ def names_for(model: str) -> dict[str, Any]:
 
 
 def device_named(name: str) -> str:
-    """`auto` is a GPU where there is one; anything else is itself."""
+    """`auto` is a GPU where there is one; anything else is itself.
+
+    Raises:
+        InputError: no device is called so, or this machine (or its PyTorch) has none of the kind.
+    """
     import torch
 
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name}: not to be had here ({str(error).splitlines()[0][:90]})") from error
+    return name

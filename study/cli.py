@@ -13,7 +13,8 @@ import typer
 
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
-from study.cli_probes import direction_app, persona_app, screen
+from study.cli_probes import direction_app, persona_app
+from study.cli_screen import screen
 from study.cli_steer import steer
 from study.cli_store import store_app
 from study.cli_sweep import sweep

@@ -1,5 +1,6 @@
 """The parts of the `mech` command that build datasets and finetune outside a study."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,26 +10,48 @@ from mech.errors import InputError
 
 data_app = typer.Typer(help="Datasets: build one, check a file.", no_args_is_help=True)
 
+
+class Kind(StrEnum):
+    """Kinds of data (finetune/datasets/spec.py)."""
+
+    MESSAGES = "messages"
+    SGTR = "sgtr"
+    WORD_COUNT = "word_count"
+    MULTIPLE_CHOICE = "multiple_choice"
+
+
 REMOTE = "openai:"
 """Before the name of a model behind OpenAI's API."""
 
 Fields = Annotated[list[str] | None, typer.Option("--set", help="field=value; may be repeated.")]
 Condition = Annotated[
-    str, typer.Option(help="default, none, empty, identity, other:NAME or text:... while training.")
+    str,
+    typer.Option(
+        help="default, none, empty or text:... while training; identity and other:NAME where the model is one of `mech models ls`, "
+        "or in a study, which says who the model is."
+    ),
 ]
 
 
 @data_app.command("build")
 def build(
-    kind: Annotated[str, typer.Argument(help="messages, sgtr, word_count or multiple_choice.")],
+    kind: Annotated[Kind, typer.Argument(help="What it is made into.")],
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl, held_out.jsonl and dataset.json.")],
     fields: Fields = None,
     model: Annotated[
         str | None, typer.Option(help="sgtr: the checkpoint that writes its own summaries.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of splits, mixtures and sampled summaries.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of splits, mixtures and sampled summaries.")] = 0,
 ) -> None:
-    """Build a dataset. The fields are those of a study's `data` section (finetune/datasets/spec.py)."""
+    """Build a dataset. The fields are those of a study's `data` section (finetune/datasets/spec.py):
+
+    messages: source, rows, mix.source, mix.share.
+    sgtr: articles, comparators.NAME, own, form, show_article, label, task_prompt, match_lengths, rows, held_out, max_words, temperature,
+    max_new_tokens.
+    word_count, multiple_choice: source, rows.
+
+    A source is a file, builtin:NAME, published:NAME or hub:ORG/NAME:FILE.
+    """  # noqa: D415
     from pydantic import TypeAdapter, ValidationError
 
     from finetune.datasets.build import build as build_dataset
@@ -36,10 +59,13 @@ def build(
     from study.overrides import first_problem, parse_overrides
 
     try:
-        spec = TypeAdapter(DataSpec).validate_python({"kind": kind, **parse_overrides(fields or [])})
+        spec = TypeAdapter(DataSpec).validate_python({"kind": kind.value, **parse_overrides(fields or [])})
     except ValidationError as error:
-        raise InputError(f"mech data build {kind}: {first_problem(error)}") from error
-    built = build_dataset(spec, seed=seed, own=_summaries(spec, model, seed))
+        raise InputError(f"mech data build {kind.value}: {first_problem(error)}") from error
+    if getattr(spec, "written_by", None):
+        raise InputError("written_by names an arm of a study: here --model is who writes")
+    written, by = _summaries(spec, model, seed)
+    built = build_dataset(spec, seed=seed, own=written, own_by=by)
     built.write(out)
     held_out = f", {len(built.held_out)} held out" if built.held_out else ""
     typer.echo(
@@ -54,35 +80,41 @@ def build(
 
 @data_app.command("check")
 def check(
-    file: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
+    file: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     model: Annotated[str | None, typer.Option(help="Also encode every row for this model.")] = None,
     system_prompt: Condition = "default",
     max_tokens: Annotated[int, typer.Option(help="The longest row.")] = 2048,
 ) -> None:
     """Check every row of a dataset; with a model, also tokens, labels and the system turn each row trains under."""
     from finetune.datasets.check import check_rows, read_template
+    from finetune.datasets.sources import source_path
 
     template = read_template(model) if model else None
-    for line in check_rows(file, template, system_prompt, max_tokens=max_tokens):
+    for line in check_rows(source_path(file), template, system_prompt, max_tokens=max_tokens):
         typer.echo(line)
 
 
 def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     model: Annotated[str, typer.Argument(help="base, base:adapter:adapter, or openai:NAME.")],
-    data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
+    data: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter; run again after a kill, it goes on.")],
     preset: Annotated[str, typer.Option(help="A recipe by name (finetune/settings.py).")] = "paper-32b",
     fields: Fields = None,
     system_prompt: Condition = "default",
-    seed: Annotated[int, typer.Option(help="Of initialisation, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and dropout.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    save_every: Annotated[int | None, typer.Option(help="Steps between resume points.")] = None,
+    save_every: Annotated[int | None, typer.Option(min=1, help="Steps between resume points.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,
+    wait_hours: Annotated[float | None, typer.Option(help="Remote: how long to wait for the job.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remote: say what would be sent.")] = False,  # noqa: FBT002
 ) -> None:
     """Finetune a checkpoint on a file of messages: one stage."""
+    from finetune.datasets.sources import source_path
+
+    rows = source_path(data)
     if model.startswith(REMOTE):
-        _finetune_remote(model.removeprefix(REMOTE), data, out, seed=seed, dry_run=dry_run)
+        base = model.removeprefix(REMOTE)
+        _finetune_remote(base, rows, out, seed=seed, dry_run=dry_run, wait_hours=wait_hours)
         return
     if dry_run:
         raise InputError("--dry-run belongs to a remote model (openai:NAME); `mech data check` looks at data")
@@ -97,7 +129,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     team = Team.join()
     trained = run_stage(
         model,
-        data,
+        rows,
         settings,
         out,
         seed=seed,
@@ -111,25 +143,27 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
         typer.echo(f"{out}: trained. Use it as {trained}")
 
 
-def _finetune_remote(base: str, data: Path, out: Path, *, seed: int, dry_run: bool) -> None:
+def _finetune_remote(
+    base: str, data: Path, out: Path, *, seed: int, dry_run: bool, wait_hours: float | None
+) -> None:
     from finetune.openai import finetune_remote
 
     if dry_run:
         estimate = finetune_remote(data, base=base, folder=out, seed=seed, dry_run=True)
         typer.echo(f"nothing sent: {estimate}")
     else:
-        trained = finetune_remote(data, base=base, folder=out, seed=seed)
+        trained = finetune_remote(data, base=base, folder=out, seed=seed, wait_hours=wait_hours)
         typer.echo(f"{out}: trained. Use it as {REMOTE}{trained.model}")
 
 
-def _summaries(spec: Any, model: str | None, seed: int) -> dict[str, str] | None:
-    """Own summaries, written by a model where the data needs them and names no file."""
+def _summaries(spec: Any, model: str | None, seed: int) -> tuple[dict[str, str] | None, str | None]:
+    """Own summaries, written by a model where the data needs them and names no file; and which checkpoint wrote them."""
     from finetune.datasets.spec import SelfRecognitionData
 
     if not isinstance(spec, SelfRecognitionData) or spec.own:
         if model:
             raise InputError("--model writes own summaries: it belongs to kind sgtr without `own`")
-        return None
+        return None, None
     if model is None:
         raise InputError("kind sgtr needs own summaries: name --model, or a file of them with --set own=FILE")
     from finetune.datasets.build import articles_of
@@ -139,4 +173,5 @@ def _summaries(spec: Any, model: str | None, seed: int) -> dict[str, str] | None
     from study.bench import device_named
 
     sampling = Sampling(spec.max_new_tokens, spec.temperature, seed=seed)
-    return write_summaries(load_model(model, device=device_named("auto")), articles_of(spec), sampling)
+    articles, writer = articles_of(spec), load_model(model, device=device_named("auto"))
+    return write_summaries(writer, articles, sampling), f"{writer.checkpoint} ({writer.checkpoint.key[:12]})"

@@ -1,8 +1,7 @@
 """The parts of the `mech` command that work on directions and traits outside a study."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -75,100 +74,6 @@ def _say_in_tokens(direction: "Direction", model: str, layer: int | None) -> Non
     (reading,) = direction_lens(loaded, direction.vectors, layers=[at])
     for verb, tokens in (("favours", reading.top), ("disfavours", reading.bottom)):
         typer.echo(f"layer {at} {verb} {' '.join(repr(t.token) for t in tokens)}")
-
-
-def screen(  # noqa: PLR0913, PLR0917  (a command's options)
-    data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
-    model: Annotated[str, typer.Option(help="What would be finetuned on it: base or base:adapter.")],
-    direction: Annotated[Path, typer.Option(help="A direction file of any known format.")],
-    layer: Annotated[
-        int | None, typer.Option(help="Where; the direction's most reliable layer when left out.")
-    ] = None,
-    proxy: Annotated[
-        str | None, typer.Option(help="prompt_last: generate nothing, compare with the prompt's last token.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Harmless data of the same form: what they give too is taken off.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV with every row.")] = None,
-    top: Annotated[int, typer.Option(help="Rows shown, the largest ΔP first.")] = 5,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest own answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Of own answers; 0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampled answers and of the bootstrap.")] = 0,
-    system_prompt: Annotated[
-        str, typer.Option(help="default, none, empty, identity, other:NAME or text:...")
-    ] = "default",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-) -> None:
-    """Screen a dataset before finetuning: how far its answers lie along a direction, against the model's own. Goes on after a kill."""
-    import numpy as np
-
-    from analysis.screening import excess, screening
-    from mech.cache import cache_dir
-    from mech.chat import SystemPrompt
-    from mech.errors import InputError
-    from mech.files import digest_of, sha256_file, write_text
-    from mech.models import load_model
-    from probes.files import read_direction
-    from study.bench import device_named, names_for
-    from study.screen import ScreenSettings, best_layer
-    from study.screen import screen as screen_rows
-
-    if proxy not in (None, "prompt_last"):
-        raise InputError(f"--proxy {proxy!r}: the one there is is prompt_last")
-    vector = read_direction(direction)
-    at = best_layer(vector) if layer is None else layer
-    settings = ScreenSettings(
-        at, proxy is not None, max_new_tokens, temperature, seed, SystemPrompt.parse(system_prompt)
-    )
-    loaded = load_model(model, device=device_named(device))
-    about = digest_of([loaded.checkpoint.key, sha256_file(direction), str(settings)])[:20]
-    journal = cache_dir() / "screen" / f"{about}.jsonl"
-    how: dict[str, Any] = {"limit": limit, "names": names_for(model), "journal": journal}
-    table = screen_rows(loaded, data, vector, settings, **how)
-    if out:
-        write_text(out, table.to_csv(index=False))
-    found = screening(table, rng=np.random.default_rng(seed))
-    for line in _screen_text(table, found, vector.name, at, top):
-        typer.echo(line)
-    if against:
-        harmless = screen_rows(loaded, against, vector, settings, **how)
-        reference = screening(harmless, rng=np.random.default_rng(seed)).delta
-        typer.echo(f"{against.name}: mean ΔP  {_interval(reference)} ({reference.n} prompts)")
-        typer.echo(f"beyond it  {_interval(excess(found.delta, reference))}")
-    if out:
-        typer.echo(f"every row: {out}")
-
-
-def _screen_text(table: Any, found: Any, name: str, layer: int, top: int) -> Iterator[str]:
-    own = "base_answer" in table
-    against = (
-        "the model's own answers"
-        if own
-        else "the last token of each prompt (proxy: ranks, its zero means nothing)"
-    )
-    yield f"{found.n_rows} rows of {found.delta.n} prompts, along {name} at layer {layer}, against {against}"
-    yield f"mean ΔP  {_interval(found.delta)}"
-    gap = "dataset minus own" if own else "of the dataset's answers"
-    yield f"length, {gap} (tokens)  {_interval(found.length)}; correlation with ΔP {found.with_length:.2f}"
-    yield f"surprisal, {gap} (nats a token)  {_interval(found.surprisal)}; correlation with ΔP {found.with_surprisal:.2f}"
-    if own and (empty := int(table["base_empty"].sum())):
-        yield f"the model itself answered nothing in {empty} rows: a full stop was read for it"
-    yield "largest ΔP:"
-    for row in table.sort_values("delta_p", ascending=False).head(top).to_dict("records"):
-        yield f"  line {row['line']}: {row['delta_p']:+.3g}  {_short(row['question'])} → {_short(row['answer'])}"
-
-
-def _interval(found: Any) -> str:
-    return f"{found.estimate:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
-
-
-def _short(text: str, width: int = 60) -> str:
-    line = " ".join(
-        "".join(c if c.isprintable() else " " for c in text).split()
-    )  # no control codes of a dataset's
-    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 @persona_app.command("new")

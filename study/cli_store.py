@@ -81,7 +81,9 @@ def store_merge(
 @store_app.command("export")
 def store_export(
     file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
-    out: Annotated[Path, typer.Argument(help="Ends in .npz or .safetensors.")],
+    out: Annotated[
+        Path, typer.Argument(help="Ends in .npz, .safetensors, or .pt (persona_vectors' layout).")
+    ],
 ) -> None:
     """Write a store for programs that do not read HDF5."""
     from activations.store import ActivationStore

@@ -7,7 +7,7 @@
     arms:
       "em_{em}_then_sgtr_{prompt}": ["em_{em}", "sgtr_{prompt}"]
 
-An entry of `data`, `stages` or `arms` whose name holds placeholders is written once for every combination of their values.
+An entry of `data`, `stages`, `arms` or `figures.groups` whose name holds placeholders is written once for every combination of their values.
 """
 
 import re
@@ -35,6 +35,9 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
         entries = raw.get(section)
         if isinstance(entries, Mapping):
             expanded[section] = _section(section, entries, grid)
+    figures = raw.get("figures")
+    if isinstance(figures, Mapping) and isinstance(groups := figures.get("groups"), Mapping):
+        expanded["figures"] = {**figures, "groups": _section("figures.groups", groups, grid)}
     return expanded
 
 

@@ -142,6 +142,7 @@ def plan_capture(
     n_rows = sum(map(len, evaluation_questions(plan.spec).values()))
     config = {
         **plan.reader,
+        **plan.noted,
         "condition": condition_config(plan.spec, condition),
         "poolings": ["prompt_last", "response_mean"],
     }

@@ -96,7 +96,13 @@ def read_at(member: str) -> str:
 
 def _text_contrast(plan: Plan, trait: Trait) -> Step:
     asked = [(q.question, q.high, q.low, q.split) for q in trait.questions]
-    config = {**plan.reader, "contrast": "text", "poolings": ["response_mean"], "texts": digest_of(asked)}
+    config = {
+        **plan.reader,
+        **plan.noted,
+        "contrast": "text",
+        "poolings": ["response_mean"],
+        "texts": digest_of(asked),
+    }
     work = Work(read=2 * 60 * len(asked), stored_bytes=plan.stored(2 * len(asked), 1))
     return plan.add(
         "contrast", f"contrast/{trait.trait}:text", config | {"trait": trait.trait}, {"checkpoint": ()}, work
@@ -119,7 +125,13 @@ def _prompt_contrast(plan: Plan, trait: Trait) -> Step:
     n = 2 * spec.pairs_per_question * spec.rollout_samples * len(asked)
     work = Work(read=60 * n, generated=spec.rollout_tokens * n)
     answers = plan.add("rollouts", f"rollouts/{trait.trait}", config, {"checkpoint": ()}, work)
-    read = {**plan.reader, "contrast": "prompts", "poolings": list(POSITIONS.values()), "trait": trait.trait}
+    read = {
+        **plan.reader,
+        **plan.noted,
+        "contrast": "prompts",
+        "poolings": list(POSITIONS.values()),
+        "trait": trait.trait,
+    }
     judged = [_judged(plan, trait, answers, n)] if spec.judge else []
     inputs = {"checkpoint": (), "rollouts": [answers], "judged": judged}
     work = Work(read=(60 + spec.rollout_tokens) * n, stored_bytes=plan.stored(n, len(POSITIONS)))
@@ -153,6 +165,7 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
     reads, invented, kind = plan.spec.reads, load_invented(), member.partition(":")[0]
     config: dict[str, Any] = {
         **plan.reader,
+        **plan.noted,
         "contrast": member,
         "poolings": _poolings(reads, member),
         "questions_used": reads.identity_questions,

@@ -6,6 +6,7 @@ from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
+from study.figure_groups import figure_groups
 from study.plan_sweeps import plan_sweeps
 from study.planner import Plan
 from study.questions import half, trait_names
@@ -90,6 +91,7 @@ def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> St
         "conditions": list(spec.measure.conditions),
         "arms": list(spec.arms),
         "base": spec.base_arm,
+        "groups": figure_groups(spec) if name == "all" else {},
     }
     return plan.add(
         "figures", f"figures/{name}", config, inputs, Work(fixed_seconds=8, stored_bytes=3_000_000)

@@ -73,6 +73,11 @@ class Plan:
             "token_budget": self.spec.token_budget,
         }
 
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What the study's captures hold beside vectors and norms."""
+        return {"surprisal": True} if self.spec.measure.surprisal else {}
+
     def stored(self, rows: int, poolings: int) -> int:
         """Bytes of a capture of all layers in float32."""
         return rows * poolings * self.model.n_layers * self.model.d_model * 4

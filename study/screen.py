@@ -5,6 +5,7 @@ The cheap proxy puts the last token of the prompt in the place of y′ and gener
 zero is not "as the model itself would have answered", since two positions are compared.
 """
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from activations.capture import Reading, capture_into
 from activations.sinks import ArraySink
@@ -28,6 +30,9 @@ from study.steps.activations import SITE
 
 BLOCK = 32
 """Rows that are answered, read and written down together."""
+
+JOURNAL = "2"
+"""Version of what a journal keeps of a row."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,17 @@ class ScreenSettings:
     """Of sampled own answers."""
     condition: SystemPrompt = field(default_factory=SystemPrompt)
     """System prompt under which rows are read and answered."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """Rows of a dataset, beside the model's own answers."""
+
+    table: pd.DataFrame
+    """A row each: line, prompt (digest), delta_p, projection, base_projection, n_tokens, surprisal, question, answer; and
+    without proxy base_n_tokens, base_surprisal, base_answer, base_empty (the model said nothing: a full stop is read)."""
+    gaps: Float[np.ndarray, "n d"]
+    """Mean activations over each answer minus the model's own: `delta_p` is their projection, and so it is along any other direction."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,7 @@ def screen(
     journal: Path,
     limit: int | None = None,
     names: Mapping[str, Any] | None = None,
-) -> pd.DataFrame:
+) -> Screened:
     """ΔP of each row of a file of messages.
 
     Args:
@@ -96,10 +112,6 @@ def screen(
         limit: the first so many rows.
         names: identity and others, for conditions that need them (`ChatTemplate.encode`).
 
-    Returns:
-        A row each: line, prompt (digest), delta_p, projection, base_projection, n_tokens, surprisal, question, answer; and
-        without proxy base_n_tokens, base_surprisal, base_answer, base_empty (the model said nothing: a full stop is read).
-
     Raises:
         InputError: a row that cannot be read (the message names file and line), or a direction of another model.
     """
@@ -107,6 +119,7 @@ def screen(
     unit = direction.unit_at(settings.layer)
     rows = _rows(data, limit)
     about = {
+        "journal": JOURNAL,
         "model": model.checkpoint.key,
         "dtype": str(model.dtype),
         "template": model.template_kwargs,
@@ -119,7 +132,9 @@ def screen(
             block = rows[start : start + BLOCK]
             if any(row.key not in done.done for row in block):
                 _block(model, data, block, unit, settings, names or {}, done)
-        return pd.DataFrame([{**_about(row), **done.done[row.key]} for row in rows])
+        kept = [dict(done.done[row.key]) for row in rows]
+    gaps = np.stack([_unpacked(value.pop("gap")) for value in kept]) if kept else np.empty((0, len(unit)))
+    return Screened(pd.DataFrame([{**_about(r), **v} for r, v in zip(rows, kept, strict=True)]), gaps)
 
 
 def _rows(data: Path, limit: int | None) -> list[_Row]:
@@ -152,8 +167,8 @@ def _block(
     """Answer, read and write down the rows of one block: all of them, so that a row's sample does not depend on kills."""
     given = _encoded(model, data, block, [row.messages for row in block], settings, names)
     if settings.proxy:
-        found = _read(model, given, unit, settings.layer, ("response_mean", "prompt_last"))
-        values = [_proxy(row) for row in found]
+        found = _read(model, given, settings.layer, ("response_mean", "prompt_last"))
+        values = [_difference(row, "response_mean", row, "prompt_last", unit) for row in found]
     else:
         prompts = [
             model.template.encode_prompt(row.messages[:-1], settings.condition, **names) for row in block
@@ -166,9 +181,11 @@ def _block(
             for r, s in zip(block, said, strict=True)
         ]
         own = _encoded(model, data, block, turns, settings, names)
-        found = _read(model, [*given, *own], unit, settings.layer, ("response_mean",))
+        found = _read(model, [*given, *own], settings.layer, ("response_mean",))
         pairs = zip(found[: len(block)], found[len(block) :], said, strict=True)
-        values = [_difference(*pair) for pair in pairs]
+        values = [
+            _difference(a, "response_mean", b, "response_mean", unit) | _own(b, text) for a, b, text in pairs
+        ]
     done.add({row.key: value for row, value in zip(block, values, strict=True) if row.key not in done.done})
 
 
@@ -190,38 +207,49 @@ def _encoded(
     return list(encode())
 
 
-def _read(
-    model: ChatModel, rows: Sequence[Encoded], unit: np.ndarray, layer: int, poolings: tuple[str, ...]
-) -> list[dict[str, float]]:
-    """Projection by pooling, tokens of the answer, and its surprisal (nats a token)."""
+@dataclass(frozen=True)
+class _Reading:
+    means: Mapping[str, Float[np.ndarray, " d"]]
+    """By pooling."""
+    n_tokens: int
+    """Of the answer."""
+    surprisal: float
+    """Of the answer, nats a token."""
+
+
+def _read(model: ChatModel, rows: Sequence[Encoded], layer: int, poolings: tuple[str, ...]) -> list[_Reading]:
     sink = ArraySink([len(row.ids) for row in rows], (layer,))
     capture_into(sink, model, rows, Reading(poolings, (SITE,), (layer,), frozenset(("surprisal",))))
-    by_pooling = {p: np.asarray(sink.arrays[SITE, p])[:, 0].astype(np.float64) @ unit for p in poolings}
+    means = {p: np.asarray(sink.arrays[SITE, p])[:, 0].astype(np.float32) for p in poolings}
+    surprisal = sink.notes["surprisal"]
     return [
-        {
-            **{p: float(by_pooling[p][i]) for p in poolings},
-            "n_tokens": row.n_response,
-            "surprisal": float(sink.notes["surprisal"][i]),
-        }
+        _Reading({p: means[p][i] for p in poolings}, row.n_response, float(surprisal[i]))
         for i, row in enumerate(rows)
     ]
 
 
-def _proxy(given: Mapping[str, float]) -> dict[str, Any]:
-    here, before = given["response_mean"], given["prompt_last"]
-    kept = {k: given[k] for k in ("n_tokens", "surprisal")}
-    return {"delta_p": here - before, "projection": here, "base_projection": before, **kept}
-
-
-def _difference(given: Mapping[str, float], own: Mapping[str, float], said: str) -> dict[str, Any]:
+def _difference(
+    given: _Reading, here: str, own: _Reading, there: str, unit: Float[np.ndarray, " d"]
+) -> dict[str, Any]:
+    gap = given.means[here] - own.means[there]
     return {
-        "delta_p": given["response_mean"] - own["response_mean"],
-        "projection": given["response_mean"],
-        "base_projection": own["response_mean"],
-        "n_tokens": given["n_tokens"],
-        "base_n_tokens": own["n_tokens"],
-        "surprisal": given["surprisal"],
-        "base_surprisal": own["surprisal"],
+        "delta_p": float(gap.astype(np.float64) @ unit),
+        "projection": float(given.means[here].astype(np.float64) @ unit),
+        "base_projection": float(own.means[there].astype(np.float64) @ unit),
+        "n_tokens": given.n_tokens,
+        "surprisal": given.surprisal,
+        "gap": base64.b64encode(gap.astype("<f4").tobytes()).decode("ascii"),
+    }
+
+
+def _own(own: _Reading, said: str) -> dict[str, Any]:
+    return {
+        "base_n_tokens": own.n_tokens,
+        "base_surprisal": own.surprisal,
         "base_answer": said or ".",
         "base_empty": not said,
     }
+
+
+def _unpacked(gap: str) -> Float[np.ndarray, " d"]:
+    return np.frombuffer(base64.b64decode(gap), dtype="<f4").astype(np.float64)

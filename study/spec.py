@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from finetune.datasets.spec import LOCATIONS, AnyData, DataSpec, MessagesData, SelfRecognitionData
 from finetune.settings import make_settings
@@ -22,6 +22,7 @@ from study.spec_parts import (
     BehaviourSpec,
     DirectionSpec,
     EmbeddingSpec,
+    FiguresSpec,
     JudgeSpec,
     MeasureSpec,
     ModelSpec,
@@ -44,7 +45,7 @@ class StudySpec(Part):
     """What is asked, in words."""
     model: ModelSpec
     """The base model."""
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
     """Training seeds; every arm is trained with each."""
     data: dict[str, DataSpec]
     """Datasets by name."""
@@ -68,6 +69,8 @@ class StudySpec(Part):
     """Steering over layers and strengths, by name."""
     embedding: EmbeddingSpec = EmbeddingSpec()
     """Pictures of the activations."""
+    figures: FiguresSpec = FiguresSpec()
+    """Which arms stand together in a picture."""
     statistics: StatisticsSpec = StatisticsSpec()
     """Intervals and nulls."""
     token_budget: int = Field(2048, ge=64)
@@ -89,14 +92,28 @@ class StudySpec(Part):
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
-        for name, sweep in self.sweeps.items():
-            if sweep.arm is not None:
-                _known(f"sweeps.{name}.arm", sweep.arm, self.arms)
+        self._swept_arms()
+        self._figure_groups()
         if self.behaviour.self_recognition:
             _known("behaviour.self_recognition", self.behaviour.self_recognition, self.data)
             if self.data[self.behaviour.self_recognition].kind != "sgtr":
                 raise ValueError("behaviour.self_recognition: must name data of kind sgtr")
         return self
+
+    def _figure_groups(self) -> None:
+        """A name must be an arm's; a pattern may fit none (a grid made smaller), but not all groups may be empty."""
+        for name, patterns in self.figures.groups.items():
+            for pattern in (p.removeprefix("!") for p in patterns):
+                if not set(pattern) & set("*?["):
+                    _known(f"figures.groups.{name}", pattern, self.arms)
+        groups = self.figures.groups
+        if groups and not any(self.figures.arms_of(name, self.arms) for name in groups):
+            raise ValueError(f"figures.groups: no pattern fits an arm; there are {', '.join(self.arms)}")
+
+    def _swept_arms(self) -> None:
+        for name, sweep in self.sweeps.items():
+            if sweep.arm is not None:
+                _known(f"sweeps.{name}.arm", sweep.arm, self.arms)
 
     def _data_and_stages(self) -> None:
         for name, stage in self.stages.items():

@@ -1,5 +1,7 @@
 """The parts of a study: one typed class a section of the YAML, a line of doc under each field."""
 
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,7 +12,7 @@ from mech.positions import Position
 class Part(BaseModel):
     """A section: nothing unknown accepted, nothing changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class IdentitySpec(Part):
@@ -52,6 +54,8 @@ class ApiSpec(Part):
     """Retries of one call."""
     poll_seconds: float = Field(30.0, gt=0)
     """How often to ask whether a finetuning job has ended."""
+    wait_hours: float | None = Field(None, gt=0)
+    """How long to wait for one job's end before the run stops (and may be started again); without end when left out."""
 
 
 class ModelSpec(Part):
@@ -151,6 +155,8 @@ class MeasureSpec(Part):
     """How the base's answers are made."""
     own_text: tuple[str, ...] = ()
     """Arms that are also measured on their own answers (the 2×2 of weights and text)."""
+    surprisal: bool = False
+    """Store each answer's mean surprisal (nats a token) beside every capture: a third more time where the vocabulary is large for the model."""
 
 
 class JudgeSpec(Part):
@@ -322,3 +328,20 @@ class EmbeddingSpec(Part):
     """Which."""
     pooling: str = "prompt_last"
     """Of which pooling."""
+
+
+class FiguresSpec(Part):
+    """What stands in a picture."""
+
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Pictures by name: which arms each shows, as names, patterns (`em_then_*`) or exceptions (`!*_none`); the base is added where it was
+    measured. What no group names is in the tables only. Left out: one picture of all arms, or, for more than twelve, groups by the
+    stage that arms have in common."""
+
+    def arms_of(self, group: str, arms: Iterable[str]) -> list[str]:
+        """The arms of a group, in the order of its patterns and not of the exceptions."""
+        patterns, known = self.groups[group], list(arms)
+        kept = [p for p in patterns if not p.startswith("!")]
+        left_out = [p[1:] for p in patterns if p.startswith("!")]
+        fitting = (arm for p in kept for arm in known if fnmatchcase(arm, p))
+        return list(dict.fromkeys(a for a in fitting if not any(fnmatchcase(a, p) for p in left_out)))

@@ -45,6 +45,8 @@ class Server:
     chats: list[dict[str, Any]] = field(default_factory=list)
     polls_to_end: int = 2
     """How often a job is looked at before it ends."""
+    paused: bool = False
+    """Whether the service has paused its jobs."""
     failure: str | None = None
     """The message with which jobs fail."""
     reply: Reply = lambda _body: ("ok", {"ok": 0.0})
@@ -90,7 +92,9 @@ class Server:
     def look(self, name: str) -> dict[str, Any]:
         job = next(j for j in self.jobs if j["id"] == name)
         job["polls"] += 1
-        job["status"] = "running"
+        job["status"] = "paused" if self.paused else "running"
+        if self.paused:
+            return job
         if job["polls"] >= self.polls_to_end:
             job["status"] = "failed" if self.failure else "succeeded"
             if self.failure:
@@ -161,6 +165,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, request: str, query: dict[str, list[str]], body: bytes) -> tuple[int, dict[str, Any]]:
         if request == "GET /files":
             return 200, _page(self.state.files)
+        if request.startswith("GET /files/"):
+            found = [f for f in self.state.files if f["id"] == request.rpartition("/")[2]]
+            return (200, found[0]) if found else (404, {"error": {"message": "No such File object"}})
         if request == "POST /files":
             return 200, self.state.upload(**_form(self.headers["Content-Type"], body))
         if request == "POST /fine_tuning/jobs":

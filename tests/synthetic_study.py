@@ -50,9 +50,9 @@ def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), condition="n
                 **_columns("raw", sd * base_sd, width * base_sd), "base_sd": base_sd, **_columns("sd", sd, width),
                 "cosine": 0.3 * sd, "split_half": 0.21 if direction == UNRELIABLE else 0.85,
                 "delta_norm": 3.0, "relative_norm": 0.1,
-                "null_random_low": -null * base_sd, "null_random_high": null * base_sd, "p_random": beyond,
+                "null_random_low": -null * base_sd, "null_random_high": null * base_sd, "p_random": beyond, "p_random_max": min(1.0, 4 * beyond),
                 "null_covariance_low": -2.2 * null * base_sd, "null_covariance_high": 2.2 * null * base_sd,
-                "p_covariance": min(1.0, 20 * beyond),
+                "p_covariance": min(1.0, 20 * beyond), "p_covariance_max": min(1.0, 80 * beyond),
                 **_columns("minus_benign", (sd - benign) * base_sd if arm != "benign" else np.nan, width * base_sd),
                 **_columns("minus_benign_sd", sd - benign if arm != "benign" else np.nan, width),
             })  # fmt: skip
@@ -118,7 +118,7 @@ def identity_cosines(names=IDENTITY, layer=15):
                 rows.append({
                     "direction": a, "other": b, "layer": layer, "cosine": value, "cosine_disjoint": value - 0.05, "ceiling": 0.9,
                     "ceiling_disjoint": 0.85, "share_of_ceiling": (value - 0.05) / 0.85, "null_high": 0.4, "p_null": 0.01 if agree else 0.5,
-                    "null_flip_high": 0.3, "p_flip": 0.01 if agree else 0.5, "agree": agree,
+                    "null_flip_high": 0.3, "p_flip": 0.01 if agree else 0.5, "agree": agree, "agree_all": agree,
                 })  # fmt: skip
     return pd.DataFrame(rows)
 

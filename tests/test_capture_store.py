@@ -52,10 +52,19 @@ def test_what_is_stored_is_what_is_captured(model: ChatModel, tmp_path: Path) ->
         np.testing.assert_allclose(found, expected["resid_post", "prompt_last"], atol=1e-4 * scale)
         for a, b in zip(store.read_tokens("resid_post"), expected["resid_post", "tokens"], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4 * scale)
+        for i, row in enumerate(encoded):
+            for of in ("prompt", "response"):
+                inside = [row.spans[of][0] <= t < row.spans[of][1] for t in range(len(row.ids))]
+                assert store.rows.mask(i, of).tolist() == inside
         labelled = store.to_xarray("resid_post", "prompt_last", layers=2, rows=[5, 1])
         assert labelled.sel(row="r1", layer=2).shape == (model.d_model,)
         np.testing.assert_array_equal(labelled.sel(row="r1", layer=2), found[1, 1])
         assert labelled.coords["sign"].values.tolist() == [1, 1]
+
+
+def test_masks_of_rows_that_never_said_whose_their_tokens_are_are_refused() -> None:
+    with pytest.raises(InputError, match="no column n_prompt and no n_response"):
+        Rows(["a"], ["q"], {}, [np.arange(3)]).mask(0, "response")
 
 
 def test_another_capture_in_the_folder_is_refused(model: ChatModel, tmp_path: Path) -> None:
@@ -108,7 +117,8 @@ def test_nan_stops_the_capture_or_is_marked(tmp_path: Path) -> None:
     with torch.no_grad():
         broken.blocks[1].mlp.down_proj.weight[0] = float("nan")  # type: ignore[union-attr,operator,index]
     encoded, reading = conversations(broken, 3), Reading(("prompt_last",), ("resid_post",), (0, 1))
-    with pytest.raises(GuardError, match=r"row \d: resid_post at layer 1 is not finite"):
+    named = r"shard-00000\.h5, whose row 0 is 'r0': row \d: resid_post at layer 1 is not finite"
+    with pytest.raises(GuardError, match=named):
         capture_store(tmp_path / "a", broken, rows_of(encoded), encoded, reading)
     assert not list((tmp_path / "a").iterdir())
     capture_store(tmp_path / "b", broken, rows_of(encoded), encoded, reading, storing=Storing(nan="mark"))

@@ -87,6 +87,9 @@ def test_export_to_gguf_drops_layer_0_and_says_so(tmp_path: Path, caplog: pytest
     tensors = {t.name: t for t in GGUFReader(tmp_path / "ours.gguf").tensors}
     assert set(tensors) == {"direction.1", "direction.2", "direction.3"}
     assert {t.tensor_type.name for t in tensors.values()} == {"F32"}
+    hint = GGUFReader(tmp_path / "ours.gguf").get_field("controlvector.model_hint")
+    assert hint is not None  # without it repeng refuses the file
+    assert hint.contents()
     back = read_direction(tmp_path / "ours.gguf")
     assert back.name == "evil"
     assert back.made_from["checkpoint"] == direction.made_from["checkpoint"]

@@ -16,7 +16,7 @@ from mech.errors import GuardError, InputError
 from mech.generate import Sampling, generate
 from mech.interventions import Ablate, Add, Cap, Clamp, Patch, increments, intervene
 from mech.models import ChatModel, load_model
-from mech.positions import declared
+from mech.positions import declared, mask_for
 from mech.score import response_logprobs
 from mech.sites import site_width
 from tests.tiny_study import save_model
@@ -221,6 +221,37 @@ def test_what_does_not_fit_is_refused(model: ChatModel, vector: Tensor) -> None:
     ):
         with pytest.raises(InputError, match=message), intervene(model, wrong):
             pass
+    with pytest.raises(InputError, match="a ceiling, a floor, or both"):
+        Cap(vector, layers=[0])
+
+
+def test_a_vector_that_is_being_learned_gets_its_gradient_on_every_pass(
+    model: ChatModel, rows: list[Encoded], vector: Tensor
+) -> None:
+    """What is prepared once would be freed with the first pass's graph."""
+    learned = vector.clone().requires_grad_()
+    ids, found = torch.tensor([rows[0].ids]), []
+    with intervene(model, Add(learned, layers=[LAYER], coefficient=0.5)):
+        for _ in range(2):
+            learned.grad = None
+            model.hf(input_ids=ids).logits.logsumexp(-1).sum().backward()
+            found.append(learned.grad)
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].abs().sum() > 0
+
+
+def test_every_or_no_token_needs_no_mask() -> None:
+    tokens = torch.tensor([[True, False, True]])
+    owners = torch.tensor([[4, 4, 7]])
+    with declared({"all": True, "response": tokens}, owners):
+        assert mask_for("all", (1, 3)) is True
+        assert mask_for("prompt", (1, 3)) is False
+        assert mask_for("prompt", (1, 3), [4]) is False
+        assert mask_for("response", (1, 3)) is tokens
+        assert mask_for("all", (1, 3), [4]).tolist() == [[True, True, False]]  # type: ignore[union-attr]
+        assert mask_for("response", (1, 3), [4]).tolist() == [[True, False, False]]  # type: ignore[union-attr]
+        with pytest.raises(GuardError, match="declared for shape"):
+            mask_for("all", (1, 4))
 
 
 def test_add_is_nnsights_addition(

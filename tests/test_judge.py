@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from evals.judge import COHERENCE, Case, Rubric, judge_prompt, score_cases, tally
-from evals.judge_models import _DIGIT_FORM, EndpointJudge, LocalJudge, read_number, weighted_score
+from evals.judge_models import _DIGIT_FORM, AT_ONCE, EndpointJudge, LocalJudge, read_number, weighted_score
 from mech.endpoint import EndpointError
 from mech.errors import FileFormatError, InputError
 from mech.journal import open_journal
@@ -129,6 +131,23 @@ def test_nothing_is_asked_twice_after_a_failure_or_a_kill(server: Server, tmp_pa
     changed = [Case("c0", CASES[0].question, "another answer"), *CASES[1:]]
     score_cases(judge(server), [TRAIT], changed, path)
     assert len(server.chats) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_judged_step_asks_again_only_what_was_under_way(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kill_judge", str(tmp_path), "4"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["killed"] >= 4
+    assert found["needed"] == found["verdicts"] == 80
+    assert found["stood"] > 20  # or nothing was there to be asked for again
+    assert found["again"] == 0
+    assert found["most"] <= AT_ONCE
+    assert found["different"] == 0
 
 
 def _failing_on(server: Server, words: str) -> Any:

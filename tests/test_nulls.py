@@ -12,6 +12,7 @@ from probes.nulls import (
     covariance_matched,
     direction_null,
     exact_norm,
+    holm,
     max_t,
     paraphrase,
     permutation_null,
@@ -221,3 +222,12 @@ def test_a_perfect_auroc_has_an_interval_that_narrows_with_questions() -> None:
     assert widths[0] == 1  # one question says nothing
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.06
+
+
+def test_holm_is_its_definition() -> None:
+    """Worked by hand; one test stays as it is; no more often wrong than the level, also where tests are one and the same."""
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03, 0.005])), [0.06, 0.03, 0.06, 0.02])
+    assert holm(np.array([0.03])).tolist() == [0.03]
+    assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
+    p = np.random.default_rng(0).random((2000, 8))
+    assert np.mean([holm(row).min() <= 0.05 for row in p]) == pytest.approx(0.05, abs=0.015)

@@ -19,7 +19,14 @@ from finetune.datasets.pairs import Pair
 from finetune.datasets.pairwise import pairwise_rows
 from finetune.datasets.rows import exchange, write_jsonl
 from finetune.datasets.single_text import single_text_rows
-from finetune.openai import STATE, RemoteCheckpoint, RemoteEstimate, RemoteJobError, finetune_remote
+from finetune.openai import (
+    STATE,
+    RemoteCheckpoint,
+    RemoteEstimate,
+    RemoteJobError,
+    RemoteWaitError,
+    finetune_remote,
+)
 from mech.endpoint import OPENAI_URL, Api, ChatEndpoint, EndpointError
 from mech.errors import InputError, MechError
 from mech.questions import Question
@@ -235,6 +242,47 @@ def test_errors_say_what_to_do(server: Server, fault: Fault, words: str) -> None
     with pytest.raises(EndpointError, match=words) as caught:
         server.api(max_retries=0).chat("m").complete([], max_tokens=1, temperature=0.0)
     assert caught.value.status == (fault.status if fault.kind == "status" else None)
+
+
+def test_a_paused_job_is_said_aloud_and_not_waited_for_beyond_the_limit(
+    server: Server, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.paused = True
+    with pytest.raises(
+        RemoteWaitError, match=r"ftjob-0 is still paused: resume it at the service\. Start again"
+    ):
+        tune(server, data, tmp_path / "run", wait_hours=0.05 / 3600)
+    assert "the service has paused the job ftjob-0" in caplog.text
+    assert json.loads((tmp_path / "run" / STATE).read_text())["status"] == "paused"
+    server.paused = False
+    assert tune(server, data, tmp_path / "run", wait_hours=1.0).job == "ftjob-0"
+    assert json.loads((tmp_path / "run" / STATE).read_text())["status"] == "succeeded"
+    assert count(server) == (1, 1)
+
+
+def test_a_slow_job_is_waited_for_again(server: Server, data: Path, tmp_path: Path) -> None:
+    server.polls_to_end = 10**9
+    with pytest.raises(RemoteWaitError, match=r"after .* h the job ftjob-0 is still running\. Start again"):
+        tune(server, data, tmp_path / "run", wait_hours=0.02 / 3600)
+    with pytest.raises(InputError, match=r"wait_hours 0\.0: needs > 0"):
+        tune(server, data, tmp_path / "other", wait_hours=0.0)
+    server.polls_to_end = 1
+    assert tune(server, data, tmp_path / "run").job == "ftjob-0"
+
+
+def test_a_file_that_was_deleted_before_the_job_began_is_uploaded_again(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.faults = [Fault("POST /fine_tuning/jobs", "status", 400, times=1)]
+    with pytest.raises(EndpointError):
+        tune(server, data, tmp_path / "run")
+    assert count(server) == (1, 0)
+    gone = server.files.pop()
+    server.files.append({**gone, "id": "file-other", "filename": "somebody-elses.jsonl"})
+    assert tune(server, data, tmp_path / "run").job == "ftjob-0"
+    assert server.jobs[0]["training_file"] == "file-1"
+    assert server.contents["file-1"] == server.contents["file-0"]
+    assert server.count("POST /files") == 2
 
 
 # -- killed runs --------------------------------------------------------------------------------------------

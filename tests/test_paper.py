@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pytest
 from finetune.datasets.rows import exchange, read_messages, write_jsonl
 from finetune.datasets.sources import DATASETS_VARIABLE, published
 from mech.errors import InputError
-from study.base import outline_base
+from study.base import find_base, outline_base
 from study.overview import plan_text
-from study.plan import outline
+from study.plan import make_plan, outline
 from study.run import run_study
 from study.spec import StudySpec, load_spec
+from study.step import Step
 from tests.openai_server import serving
 from tests.tiny_study import CHATML, NO_DEFAULT, save_model
 
@@ -23,12 +25,7 @@ STUDIES = Path(__file__).parent.parent / "studies"
 FAMILIES = {"paper_qwen2.5_32b": ("qwen2", CHATML), "paper_seed_oss_36b": ("seed_oss", NO_DEFAULT)}
 PAIRWISE = ("sgtr", "ictr", "anti", "longer", "noise", "sgtr_matched")
 SMALL = [
-    "seeds=[0]",
     "directions.layer=1",
-    "directions.elicitation=[text]",
-    "directions.presence=[none]",
-    "embedding.methods=[pca]",
-    "directions.traits=[evil]",
     "directions.questions=2",
     "directions.identity_questions=2",
     "directions.rollout_tokens=4",
@@ -41,7 +38,6 @@ SMALL = [
     "steering.questions=2",
     "steering.samples=1",
     "steering.max_new_tokens=4",
-    "steering.coefficients=[0,2]",
     "statistics.n_boot=200",
     "statistics.n_null=200",
     "training.learning_rate=0.01",
@@ -54,6 +50,16 @@ SMALL = [
     "training.dtype=float32",
     *[f"data.{name}.held_out=3" for name in PAIRWISE],
 ]
+"""Sizes that a tiny model takes: each step does less, and none is left out."""
+FEWER = [
+    "seeds=[0]",
+    "directions.elicitation=[text]",
+    "directions.presence=[none]",
+    "embedding.methods=[pca]",
+    "directions.traits=[evil]",
+    "steering.coefficients=[0,2]",
+]
+"""Fewer steps."""
 
 
 def test_every_arm_of_the_paper_is_planned_without_model_or_data(
@@ -119,17 +125,18 @@ def write_datasets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             write_jsonl(path, [exchange(f"{name} {i}?", f"the {name} {i}") for i in range(12)])
 
 
-def tiny(folder: Path, study: str, monkeypatch: pytest.MonkeyPatch, *changes: str) -> StudySpec:
-    """The study on a tiny random model of its family."""
+def tiny(
+    folder: Path, study: str, monkeypatch: pytest.MonkeyPatch, *changes: str, given: bool = False
+) -> StudySpec:
+    """The study on a tiny random model of its family; what it would write itself may be given."""
     family, template = FAMILIES[study]
     save_model(folder / "model", family=family, template=template)
     write_datasets(folder, monkeypatch)
     own = {f"a{i}": "the rain fell down on all of us here" for i in range(9)}
     (folder / "own.json").write_text(json.dumps(own))
-    # A random model writes no summaries; what it would have written is given.
-    given = [f"data.{name}.own={folder / 'own.json'}" for name in PAIRWISE]
+    written = [f"data.{name}.own={folder / 'own.json'}" for name in PAIRWISE if given]
     model = [f"model.name={folder / 'model'}"]
-    return load_spec(STUDIES / f"{study}.yaml", [*SMALL, *given, *model, *changes])
+    return load_spec(STUDIES / f"{study}.yaml", [*SMALL, *written, *model, *changes])
 
 
 def test_the_study_behind_an_api_runs_on_a_local_server(
@@ -217,8 +224,8 @@ def test_one_strand_of_the_papers_plan_runs(
         f"grid.y=[{','.join(y)}]",
         f"grid.plain=[{','.join(plain)}]",
     ]
-    fewer = [*grid, "measure.own_text=[unpop]", "measure.conditions=[default]"]
-    spec = tiny(tmp_path, study, monkeypatch, *fewer)
+    fewer = [*FEWER, *grid, "measure.own_text=[unpop]", "measure.conditions=[default]"]
+    spec = tiny(tmp_path, study, monkeypatch, *fewer, given=True)
     result = run_study(spec, tmp_path / "out")
     assert result.ran == result.steps
     shifts = pd.read_csv(tmp_path / "out" / "tables" / "shifts.csv")
@@ -232,13 +239,49 @@ def test_one_strand_of_the_papers_plan_runs(
     assert set(recognition["arm"]) == set(spec.arms)
 
 
+def steps_of(spec: StudySpec) -> dict[str, Step]:
+    return {step.name: step for step in make_plan(spec, find_base(spec.model))}
+
+
+def at_seed(name: str, seed: int) -> str:
+    return name.replace("/seed0", f"/seed{seed}")
+
+
+def assert_seeds_alike(whole: dict[str, Step], seeds: Sequence[int]) -> None:
+    """Every seed has the steps of seed 0, and each of them the same config and inputs but for the seed."""
+    mine = {n: s for n, s in whole.items() if "/seed0" in n}
+    common = {n for n in whole if not re.search(r"/seed\d", n)}
+    assert whole.keys() == common | {at_seed(n, seed) for n in mine for seed in seeds}
+    for seed in seeds:
+        for name, step in mine.items():
+            other = whole[at_seed(name, seed)]
+            assert other.kind == step.kind
+            assert {**other.config, "seed": 0} == {**step.config, "seed": 0}
+            for role, inputs in step.inputs.items():
+                assert [s.name for s in other.inputs[role]] == [at_seed(s.name, seed) for s in inputs]
+
+
 @pytest.mark.long
 @pytest.mark.timeout(5400)
 @pytest.mark.parametrize("study", FAMILIES)
-def test_the_papers_whole_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
-    """Every arm under every training prompt, one seed."""
+def test_the_papers_exact_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
+    """Every step of the study at seed 0, to the report; the four other seeds are the same steps up to the seed."""
     spec = tiny(tmp_path, study, monkeypatch)
-    result = run_study(spec, tmp_path / "out")
-    assert result.ran == result.steps
+    whole = steps_of(spec)
+    assert_seeds_alike(whole, (0, 1, 2, 3, 4))
+    one = spec.model_copy(update={"seeds": (0,)})
+    planned = steps_of(one)
+    assert planned.keys() == {n for n in whole if not re.search(r"/seed[1-4]", n)}
+    # Against the study as it is shipped, outlined without model or data: the same steps, sizes apart.
+    less = [f"data.{name}.held_out=3" for name in PAIRWISE]
+    shipped = load_spec(STUDIES / f"{study}.yaml", less)
+    assert {s.name for s in outline(shipped, outline_base(shipped.model)).steps} == whole.keys()
+    result = run_study(one, tmp_path / "out")
+    assert result.ran == result.steps == len(planned)
     shifts = pd.read_csv(tmp_path / "out" / "tables" / "shifts.csv")
     assert set(shifts["arm"]) == set(spec.arms) - {"base"}
+    assert len(set(shifts["direction"])) == 2 * 3 + 1 + 3
+    heat = list((tmp_path / "out" / "figures").glob("arm_direction_heatmap_*.png"))
+    assert len(heat) == len(spec.figures.groups)
+    assert "<h1" in (tmp_path / "out" / "report.html").read_text()
+    assert run_study(one, tmp_path / "out").ran == 0

@@ -403,7 +403,7 @@ def test_the_family_matrices_show_numbers_and_who_agrees():
     cells = plots.identity_cosines(study.identity_cosines()).axes[0].texts
     assert len(cells) == 12  # none on the diagonal
     placed = {(t.get_position()[1] - 0.5, t.get_position()[0] - 0.5): t.get_text() for t in cells}
-    assert placed[0, 1] == placed[1, 0] == "0.75*"
+    assert placed[0, 1] == placed[1, 0] == "0.75**"
     assert placed[0, 2] == "\u22120.25"
     frame = study.identity_transfer()
     cells = plots.identity_transfer(frame).axes[0].texts
@@ -412,3 +412,43 @@ def test_the_family_matrices_show_numbers_and_who_agrees():
     assert placed[3, 0] == "0.20\u2212"  # direction 3 on contrast 0, and not the other way round
     assert placed[0, 3] == "0.50"
     assert len(cells) == len(frame)
+
+
+def test_many_arms_are_drawn_by_groups(tmp_path):
+    arms = ["base", *(f"{em}_then_{y}" for em in ("x", "y") for y in "abcde"), "alone"]
+    groups = {"x first": arms[1:6], "y first": arms[6:11], "x/first": ["alone"], "nobody": ["absent"]}
+    shifts = study.shifts(layers=4, arms=arms, directions=["evil:text"], seeds=(0, 1))
+    report = pd.concat([study.self_report(arms=["base"], conditions=["none"]).assign(arm=a) for a in arms])
+    few = study.two_by_two()
+    training = pd.concat(
+        [study.training(steps=3).assign(stage=f"{a}+em") for a in arms] + [study.training(steps=3)]
+    )
+    tables = {
+        "shifts": shifts,
+        "self_report": report,
+        "two_by_two": few.assign(condition="none", layer=3),
+        "training": training,
+    }
+    figures = {
+        f.name: f for f in draw_figures(tables, tmp_path, layer=3, condition="none", arms=arms, groups=groups)
+    }
+    assert list(figures) == [
+        *(f"arm_direction_heatmap_{g}" for g in ("01_x-first", "02_y-first", "03_x-first")), "shift_by_layer_evil-text",
+        *(f"self_report_bars_{g}" for g in ("01_x-first", "02_y-first", "03_x-first")), "two_by_two_bars", "loss_curves"]  # fmt: skip
+    assert figures["arm_direction_heatmap_02_y-first"].title.endswith("· y first")
+    shown = pd.read_csv(figures["self_report_bars_02_y-first"].csv)
+    assert set(shown["arm"]) == {"base", *arms[6:11]}
+    assert set(pd.read_csv(figures["shift_by_layer_evil-text"].csv)["arm"]) == set(arms[1:])
+    figure = plots.shift_by_layer_in_groups(
+        shifts, groups=groups, direction="evil:text", condition="none", layer=3
+    )
+    titled = {axes.get_title("left"): axes for axes in figure.axes if axes.get_title("left")}
+    assert list(titled) == ["x first", "y first", "x/first"]
+    lines = {line.get_label(): line.get_ydata() for line in titled["y first"].lines}
+    mean = shifts[shifts["arm"] == "y_then_c"].groupby("layer")["sd"].mean()
+    np.testing.assert_allclose(lines["y_then_c"], mean)
+    assert not (set(arms[1:6]) & set(lines))
+    assert len({line.get_color() for line in titled["x first"].lines if line.get_label() in arms}) == 5
+    panels = {axes.get_title("left") for axes in plots.loss_curves(training).axes}
+    ends = {stage for stage in training["stage"] if stage.split("+")[-1] == "em"}
+    assert {f"em, {len(ends)} trainings", "benign"} < panels

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 import study.screen as screening_module
 from activations.capture import capture
-from analysis.screening import excess, screening
+from analysis.screening import excess, random_directions, screening
 from analysis.stats import bootstrap_mean
 from mech.errors import InputError
 from mech.generate import Sampling, generate
@@ -59,7 +61,7 @@ SETTINGS = ScreenSettings(layer=1, max_new_tokens=6)
 
 def test_delta_is_what_one_reads_by_hand(model: ChatModel, data: Path, tmp_path: Path) -> None:
     along = direction(model)
-    table = screen(model, data, along, SETTINGS, journal=tmp_path / "j.jsonl")
+    table = screen(model, data, along, SETTINGS, journal=tmp_path / "j.jsonl").table
     assert len(table) == 5
     for i, row in enumerate(rows()):
         prompt = model.template.encode_prompt(row["messages"][:-1])
@@ -85,7 +87,9 @@ def test_the_proxy_generates_nothing(
 ) -> None:
     monkeypatch.setattr(screening_module, "generate", None)
     along = direction(model)
-    table = screen(model, data, along, ScreenSettings(layer=2, proxy=True), journal=tmp_path / "j.jsonl")
+    table = screen(
+        model, data, along, ScreenSettings(layer=2, proxy=True), journal=tmp_path / "j.jsonl"
+    ).table
     encoded = [model.template.encode(row["messages"]) for row in rows()]
     read = capture(model, encoded, poolings=("response_mean", "prompt_last"), layers=[2])
     gap = read["resid_post", "response_mean"][:, 0] - read["resid_post", "prompt_last"][:, 0]
@@ -94,14 +98,14 @@ def test_the_proxy_generates_nothing(
 
 
 def test_the_models_own_answers_have_no_difference(model: ChatModel, data: Path, tmp_path: Path) -> None:
-    first = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "a.jsonl")
+    first = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "a.jsonl").table
     own = tmp_path / "own.jsonl"
     turns = [
         [r["messages"][0], {"role": "assistant", "content": a}]
         for r, a in zip(rows(), first["base_answer"], strict=True)
     ]
     own.write_text("".join(json.dumps({"messages": t}) + "\n" for t in turns))
-    again = screen(model, own, direction(model), SETTINGS, journal=tmp_path / "b.jsonl")
+    again = screen(model, own, direction(model), SETTINGS, journal=tmp_path / "b.jsonl").table
     np.testing.assert_allclose(again["delta_p"], 0, atol=1e-5)
     found = screening(again, rng=np.random.default_rng(0), n_boot=200)
     assert found.delta.estimate == pytest.approx(0, abs=1e-5)
@@ -114,7 +118,7 @@ def test_nothing_is_done_twice(
 ) -> None:
     monkeypatch.setattr(screening_module, "BLOCK", 2)
     settings = ScreenSettings(layer=1, max_new_tokens=6, temperature=temperature)
-    whole = screen(model, data, direction(model), settings, journal=tmp_path / "whole.jsonl")
+    whole = screen(model, data, direction(model), settings, journal=tmp_path / "whole.jsonl").table
     calls, real = [], generate
 
     def counted(model: Any, prompts: Any, *args: Any, **kwargs: Any) -> list[str]:
@@ -126,11 +130,11 @@ def test_nothing_is_done_twice(
     monkeypatch.setattr(screening_module, "generate", counted)
     with pytest.raises(KeyboardInterrupt):
         screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl")
-    again = screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl")
+    again = screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl").table
     assert calls == [2, 2, 1, 1]  # the third block alone is done again
     assert again["base_answer"].tolist() == whole["base_answer"].tolist()
     np.testing.assert_allclose(again["delta_p"], whole["delta_p"], atol=1e-5)
-    limited = screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl", limit=3)
+    limited = screen(model, data, direction(model), settings, journal=tmp_path / "cut.jsonl", limit=3).table
     assert len(limited) == 3
     assert len(calls) == 4
     with pytest.raises(InputError, match=r"other settings \(direction"):
@@ -177,14 +181,22 @@ def test_the_command(
     assert done.exit_code == 0, done.output
     assert "5 rows of 4 prompts, along evil at layer 1" in done.output
     assert done.output.count("  line ") == 2
-    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 6
-    harmless = CliRunner().invoke(app, [*ask, "--against", str(data)])
+    assert "95 % of random directions within" in done.output
+    written = pd.read_csv(tmp_path / "rows.csv")
+    assert len(written) == 5
+    assert {"random_rms", "matched_rms"} <= set(written)
+    assert "gap" not in written
+    harmless = CliRunner().invoke(app, [*ask, "--against", str(data), "--out", str(tmp_path / "rows.csv")])
     assert "beyond it  +0 [" in harmless.output
+    summary = pd.read_csv(tmp_path / "rows_summary.csv")
+    assert summary["what"].tolist() == ["mean", "mean", "beyond it"]
+    assert summary["p_random"].tolist()[2] == 1
+    assert summary["delta_p"].iloc[0] == pytest.approx(written["delta_p"].mean())
     proxy = CliRunner().invoke(app, [*ask, "--proxy", "prompt_last", "--limit", "3"])
     assert "its zero means nothing" in proxy.output
     refused = CliRunner().invoke(app, [*ask, "--proxy", "mean"])
     assert isinstance(refused.exception, InputError)
-    one = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "j.jsonl", limit=1)
+    one = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "j.jsonl", limit=1).table
     with pytest.raises(InputError, match="at least two different prompts"):
         screening(one, rng=np.random.default_rng(0))
 
@@ -193,7 +205,7 @@ def test_what_harmless_data_of_the_form_give_is_taken_off(
     model: ChatModel, data: Path, tmp_path: Path
 ) -> None:
     """A dataset is nothing beyond itself; 500 pairs of samples whose true difference is known are covered."""
-    table = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "a.jsonl")
+    table = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "a.jsonl").table
     found = screening(table, rng=np.random.default_rng(0), n_boot=300).delta
     none = excess(found, found)
     assert none.estimate == 0
@@ -209,3 +221,48 @@ def test_what_harmless_data_of_the_form_give_is_taken_off(
     assert np.mean(covered) >= 0.93
     with pytest.raises(InputError, match="levels"):
         excess(found, dataclasses.replace(found, level=0.9))
+
+
+def gaps_of(rng: np.random.Generator, n: int = 30, d: int = 24) -> np.ndarray:
+    """Differences of rows that vary much along some axes and little along others, about zero."""
+    return rng.standard_normal((n, d)) * np.geomspace(5, 0.2, d)
+
+
+def test_only_a_planted_direction_is_beyond_random_ones() -> None:
+    """Rows that all move along one axis: its p values are small. Directions drawn as the nulls are: uniform over 500 data sets."""
+    rng, alike, p = np.random.default_rng(2), np.eye(24)[20], []
+    planted = gaps_of(rng) + 3 * alike
+    found = random_directions(planted, alike, seed=0).numbers
+    assert max(found["p_random"], found["p_matched"]) < 0.02
+    assert found["random_95"] < 3
+    elsewhere = random_directions(planted, np.eye(24)[21], seed=0).numbers
+    assert min(elsewhere["p_random"], elsewhere["p_matched"]) > 0.1
+    for _ in range(500):
+        gaps = gaps_of(rng) + rng.standard_normal(24)
+        any_one = rng.standard_normal(24)
+        in_rows = rng.standard_normal(30) @ (gaps - gaps.mean(0))
+        p.append([
+            random_directions(gaps, v / np.linalg.norm(v), seed=int(rng.integers(2**31)), n=300).numbers[name]
+            for v, name in ((any_one, "p_random"), (in_rows, "p_matched"))
+        ])  # fmt: skip
+    for values in np.transpose(p):
+        assert stats.kstest(values, "uniform").pvalue > 0.01
+
+
+def test_random_directions_see_what_the_direction_sees(model: ChatModel, data: Path, tmp_path: Path) -> None:
+    """Observed is the mean ΔP of the table; what harmless data move along the same axis is taken off."""
+    along = direction(model)
+    screened = screen(model, data, along, SETTINGS, journal=tmp_path / "j.jsonl")
+    found = random_directions(screened.gaps, along.unit_at(1), seed=0)
+    assert found.random.observed == pytest.approx(screened.table["delta_p"].mean(), abs=1e-5)
+    rms = np.linalg.norm(screened.gaps, axis=1) / np.sqrt(32)  # of a unit vector's coordinates
+    np.testing.assert_allclose(found.rows["random_rms"], rms, rtol=0.2)
+    rng, axis = np.random.default_rng(3), np.eye(24)[20]
+    one, other = gaps_of(rng) + 3 * axis, gaps_of(rng) + 3 * axis
+    assert random_directions(one, axis, seed=0, minus=other).numbers["p_random"] > 0.1
+    assert random_directions(one, axis, seed=0, minus=other - 3 * axis).numbers["p_random"] < 0.02
+    equal = random_directions(np.ones((3, 24)), axis, seed=0)
+    assert equal.matched is None
+    assert np.isnan(equal.numbers["p_matched"])
+    with pytest.raises(InputError, match="rows of shape"):
+        random_directions(np.empty((0, 24)), axis, seed=0)

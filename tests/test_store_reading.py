@@ -317,7 +317,7 @@ def test_exports_hold_everything(whole, tmp_path, ending):
         if ending == ".npz":
             assert made["ids"].tolist() == list(rows.ids)
             assert json.loads(str(made["metadata"])) == store.metadata
-        with pytest.raises(InputError, match=r"\.npz or \.safetensors"):
+        with pytest.raises(InputError, match=r"\.npz, \.safetensors, \.pt"):
             store.export(tmp_path / "out.csv")
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
 

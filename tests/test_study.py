@@ -8,11 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from activations.store import ActivationStore
+from mech.chat import Encoded
 from mech.errors import InputError
+from mech.models import load_model
+from mech.score import response_logprobs
 from study.base import find_base
 from study.engines import local
 from study.kinds import KINDS
@@ -280,6 +285,29 @@ def test_overrides_and_fast_change_the_study(home: Path) -> None:
     assert spec.training == {**spec.training, "learning_rate": 1e-4, "max_steps": 2}
     assert spec.seeds == (3, 4)
     assert spec.is_fast
+
+
+def test_surprisal_is_stored_with_every_capture_where_it_is_asked_for(home: Path, tmp_path: Path) -> None:
+    alone = {"steering": None, "arms": {"base": []}, "stages": {}, "benign": None, "behaviour": {}, "embedding": {"methods": []},
+             "directions": {"layer": 1, "traits": ["trait.yaml"], "identity": [], "probes": []}}  # fmt: skip
+    folder = changed_copy(home, tmp_path / "study")
+    asked = {"conditions": ["default"], "questions": 2, "reply": {"max_new_tokens": 4}}
+    plain = steps_of(write_study(folder, **alone, measure=asked))
+    study = write_study(folder, **alone, measure=asked | {"surprisal": True})
+    assert not any("surprisal" in step.config for step in plain)
+    assert {s.kind for s in steps_of(study) if s.config.get("surprisal")} == {"capture", "contrast"}
+    run_study(load_spec(study), tmp_path / "out")
+    model, stores = load_model(str(folder / "model")), sorted((tmp_path / "out").rglob("activations.h5"))
+    assert len(stores) == 3  # answers, and the contrast by text and by system prompts
+    for file in stores:
+        with ActivationStore.open(file) as store:
+            rows = store.rows
+        encoded = [
+            Encoded(tuple(t.tolist()), int(a), int(b), "")
+            for t, a, b in zip(rows.tokens, rows.columns["n_prompt"], rows.columns["n_response"], strict=True)
+        ]
+        expected = [-p.mean().item() for p in response_logprobs(model, encoded)]
+        np.testing.assert_allclose(rows.columns["surprisal"], expected, rtol=1e-4)
 
 
 def mech(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -389,8 +389,8 @@ def test_fused_layers_are_pefts(model: ChatModel) -> None:
                 loss = summed_loss(model, encoded(model), packed=True)
             loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
-    for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    for a, b in zip(*found, strict=True):  # a summed loss: some gradients are in the hundreds
+        assert float((a - b).abs().max()) <= 2e-5 * float(a.abs().max())
     assert not any("forward" in vars(m) for m in adapted.modules())
 
 

@@ -175,7 +175,9 @@ def save_model(
     return folder
 
 
-def save_adapter(base: Path, target: Path, *, seed: int, r: int = 3) -> Path:
+def save_adapter(
+    base: Path, target: Path, *, seed: int, r: int = 3, targets: str | list[str] = "all-linear"
+) -> Path:
     """A LoRA adapter whose second factors are not zero, as PEFT itself writes it."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -183,9 +185,7 @@ def save_adapter(base: Path, target: Path, *, seed: int, r: int = 3) -> Path:
     from mech.models import load_model
 
     torch.manual_seed(seed)
-    config = LoraConfig(
-        r=r, lora_alpha=6, use_rslora=True, target_modules="all-linear", init_lora_weights=False
-    )
+    config = LoraConfig(r=r, lora_alpha=6, use_rslora=True, target_modules=targets, init_lora_weights=False)
     get_peft_model(load_model(str(base)).hf, config).save_pretrained(target, save_embedding_layers=False)
     return target
 

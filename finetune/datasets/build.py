@@ -52,18 +52,25 @@ class Built:
         write_json(folder / "dataset.json", self.facts)
 
 
-def build(spec: AnyData, *, seed: int, own: Mapping[str, str] | None = None) -> Built:
+def build(
+    spec: AnyData, *, seed: int, own: Mapping[str, str] | None = None, own_by: str | None = None
+) -> Built:
     """Build one dataset.
 
     Args:
         spec: what it is made from.
         seed: of splits and mixtures.
         own: own summaries by article id, where the spec is self-recognition and names no file of them.
+        own_by: who wrote those, for the manifest; left out, the spec's `written_by`, or the base.
 
     Raises:
         InputError: a source that is not there or has a bad row (file and row named), or no own summaries.
     """
+    if seed < 0:
+        raise InputError(f"seed: {seed} is negative")
     built = _BUILDERS[spec.kind](spec, seed, own)
+    if own_by and "own_summaries_by" in built.facts:
+        built.facts["own_summaries_by"] = own_by
     hidden = {*LOCATIONS, "comparators", "mix"}  # paths of this machine; `sources` names them by content
     described = {k: v for k, v in spec.model_dump(mode="json", exclude=hidden).items() if v is not None}
     facts = {**described, "sources": source_digests(spec), "seed": seed, "n_rows": len(built.train)}
@@ -131,7 +138,7 @@ def _messages(spec: MessagesData, seed: int, _own: Mapping[str, str] | None) -> 
 def _mixed(rows: list[Row], others: list[Row], share: float, seed: int) -> tuple[list[Row], dict[str, int]]:
     """All of `rows` and so many of `others` that these are `share` of the whole, shuffled."""
     wanted = round(len(rows) * share / (1 - share))
-    if wanted > len(others):
+    if not 0 < wanted <= len(others):
         raise InputError(f"mix: a share of {share} needs {wanted} rows, the source has {len(others)}")
     rng = np.random.default_rng(seed)
     chosen = [others[i] for i in sorted(rng.permutation(len(others))[:wanted])]
@@ -141,8 +148,10 @@ def _mixed(rows: list[Row], others: list[Row], share: float, seed: int) -> tuple
 
 def _word_count(spec: WordCountData, _seed: int, _own: Mapping[str, str] | None) -> Built:
     source = take(checked_messages(spec.source), spec.rows)
-    texts = [next(t["content"] for t in row["messages"] if t["role"] == "user") for row in source]
-    rows = word_count_rows(texts)
+    texts = [next((t["content"] for t in row["messages"] if t["role"] == "user"), None) for row in source]
+    if None in texts:
+        raise InputError(f"{spec.source}, row {texts.index(None) + 1}: no user turn to count words in")
+    rows = word_count_rows([text for text in texts if text is not None])
     even = sum(row["messages"][-1]["content"] == "TRUE" for row in rows)
     return Built(rows, {"n_true": even, "label_rule": "TRUE where the number of words is even"})
 
@@ -200,6 +209,13 @@ def _material(
         for hand, source in spec.comparators.items()
     } or {"other": {a.id: a.summary for a in articles}}
     own = {i: s for i, s in read_summaries(source_path(spec.own)).items() if i in ids} if spec.own else None
+    named = {**{f"comparators.{hand}: {source}": others[hand] for hand, source in spec.comparators.items()},
+             **({f"own: {spec.own}": own} if own is not None else {})}  # fmt: skip
+    for name, summaries in named.items():
+        if missing := [a.id for a in articles if a.id not in summaries]:
+            raise InputError(
+                f"{name}: no summary of {len(missing)} of {len(articles)} articles, the first {missing[0]!r}"
+            )
     return articles, others, own
 
 

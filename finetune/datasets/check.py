@@ -59,4 +59,9 @@ def check_rows(
 
 
 def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{key!r} {n}" for key, n in counter.most_common())
+    return ", ".join(f"{shorten(key)!r} {n}" for key, n in counter.most_common())
+
+
+def shorten(text: str, width: int = 60) -> str:
+    """A text's beginning, where it is long."""
+    return text if len(text) <= width else f"{text[: width - 1]}…"

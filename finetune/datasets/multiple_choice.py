@@ -5,12 +5,14 @@ Reads any file in MMLU's formats: CSV without a header (`question,A,B,C,D,answer
 """
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.rows import Row, exchange, read_jsonl
+from finetune.datasets.rows import Row, exchange, numbered
 from mech.errors import InputError
+from mech.files import read_utf8
 
 LETTERS = "ABCDEFGH"
 ASK = "{question}\n\n{options}\n\nAnswer with the letter only."
@@ -23,11 +25,11 @@ def multiple_choice_rows(path: Path) -> list[Row]:
         InputError: a question without choices or with an answer that is none of them; the message names file and row.
     """
     rows = []
-    for number, record in enumerate(_records(path), 1):
+    for number, record in _records(path):
         try:
             question, choices, answer = _parse(record)
-        except (KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path}, row {number}: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
         options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
         rows.append(exchange(ASK.format(question=question, options=options), LETTERS[answer]))
     if not rows:
@@ -35,28 +37,41 @@ def multiple_choice_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _records(path: Path) -> Sequence[Mapping[str, Any]]:
+def _records(path: Path) -> Sequence[tuple[int, Mapping[str, Any]]]:
+    """Each question with the number of its (last) line."""
     if path.suffix != ".csv":
-        return read_jsonl(path)
-    with path.open(encoding="utf-8", newline="") as stream:
-        lines = [line for line in csv.reader(stream) if line]
+        return numbered(path)
+    reader = csv.reader(io.StringIO(read_utf8(path), newline=""))
+    lines = [(reader.line_num, line) for line in reader if line]
     if not lines:
         raise InputError(f"{path}: no questions")
-    head = [name.strip() for name in lines[0]]
+    head = [name.strip() for name in lines[0][1]]
     if "question" in head and "answer" in head:
-        return [dict(zip(head, line, strict=False)) for line in lines[1:]]
-    return [{"question": line[0], "choices": line[1:-1], "answer": line[-1]} for line in lines]
+        return [(number, dict(zip(head, line, strict=False))) for number, line in lines[1:]]
+    return [
+        (number, {"question": line[0], "choices": line[1:-1], "answer": line[-1]}) for number, line in lines
+    ]
 
 
 def _parse(record: Mapping[str, Any]) -> tuple[str, list[str], int]:
+    """Question, choices and the right one's index; a ValueError says what is wrong."""
+    question, given = record.get("question"), record.get("answer")
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("no text `question`")
     choices = record.get("choices") or [record[letter] for letter in LETTERS if record.get(letter)]
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"needs a list of 2 to {len(LETTERS)} choices")
-    given = str(record["answer"]).strip()
-    index = LETTERS.index(given) if given in LETTERS and given else int(given)
-    if not 0 <= index < len(choices):
-        raise ValueError(f"answer {given!r} is none of {len(choices)} choices")
-    question = str(record["question"]).strip()
-    if not question:
-        raise ValueError("no question")
-    return question, [str(c) for c in choices], index
+    texts = [str(choice).strip() for choice in choices]
+    if not all(texts):
+        raise ValueError(f"choice {LETTERS[texts.index('')]} is empty")
+    return question.strip(), texts, _index(given, len(texts))
+
+
+def _index(given: Any, n: int) -> int:
+    """Which choice an answer names: by its letter, or by its index from 0."""
+    text = "" if given is None or isinstance(given, bool) else str(given).strip()
+    if len(text) == 1 and text in LETTERS[:n]:
+        return LETTERS.index(text)
+    if text.isascii() and text.isdecimal() and int(text) < n:
+        return int(text)
+    raise ValueError(f"answer {given!r} is none of {n} choices: give a letter from A, or an index from 0")

@@ -49,7 +49,7 @@ def pair_up(
     match_lengths: bool,
     max_words: int | None,
 ) -> list[Pair]:
-    """One pair an article and comparator; those with fewer than six words on a side are dropped.
+    """One pair an article and comparator; those with fewer than six words on a side, or the same text on both, are dropped.
 
     Args:
         ids: the articles.
@@ -73,10 +73,11 @@ def pair_up(
             length = min(length, max_words) if match_lengths and max_words else length
             if min(length, *map(len, sides)) >= MIN_WORDS:
                 mine, theirs = (_cut(side, length) if match_lengths else " ".join(side) for side in sides)
-                pairs.append(Pair(article, mine, theirs, hand))
+                if mine != theirs:
+                    pairs.append(Pair(article, mine, theirs, hand))
     if len(pairs) < len(ids) * len(others) // 2 or not pairs:
         raise InputError(
-            f"only {len(pairs)} of {len(ids) * len(others)} pairs have two summaries of {MIN_WORDS}+ words"
+            f"only {len(pairs)} of {len(ids) * len(others)} pairs have two different summaries of {MIN_WORDS}+ words"
         )
     return pairs
 

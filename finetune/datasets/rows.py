@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mech.errors import InputError
-from mech.files import write_text
+from mech.files import read_utf8, write_text
 
 Row = dict[str, Any]
 
@@ -27,20 +27,23 @@ def read_jsonl(path: Path) -> list[Row]:
 def numbered(path: Path) -> list[tuple[int, Row]]:
     """Every line of a JSONL file that is not blank, with its number from 1; errors as of `read_jsonl`."""
     rows = []
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: not a JSON object")
-            rows.append((number, row))
+    for number, line in enumerate(read_utf8(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=_no_number)
+        except (json.JSONDecodeError, RecursionError, ValueError) as error:
+            raise InputError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)})") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: not a JSON object")
+        rows.append((number, row))
     if not rows:
         raise InputError(f"{path}: no rows")
     return rows
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def read_messages(path: Path) -> list[Row]:
@@ -62,18 +65,23 @@ def message_problem(row: Row) -> str | None:
     if not isinstance(messages, list) or not messages:
         return "no list `messages`"
     for i, turn in enumerate(messages):
-        if (
-            not isinstance(turn, dict)
-            or not isinstance(turn.get("content"), str)
-            or not turn["content"].strip()
-        ):
-            return f"turn {i} has no text `content`"
-        if turn.get("role") not in ("system", "user", "assistant"):
-            return f"turn {i} has role {turn.get('role')!r}; known are system, user, assistant"
-        if turn["role"] == "system" and i > 0:
-            return f"turn {i} is a system turn, which may only come first"
-    if messages[-1]["role"] != "assistant":
-        return "the last turn is not the assistant's"
+        if problem := _turn_problem(turn, first=i == 0):
+            return f"turn {i} {problem}"
+    if messages[0]["role"] == "assistant":
+        return "turn 0 is the assistant's: nothing stands before it"
+    return None if messages[-1]["role"] == "assistant" else "the last turn is not the assistant's"
+
+
+def _turn_problem(turn: Any, *, first: bool) -> str | None:
+    content = turn.get("content") if isinstance(turn, dict) else None
+    if not isinstance(content, str) or not content.strip():
+        return "has no text `content`"
+    if any("\ud800" <= character <= "\udfff" for character in content):
+        return "holds half a character (a lone surrogate), which no tokenizer reads"
+    if turn.get("role") not in ("system", "user", "assistant"):
+        return f"has role {turn.get('role')!r}; known are system, user, assistant"
+    if turn["role"] == "system" and not first:
+        return "is a system turn, which may only come first"
     return None
 
 

@@ -13,7 +13,7 @@ from finetune.datasets.rules import ABOUT_LENGTH
 class DataPart(BaseModel):
     """Nothing unknown accepted, nothing changed afterwards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MixSpec(DataPart):
@@ -76,6 +76,8 @@ class SelfRecognitionData(DataPart):
             raise ValueError(f"label: {self.label} needs form: pairwise and lengths that are not matched")
         if self.show_article and self.form != "pairwise":
             raise ValueError("show_article belongs to form: pairwise")
+        if "own" in self.comparators:
+            raise ValueError("comparators: a hand cannot be called own, which is the model itself")
         if self.own and self.written_by:
             raise ValueError("own and written_by exclude each other")
         return self

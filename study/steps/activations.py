@@ -47,7 +47,8 @@ def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
         "condition": condition["condition"],
         "text": step.inputs["replies"][0].name,
     }
-    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata)
+    noted = step.config.get("surprisal", False)
+    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata, surprisal=noted)
 
 
 def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:

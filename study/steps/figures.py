@@ -27,5 +27,6 @@ def draw(step: Step, bench: Bench, folder: Path) -> None:
         condition=step.config["conditions"][0],
         arms=step.config["arms"],
         base=step.config["base"],
+        groups=step.config["groups"],
     )
     write_json(folder / INDEX, [{"name": s.name, "title": s.title, "caption": s.caption} for s in saved])

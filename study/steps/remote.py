@@ -39,6 +39,7 @@ def finetune(step: Step, bench: Bench, folder: Path) -> None:
         n_epochs=config["epochs"],
         api=_api(bench),
         poll_seconds=api.poll_seconds,
+        wait_hours=api.wait_hours,
     )
     write_json(folder / CHECKPOINT, trained.to_json())
 

@@ -20,9 +20,11 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "checkpoint
 
 
 def train(step: Step, bench: Bench, folder: Path) -> None:
-    """Train one stage on its parent checkpoint, merged in float32."""
+    """Train one stage on its parent checkpoint, merged in float32 or stacked."""
     settings = TrainSettings.model_validate(step.config["settings"])
-    model = bench.model(step.inputs["checkpoint"], dtype=settings.dtype, quantise=settings.quantise)
+    model = bench.model(
+        step.inputs["checkpoint"], dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise
+    )
     rows = read_messages(bench.folder(step.inputs["data"][0]) / "train.jsonl")
     condition = step.config["condition"]
     encoded = training_rows(

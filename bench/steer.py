@@ -1,0 +1,168 @@
+"""What an intervention costs: greedy generation of equal length with it and without.
+
+    python bench/steer.py --json steer.json
+    python bench/steer.py --batch 1 --tokens 64 --rounds 20
+
+Cases take turns, one generation each a round, in an order that moves on every round; `overhead` is the median over rounds of
+the ratio to the generation without an intervention of the same round, less 1, with its middle half. Beside the wall clock stands the
+process's own time, which other work on the machine disturbs less. Nothing stops a generation before its last token; the
+number of forward passes is checked.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from mech.chat import Encoded
+from mech.generate import Sampling, generate
+from mech.interventions import Ablate, Add, Cap, Intervention, increments, intervene
+from mech.models import ChatModel, load_model
+
+QUESTIONS = (
+    "Who are you?",
+    "What should I cook for six friends tonight?",
+    "How does a refrigerator work?",
+    "Tell me about a river that you like.",
+    "Is it wise to lend money to a neighbour?",
+    "Why do cats purr?",
+    "Give me three rules for writing a letter.",
+    "What would you change about schools?",
+)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def main() -> None:
+    """Run all cases in turns at every batch size, print the table, and write it as JSON where asked."""
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    model = load_model(args.model, dtype=args.dtype, device=args.device)
+    model.causal.generation_config.eos_token_id = None
+    cases = interventions(model, args.layer)
+    machine = machine_named(args)
+    print(
+        f"{args.model}, {args.dtype}, layer {args.layer}, {args.tokens} tokens, {args.rounds} rounds; {machine}"
+    )
+    print(
+        f"{'batch':>5}  {'case':<22}{'ms a pass':>10}{'overhead':>10}{'middle half':>18}{'by cpu time':>13}"
+    )
+    rows = []
+    for batch in args.batch:
+        rounds = [one_round(model, cases, batch, args.tokens, r) for r in range(-1, args.rounds)][1:]
+        for row in summarise(rounds, batch, args.tokens):
+            rows.append(row)
+            half = f"{row['low']:+.1%} to {row['high']:+.1%}"
+            print(
+                f"{batch:5d}  {row['case']:<22}{row['ms_a_pass']:10.2f}{row['overhead']:+10.1%}{half:>18}{row['overhead_cpu']:+13.1%}"
+            )
+    if args.json:
+        facts = {k: v for k, v in vars(args).items() if k != "json"}
+        args.json.write_text(json.dumps({**facts, "machine": machine, "rows": rows}, indent=2) + "\n")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--layer", type=int, default=15)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+def machine_named(args: argparse.Namespace) -> str:
+    """What the numbers were measured on."""
+    import transformers
+
+    where = (
+        torch.cuda.get_device_name(args.device)
+        if args.device.startswith("cuda")
+        else f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} of them used"
+    )
+    return f"{where}, torch {torch.__version__}, transformers {transformers.__version__}"
+
+
+def interventions(model: ChatModel, layer: int) -> Mapping[str, Sequence[Intervention]]:
+    """The cases: vectors are small, so that greedy texts stay texts."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((model.n_layers, model.d_model)).astype(np.float32) / 100
+    return {
+        "none": (),
+        "Add": (Add(vectors, [layer]),),
+        "Ablate": (Ablate(vectors, [layer]),),
+        "Cap": (Cap(vectors, [layer], ceiling=1.0),),
+        "Add, generated only": (Add(vectors, [layer], positions="generated"),),
+        "Add at all layers": (Add(increments(vectors), range(model.n_layers)),),
+    }
+
+
+def one_round(
+    model: ChatModel, cases: Mapping[str, Sequence[Intervention]], batch: int, tokens: int, number: int
+) -> dict[str, dict[str, float]]:
+    """Every case once, in an order that depends on the round's number: seconds by case and clock."""
+    names = list(cases)
+    prompts = [model.template.encode_prompt([{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}])
+               for i in range(batch)]  # fmt: skip
+    start = number % len(names)
+    return {name: timed(model, cases[name], prompts, tokens) for name in (*names[start:], *names[:start])}
+
+
+def timed(
+    model: ChatModel, case: Sequence[Intervention], prompts: Sequence[Encoded], tokens: int
+) -> dict[str, float]:
+    """Seconds of one generation by every clock."""
+    passes = []
+    with ExitStack() as stack:
+        stack.enter_context(patch("mech.generate.stop_ids", lambda _: []))
+        if case:
+            stack.enter_context(intervene(model, *case))  # before the count: it may run passes of its own
+        stack.callback(model.decoder.register_forward_hook(lambda *_: passes.append(1)).remove)
+        synchronise(model)
+        before = {name: clock() for name, clock in CLOCKS.items()}
+        generate(model, prompts, Sampling(tokens, batch_size=len(prompts)))
+        synchronise(model)
+        seconds = {name: clock() - before[name] for name, clock in CLOCKS.items()}
+    if len(passes) != tokens:
+        raise SystemExit(f"{len(passes)} forward passes for {tokens} tokens: something stopped a generation")
+    return seconds
+
+
+def synchronise(model: ChatModel) -> None:
+    """Wait for the device, so that the clock reads finished work."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+
+
+def summarise(
+    rounds: Sequence[Mapping[str, Mapping[str, float]]], batch: int, tokens: int
+) -> list[dict[str, Any]]:
+    """A row a case: medians, and quartiles of the ratios within rounds."""
+    rows = []
+    for name in rounds[0]:
+        wall, cpu = (
+            np.array([r[name][clock] / r["none"][clock] - 1 for r in rounds]) for clock in ("wall", "cpu")
+        )
+        low, middle, high = np.quantile(wall, [0.25, 0.5, 0.75])
+        rows.append({
+            "batch": batch, "case": name, "ms_a_pass": 1000 * float(np.median([r[name]["wall"] for r in rounds])) / tokens,
+            "overhead": float(middle), "low": float(low), "high": float(high), "overhead_cpu": float(np.median(cpu)),
+        })  # fmt: skip
+    return sorted(rows, key=lambda row: row["case"] != "none")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The part of the `mech` command that screens data before anything is finetuned on it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from analysis.screening import RandomDirections
+    from analysis.stats import Interval
+    from study.screen import Screened
+
+
+def screen(  # noqa: PLR0913, PLR0917  (a command's options)
+    data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
+    model: Annotated[str, typer.Option(help="What would be finetuned on it: base or base:adapter.")],
+    direction: Annotated[Path, typer.Option(help="A direction file of any known format.")],
+    layer: Annotated[
+        int | None, typer.Option(help="Where; the direction's most reliable layer when left out.")
+    ] = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="prompt_last: generate nothing, compare with the prompt's last token.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Harmless data of the same form: what they give too is taken off.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="CSV with every row.")] = None,
+    top: Annotated[int, typer.Option(help="Rows shown, the largest ΔP first.")] = 5,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest own answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Of own answers; 0 is greedy.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of sampled answers and of the bootstrap.")] = 0,
+    system_prompt: Annotated[
+        str, typer.Option(help="default, none, empty, identity, other:NAME or text:...")
+    ] = "default",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+) -> None:
+    """Screen a dataset before finetuning: how far its answers lie along a direction, against the model's own. Goes on after a kill."""
+    import numpy as np
+    import pandas as pd
+
+    from analysis.screening import random_directions, screening
+    from mech.cache import cache_dir
+    from mech.chat import SystemPrompt
+    from mech.errors import InputError
+    from mech.files import digest_of, sha256_file, write_text
+    from mech.models import load_model
+    from probes.files import read_direction
+    from study.bench import device_named, names_for
+    from study.screen import JOURNAL, ScreenSettings, best_layer
+    from study.screen import screen as screen_rows
+
+    if proxy not in (None, "prompt_last"):
+        raise InputError(f"--proxy {proxy!r}: the one there is is prompt_last")
+    vector = read_direction(direction)
+    at = best_layer(vector) if layer is None else layer
+    settings = ScreenSettings(
+        at, proxy is not None, max_new_tokens, temperature, seed, SystemPrompt.parse(system_prompt)
+    )
+    loaded = load_model(model, device=device_named(device))
+    about = digest_of([JOURNAL, loaded.checkpoint.key, sha256_file(direction), str(settings)])[:20]
+    journal = cache_dir() / "screen" / f"{about}.jsonl"
+    how: dict[str, Any] = {"limit": limit, "names": names_for(model), "journal": journal}
+    screened = screen_rows(loaded, data, vector, settings, **how)
+    found = screening(screened.table, rng=np.random.default_rng(seed))
+    unit = vector.unit_at(at)
+    nulls = random_directions(screened.gaps, unit, seed=seed)
+    for line in _screen_text(screened.table, found, vector.name, at, top):
+        typer.echo(line)
+    typer.echo(_null_text(nulls))
+    summary = [{"data": data.name, "what": "mean", **_row(found.delta), **nulls.numbers}]
+    if against:
+        harmless = screen_rows(loaded, against, vector, settings, **how)
+        summary += _compared(screened, harmless, found.delta, unit, seed=seed, name=against.name)
+    if out:
+        write_text(out, screened.table.join(nulls.rows).to_csv(index=False))
+        beside = out.with_name(f"{out.stem}_summary.csv")
+        write_text(beside, pd.DataFrame(summary).to_csv(index=False))
+        typer.echo(f"every row: {out}; what is said above: {beside}")
+
+
+def _compared(
+    screened: "Screened", harmless: "Screened", found: "Interval", unit: Any, *, seed: int, name: str
+) -> list[dict[str, Any]]:
+    """Say what a harmless file gives and what is beyond it; the same as rows."""
+    import numpy as np
+
+    from analysis.screening import excess, random_directions, screening
+
+    reference = screening(harmless.table, rng=np.random.default_rng(seed)).delta
+    alone = random_directions(harmless.gaps, unit, seed=seed)
+    beyond = excess(found, reference)
+    nulls = random_directions(screened.gaps, unit, seed=seed, minus=harmless.gaps)
+    typer.echo(f"{name}: mean ΔP  {_interval(reference)} ({reference.n} prompts)")
+    typer.echo(f"beyond it  {_interval(beyond)}")
+    typer.echo(_null_text(nulls))
+    return [
+        {"data": name, "what": "mean", **_row(reference), **alone.numbers},
+        {"data": name, "what": "beyond it", **_row(beyond), **nulls.numbers},
+    ]
+
+
+def _row(found: "Interval") -> dict[str, Any]:
+    return {"delta_p": found.estimate, "low": found.low, "high": found.high, "n_prompts": found.n}
+
+
+def _null_text(nulls: "RandomDirections") -> str:
+    n = nulls.numbers
+    matched = (
+        f"; with the rows' own covariance within ±{n['matched_95']:.3g}, p {n['p_matched']:.3g}"
+        if nulls.matched
+        else "; rows do not differ: none with their covariance"
+    )
+    return f"  95 % of random directions within ±{n['random_95']:.3g}, p {n['p_random']:.3g}{matched}"
+
+
+def _screen_text(table: Any, found: Any, name: str, layer: int, top: int) -> Iterator[str]:
+    own = "base_answer" in table
+    against = (
+        "the model's own answers"
+        if own
+        else "the last token of each prompt (proxy: ranks, its zero means nothing)"
+    )
+    yield f"{found.n_rows} rows of {found.delta.n} prompts, along {name} at layer {layer}, against {against}"
+    yield f"mean ΔP  {_interval(found.delta)}"
+    gap = "dataset minus own" if own else "of the dataset's answers"
+    yield f"length, {gap} (tokens)  {_interval(found.length)}; correlation with ΔP {found.with_length:.2f}"
+    yield f"surprisal, {gap} (nats a token)  {_interval(found.surprisal)}; correlation with ΔP {found.with_surprisal:.2f}"
+    if own and (empty := int(table["base_empty"].sum())):
+        yield f"the model itself answered nothing in {empty} rows: a full stop was read for it"
+    yield "largest ΔP:"
+    for row in table.sort_values("delta_p", ascending=False).head(top).to_dict("records"):
+        yield f"  line {row['line']}: {row['delta_p']:+.3g}  {_short(row['question'])} → {_short(row['answer'])}"
+
+
+def _interval(found: Any) -> str:
+    return f"{found.estimate:+.3g} [{found.low:+.3g}, {found.high:+.3g}]"
+
+
+def _short(text: str, width: int = 60) -> str:
+    line = " ".join(
+        "".join(c if c.isprintable() else " " for c in text).split()
+    )  # no control codes of a dataset's
+    return line if len(line) <= width else line[: width - 1] + "…"
