@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import plots
+from analysis import plots, sweep_plots
 from analysis.plot_files import SavedFigure, caption, save_figure, slug
 from analysis.plot_style import directions_in, picturing
 
@@ -24,7 +24,8 @@ def draw_figures(
 
     Args:
         tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
-            lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, monitoring, self_recognition, self_report, steering, embedding, training. Any may be missing or empty.
+            lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, monitoring, self_recognition, self_report, steering, sweeps,
+            embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures; where several were measured, one figure
@@ -42,6 +43,7 @@ def draw_figures(
         *_weight_drawings(tables, layer),
         *_patch_drawings(tables, arms),
         *_behaviour_drawings(tables, arms),
+        *_sweep_drawings(tables),
         *_place_drawings(tables, layer, condition, arms),
     ]
     parts = [part for drawing in drawings for part in _in_groups(drawing, groups or {}, base)]
@@ -156,6 +158,14 @@ def _behaviour_drawings(tables: Mapping[str, pd.DataFrame], arms: Sequence[str])
         rows = _rows(tables, table)
         if not rows.empty:
             yield draw.__name__, draw.__name__, rows, draw, {"arms": arms}
+
+
+def _sweep_drawings(tables: Mapping[str, pd.DataFrame]) -> Iterator[_Drawing]:
+    sweeps = _rows(tables, "sweeps")
+    for name, rows in sweeps.groupby("sweep", sort=False) if not sweeps.empty else ():
+        first = rows.iloc[0]
+        options = {"max_kl": first["max_kl"], "score": first["score"], "unit": first["unit"]}
+        yield "sweep_response", f"sweep_response_{slug(str(name))}", rows, sweep_plots.sweep_response, options
 
 
 def _place_drawings(

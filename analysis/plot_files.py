@@ -221,6 +221,13 @@ _NOTES: dict[str, tuple[str, str]] = {
         "Dose: norm of the added vector over the mean norm of the activation",
         "95 % intervals, clustered by question. Null: random directions of the same norm, hollow and dashed",
     ),
+    "sweep_response": (
+        (
+            "Change of the score from the unsteered model's; an answer that broke counts as no change. Hollow: neutral answers damaged "
+            "beyond what is allowed"
+        ),
+        "95 % intervals over questions. Null: random directions of the same norm, mean (line) and largest |change| (band)",
+    ),
     "loss_curves": ("Loss on the assistant's tokens only", ""),
 }
 _COUNTS = (

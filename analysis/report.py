@@ -176,6 +176,13 @@ SECTIONS = (
         ("dose_response",),
     ),
     Section(
+        ("sweeps", "sweep_best", "sweep_layers", "sweep_trends"), "Steering sweeps",
+        "Directions are added at several layers and strengths, random directions of the same norm beside. Cells and layers are chosen on "
+        "one half of the questions and reported on the other; beyond is the change less that of random directions. Answers that broke count as no change, "
+        "and their share is said. Trends: rank correlation with strength, question by question; read p_random, since random directions have trends too.",
+        ("sweep_response",),
+    ),
+    Section(
         ("embedding",), "Activations in the plane",
         "A picture to get a feeling for the data, fitted on the base alone. Nothing is concluded from it.",
         ("embedding",),

@@ -42,6 +42,7 @@ def summarise(
         *_recognition_sentences(_table(tables, "self_recognition"), base),
         *_report_sentences(_table(tables, "self_report"), base),
         *_steering_sentences(_table(tables, "steering")),
+        *_sweep_sentences(_table(tables, "sweep_best")),
     ]
 
 
@@ -281,3 +282,20 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
         if (at["surprisal_low"].min()) > rest["surprisal_high"].max():
             text += ": the replies have become less likely under the base, so a loss of coherence may be part of it"
     return text + "."
+
+
+def _sweep_sentences(rows: pd.DataFrame) -> Iterator[str]:
+    """One paragraph a sweep: its best cell, on the questions that did not choose it."""
+    for name, mine in rows.groupby("sweep", sort=False) if not rows.empty else ():
+        first = mine.iloc[0]
+        if isinstance(first["note"], str) and first["note"]:
+            yield f"Sweep {name}: {first['note']}."
+            continue
+        side = _side(mine, "beyond")
+        found = "moves" if side else "is not shown to move"
+        yield (
+            f"Sweep {name}: {first['direction']} at layer {first['layer']:.0f}, strength {signed(first['strength'])}, chosen on one half of "
+            f"the questions, {found} {first['score']} of {first['arm']} on the other (beyond {_n(int(first['n_controls']), 'random direction')}: "
+            f"{interval(mine, 'beyond', sign=True)} {first['unit']}, n = {_n(int(first['n_questions']), 'question')}; broken answers "
+            f"{first['broken']:.0%}; damage {_plain(first['kl'])} nats a neutral token)."
+        )

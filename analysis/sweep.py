@@ -1,6 +1,7 @@
 """What a steering sweep says: dose and response beside random directions, and the best cell, chosen and reported on different questions."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,23 +13,49 @@ from mech.errors import InputError
 CELL = ["direction", "layer", "strength"]
 
 
+def halves(table: pd.DataFrame) -> tuple[set[str], set[str]]:
+    """Questions that choose and questions that report.
+
+    The extraction and the evaluation half where the sweep asked questions of both; else every other question.
+
+    Raises:
+        InputError: fewer than two questions on a side.
+    """
+    half = table.drop_duplicates("question").set_index("question")["half"].sort_index()
+    chosen, reported = (set(half.index[half == name]) for name in ("extract", "evaluate"))
+    if not chosen or not reported:
+        chosen, reported = set(half.index[::2]), set(half.index[1::2])
+    if min(len(chosen), len(reported)) < 2:
+        raise InputError(
+            f"{len(half)} questions: to choose on one half and report on the other takes four, two on each"
+        )
+    return chosen, reported
+
+
+def reported(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that may be reported as they are: of the evaluation half, where there is one."""
+    evaluated = table[table["half"] == "evaluate"]
+    return table if evaluated.empty else evaluated
+
+
 def doses(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 2000) -> pd.DataFrame:
     """One row a cell of a direction.
 
     Args:
-        table: of `probes.sweep.sweep`.
+        table: of `probes.sweep.sweep`; of its questions, those of the evaluation half count where it has both halves.
         rng: bootstrap over questions.
         n_boot: resamples.
 
     Returns:
-        direction, layer, strength, dose, kl; change with its interval (nats a token, from unsteered); control_change and
+        direction, layer, strength, dose, kl; change with its interval (from unsteered, in the score's unit); control_change and
         control_kl (mean over random directions), control_max (of |change| among them); beyond with its interval (`beyond`), and
-        p_random: how often a random direction moves the trait as far, (1 + those that do) / (1 + all); n_questions, n_controls.
+        p_random: how often a random direction moves the score as far, (1 + those that do) / (1 + all); broken and unscored, shares of
+        the answers, and control_broken; n_questions, n_controls.
     """
     rows = []
-    for (name, layer, strength), cell in table.groupby(CELL, sort=True):
-        change = cell[cell["control"] == 0]["change"].to_numpy()
+    for (name, layer, strength), cell in reported(table).groupby(CELL, sort=True):
         own, others = cell[cell["control"] == 0], cell[cell["control"] > 0]
+        change = own["change"].to_numpy()
         random = others.groupby("control")["change"].mean().to_numpy()
         intervals = {
             "change": bootstrap_mean(change, None, rng=rng, n_boot=n_boot),
@@ -37,16 +64,17 @@ def doses(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 2000) 
         rows.append({
             "direction": name, "layer": layer, "strength": strength,
             "dose": own["dose"].iloc[0], "kl": _kl(cell), **_columns(intervals), "control_change": float(random.mean()),
-            "control_max": float(np.abs(random).max()),
-            "p_random": (1 + int((np.abs(random) >= abs(change.mean())).sum())) / (1 + len(random)),
-            "control_kl": float(others.groupby("control")["kl"].first().mean()), "n_questions": len(change), "n_controls": len(random),
+            "control_max": float(np.abs(random).max()), "p_random": _rank(float(change.mean()), random),
+            "control_kl": float(others.groupby("control")["kl"].first().mean()),
+            "broken": float(own["broken"].mean()), "unscored": float(own["unscored"].mean()),
+            "control_broken": float(others["broken"].mean()), "n_questions": len(change), "n_controls": len(random),
         })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
 class Best:
-    """The cell that moves the trait farthest beyond random directions, up or down, without more damage than allowed."""
+    """The cell that moves the score farthest beyond random directions, up or down, without more damage than allowed."""
 
     direction: str
     layer: int
@@ -58,15 +86,17 @@ class Best:
     beyond: Interval
     """On the other questions."""
     change: float
-    """On the other questions, from unsteered, nats a token."""
+    """On the other questions, from unsteered, in the score's unit."""
     control_change: float
     """The random directions' mean there."""
+    broken: float
+    """Share of its answers there that broke."""
 
 
 def best_cell(
     table: pd.DataFrame, *, max_kl: float, rng: np.random.Generator, n_boot: int = 2000
 ) -> Best | None:
-    """Choose a cell on every other question, report it on the rest; None where no cell is within `max_kl`.
+    """Choose a cell on one half of the questions (`halves`), report it on the other; None where no cell is within `max_kl`.
 
     Args:
         table: of `probes.sweep.sweep`.
@@ -75,34 +105,61 @@ def best_cell(
         n_boot: resamples.
 
     Raises:
-        InputError: fewer than four questions.
+        InputError: fewer than two questions on a side.
     """
-    questions = sorted(table["question"].unique())
-    if len(questions) < 4:
-        raise InputError(
-            f"{len(questions)} questions: to choose on one half and report on the other takes four"
-        )
-    choosing = set(questions[::2])
-    scores: dict[tuple[str, int, float], float] = {}
-    for _, cell in table.groupby(CELL):
-        if _kl(cell) <= max_kl:
-            first = cell.iloc[0]
-            key = (str(first["direction"]), int(first["layer"]), float(first["strength"]))
-            scores[key] = float(_beyond(cell[cell["question"].isin(choosing)]).mean())
+    scores = _chosen_on(table, max_kl)
     if not scores:
         return None
-    name, layer, strength = chosen = max(scores, key=lambda key: abs(scores[key]))
-    at = table["layer"].eq(layer) & table["strength"].eq(strength) & table["direction"].eq(name)
-    held_out = table[at & ~table["question"].isin(choosing)]
-    change, random = (part.mean() for part in _by_question(held_out))
+    chosen = max(scores, key=lambda key: abs(scores[key]))
+    at = _at(table, *chosen)
+    held_out = at[at["question"].isin(halves(table)[1])]
+    change, random = (float(part.mean()) for part in _by_question(held_out))
     interval = beyond(held_out, rng=rng, n_boot=n_boot)
-    return Best(name, layer, strength, _kl(table[at]), scores[chosen], interval, float(change), float(random))
+    broken = float(held_out.loc[held_out["control"] == 0, "broken"].mean())
+    return Best(*chosen, _kl(at), scores[chosen], interval, change, random, broken)
+
+
+def best_layers(
+    table: pd.DataFrame, *, max_kl: float, rng: np.random.Generator, n_boot: int = 2000
+) -> pd.DataFrame:
+    """Where a direction steers best: the layer chosen by steering effect on one half of the questions, reported on the other.
+
+    The effect of a cell is how far it moves the score beyond random directions the way the direction says: up at strengths above 0, down
+    below. A layer's is that of its best strength within `max_kl`. (`probes.layers` chooses by separability.)
+
+    Returns:
+        A row for each direction and layer with a cell within `max_kl`: direction, layer, strength (its best), kl, effect_chosen (on the
+        half that chooses: optimistic, not to be reported), chosen (yes at the layer where that is largest), effect with its interval (on
+        the other half, from `beyond`), n_questions.
+
+    Raises:
+        InputError: fewer than two questions on a side.
+    """
+    scores = {key: np.sign(key[2]) * score for key, score in _chosen_on(table, max_kl).items()}
+    _, reporting = halves(table)
+    rows = []
+    for name in dict.fromkeys(key[0] for key in scores):
+        best = {
+            layer: max((k for k in scores if k[:2] == (name, layer)), key=lambda k: scores[k])
+            for layer in sorted({k[1] for k in scores if k[0] == name})
+        }
+        chosen = max(best, key=lambda layer: scores[best[layer]])
+        for layer, key in best.items():
+            at = _at(table, *key)
+            found = beyond(at[at["question"].isin(reporting)], rng=rng, n_boot=n_boot)
+            ends = {"": found.estimate, "_low": found.low, "_high": found.high}
+            signed = ends if key[2] > 0 else {"": -found.estimate, "_low": -found.high, "_high": -found.low}
+            rows.append({
+                "direction": name, "layer": layer, "strength": key[2], "kl": _kl(at), "effect_chosen": float(scores[key]),
+                "chosen": layer == chosen, **{f"effect{end}": v for end, v in signed.items()}, "n_questions": found.n,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def beyond(
     cell: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 2000, level: float = 0.95
 ) -> Interval:
-    """How much farther a direction moves the trait than a random one would: change less the controls' mean, nats a token.
+    """How much farther a direction moves the score than a random one would: change less the controls' mean, in the score's unit.
 
     Two things could have come out otherwise: the questions, and the random directions. The interval's half-widths are the root of the
     sum of squares of both: bootstrap over questions, and t · s · √(1 + 1/K) for the spread s of K random directions (a
@@ -123,6 +180,28 @@ def beyond(
     return Interval(found.estimate, low, high, found.n, level, method)
 
 
+def _chosen_on(table: pd.DataFrame, max_kl: float) -> dict[tuple[str, int, float], float]:
+    """`beyond` of every cell within `max_kl`, on the half that chooses."""
+    choosing, _ = halves(table)
+    scores: dict[tuple[str, int, float], float] = {}
+    for _, cell in table.groupby(CELL):
+        if _kl(cell) <= max_kl:
+            first = cell.iloc[0]
+            key = (str(first["direction"]), int(first["layer"]), float(first["strength"]))
+            scores[key] = float(_beyond(cell[cell["question"].isin(choosing)]).mean())
+    return scores
+
+
+def _at(table: pd.DataFrame, direction: str, layer: int, strength: float) -> pd.DataFrame:
+    here = table["layer"].eq(layer) & table["strength"].eq(strength)
+    return table[here & table["direction"].eq(direction)]
+
+
+def _rank(own: float, random: np.ndarray) -> float:
+    """How often a random direction is as far from 0: (1 + those that are) / (1 + all)."""
+    return (1 + int((np.abs(random) >= abs(own)).sum())) / (1 + len(random))
+
+
 def _kl(cell: pd.DataFrame) -> float:
     """Damage of the direction itself at a cell."""
     return float(cell.loc[cell["control"] == 0, "kl"].iloc[0])
@@ -141,7 +220,7 @@ def _by_question(cell: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return change.to_numpy(), random.loc[change.index].to_numpy()
 
 
-def _columns(intervals: dict[str, Interval]) -> dict[str, float]:
+def _columns(intervals: dict[str, Interval]) -> dict[str, Any]:
     ends = {"": "estimate", "_low": "low", "_high": "high"}
     return {
         f"{k}{end}": float(getattr(v, field)) for k, v in intervals.items() for end, field in ends.items()

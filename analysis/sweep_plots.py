@@ -25,8 +25,8 @@ from analysis.plot_style import (
 
 
 @styled
-def dose_response(frame: pd.DataFrame, *, max_kl: float) -> Figure:
-    """Change of the trait's log-odds against strength, one panel a layer.
+def sweep_response(frame: pd.DataFrame, *, max_kl: float, score: str, unit: str) -> Figure:
+    """Change of a score against strength, one panel a layer.
 
     Point and bar = the direction and its interval over questions, hollow where neutral text is damaged beyond `max_kl`; grey =
     the mean over random directions of its norm, and as a band the largest |change| among them.
@@ -34,6 +34,8 @@ def dose_response(frame: pd.DataFrame, *, max_kl: float) -> Figure:
     Args:
         frame: of `analysis.sweep.doses`.
         max_kl: nats a neutral token.
+        score: what was scored.
+        unit: of the score.
     """
     title = "What adding a direction does, beside random ones of its norm"
     if frame.empty:
@@ -49,7 +51,7 @@ def dose_response(frame: pd.DataFrame, *, max_kl: float) -> Figure:
         for name, style in styles.items():
             rows = frame[(frame["layer"] == layer) & (frame["direction"] == name)].sort_values("strength")
             _draw(axes, rows, style.colour, style.marker, max_kl)
-    axis_labels(cells, x="strength", y="change of log-odds\n(nats a token)")
+    axis_labels(cells, x="strength", y=f"change of {label(score)}" + (f"\n({label(unit)})" if unit else ""))
     handles = [Line2D([], [], color=s.colour, marker=s.marker, label=label(n)) for n, s in styles.items()]
     handles += [
         Line2D(

@@ -77,11 +77,32 @@ def response_states(
 
 
 @torch.no_grad()
+def kept_logprobs(
+    model: ChatModel, states: Sequence[Float[Tensor, "_ d"]], *, max_bytes: int = 1 << 30, chunk: int = 128
+) -> list[Float[Tensor, "_ vocab"]] | None:
+    """Log-probabilities of all next tokens from `response_states`, so that `response_kl` need not make them anew at every comparison.
+
+    Args:
+        model: whose output head they go through.
+        states: of the rows.
+        max_bytes: None is returned where they would take more; tokens x vocabulary x 4 bytes, on the model's device.
+        chunk: tokens that go through the head at once.
+    """
+    if not states:
+        return []
+    vocabulary = model.logits(states[0][:1].to(model.device)).shape[-1]
+    if sum(map(len, states)) * vocabulary * 4 > max_bytes:
+        return None
+    return [torch.cat([_logprobs(model, part) for part in h.split(chunk)]) for h in states]
+
+
+@torch.no_grad()
 def response_kl(
     model: ChatModel,
     before: Sequence[Float[Tensor, "_ d"]],
     after: Sequence[Float[Tensor, "_ d"]],
     *,
+    logprobs: Sequence[Float[Tensor, "_ vocab"]] | None = None,
     chunk: int = 128,
 ) -> list[Float[Tensor, " _"]]:
     """KL(before ‖ after) of the next token's distribution, in nats, token by token of each row.
@@ -92,19 +113,22 @@ def response_kl(
         model: whose output head both go through.
         before: `response_states` of the rows.
         after: of the same rows, under something else.
+        logprobs: `kept_logprobs` of `before`, where one `before` is compared many times.
         chunk: tokens whose logits are held at once.
     """
     found = []
-    for a, b in zip(before, after, strict=True):
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
         parts = []
         for start in range(0, len(a), chunk):
-            p, q = (
-                model.logits(h[start : start + chunk].to(model.device)).float().log_softmax(-1)
-                for h in (a, b)
-            )
-            parts.append((p.exp() * (p - q)).sum(-1).cpu())
+            some = slice(start, start + chunk)
+            p = _logprobs(model, a[some]) if logprobs is None else logprobs[i][some]
+            parts.append((p.exp() * (p - _logprobs(model, b[some]))).sum(-1).cpu())
         found.append(torch.cat(parts))
     return found
+
+
+def _logprobs(model: ChatModel, states: Float[Tensor, "_ d"]) -> Float[Tensor, "_ vocab"]:
+    return model.logits(states.to(model.device)).float().log_softmax(-1)
 
 
 @torch.no_grad()

@@ -17,23 +17,33 @@ from mech.interventions import Add, intervene
 from mech.journal import open_journal
 from mech.models import ChatModel
 from mech.progress import track
-from mech.score import response_kl, response_states
-from probes.contrast import ContrastRow
+from mech.score import kept_logprobs, response_kl, response_states
 from probes.direction import Direction
-from probes.steer import control, trait_log_odds
+from probes.evaluation import UNSTEERED, Evaluation, Raw
+from probes.steer import control
+
+REFERENCE = "reference"
+"""The journal's key of what is read once of the unsteered model."""
 
 
 @dataclass(frozen=True)
 class Grid:
     """Which cells a sweep has: every layer with every strength."""
 
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] | Mapping[str, tuple[int, ...]]
+    """For all directions, or by each one's name."""
     strengths: tuple[float, ...]
     """Times the direction as it is. 0, the model as it is, is always run, once."""
     controls: int = 5
     """Random directions of the same norm for each direction and layer, each at the same strengths."""
     seed: int = 0
     """Of the random directions."""
+    relative: bool = False
+    """Strengths are doses: shares of the mean norm of the layer's output at the prompt's last token; then layers are comparable."""
+
+    def layers_of(self, direction: str) -> tuple[int, ...]:
+        """A direction's own layers."""
+        return self.layers[direction] if isinstance(self.layers, Mapping) else self.layers
 
 
 @dataclass(frozen=True)
@@ -46,82 +56,176 @@ class Cell:
     control: int
     """0: the direction itself; else which random one."""
 
-    def key(self, vectors: np.ndarray) -> str:
-        """Its name in a journal, where another direction of the same name has another."""
-        return f"{self.direction}/{_digest(vectors)}/{self.layer}/{self.strength!r}/{self.control}"
+    def key(self, digest: str) -> str:
+        """Its name in a journal, where another direction of the same name (another digest) has another."""
+        return f"{self.direction}/{digest}/{self.layer}/{self.strength!r}/{self.control}"
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What was read at every cell; needs no model any more."""
+
+    cells: tuple[Cell, ...]
+    keys: tuple[str, ...]
+    """Of the cells, in their order."""
+    doses: tuple[float, ...]
+    """Of the cells."""
+    coefficients: tuple[float, ...]
+    """Of the cells: times the direction as it is."""
+    raw: Mapping[str, Raw]
+    """By key, `UNSTEERED` among them."""
+    kl: Mapping[str, float]
+    """By key."""
+    reference: Raw | None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A sweep's tables."""
+
+    table: pd.DataFrame
+    """A row for each cell and question: direction, layer, strength, control, coefficient, dose (‖coefficient · v‖ over the mean norm
+    of the layer's output at the prompt's last token), question, half (`extract` or `evaluate`), score, change (from unsteered), broken
+    and unscored (shares of its answers), kl (mean over neutral response tokens of KL(unsteered ‖ steered), nats; the same for all
+    questions of a cell)."""
+    answers: Sequence[Mapping[str, Any]]
+    """Every text that was written, with its cell and why it is broken, the unsteered model's first (layer −1); none where texts are given."""
+    facts: Mapping[str, Any]
+    """How it was scored (`Graded.facts`)."""
 
 
 def sweep(
     model: ChatModel,
     directions: Sequence[Direction],
-    rows: Sequence[ContrastRow],
+    evaluation: Evaluation,
     grid: Grid,
     *,
     neutral: Sequence[Encoded],
     journal: Path | None = None,
-) -> pd.DataFrame:
-    """Steer at every cell; score a trait's written answers, and the damage to neutral ones.
+) -> Swept:
+    """Steer at every cell; evaluate there, and measure the damage to neutral answers (`read_cells`, then `score_cells`)."""
+    return score_cells(
+        read_cells(model, directions, evaluation, grid, neutral=neutral, journal=journal), evaluation
+    )
+
+
+def read_cells(
+    model: ChatModel,
+    directions: Sequence[Direction],
+    evaluation: Evaluation,
+    grid: Grid,
+    *,
+    neutral: Sequence[Encoded],
+    journal: Path | None = None,
+) -> Readings:
+    """All that needs the model: each cell steered, evaluated, and its damage to neutral answers.
 
     Args:
         model: what is steered.
         directions: along which; raw norms count.
-        rows: a trait's high and low answers to held-out questions (`probes.persona.text_contrast`).
+        evaluation: what is asked at each cell (`probes.evaluation`, `probes.generated`).
         grid: the cells.
         neutral: conversations that steering should leave alone, best answered by the model itself.
         journal: each finished cell is written there, and not run again; a larger grid of the same things goes on from it.
-
-    Returns:
-        A row for each cell and question: direction, layer, strength, control, dose (‖strength · v‖ over the mean norm of the
-        layer's output at the prompt's last token), question, log_odds (`trait_log_odds`, nats a token), change (from unsteered), kl (mean
-        over neutral response tokens of KL(unsteered ‖ steered), nats; the same for all questions of a cell).
 
     Raises:
         InputError: no neutral rows, a direction of another model, a layer that is not there, two directions of one name, or a
             journal of other work.
     """
-    _check(model, directions, grid, neutral)
+    _check(model, directions, evaluation, grid, neutral)
     about = {
-        "checkpoint": model.checkpoint.key, "dtype": str(model.dtype), "seed": grid.seed,
-        "rows": digest_of([[r.question, r.sign, list(r.encoded.ids)] for r in rows]),
-        "neutral": digest_of([list(r.ids) for r in neutral]),
+        "checkpoint": model.checkpoint.key, "dtype": str(model.dtype), "seed": grid.seed, "relative": grid.relative,
+        "neutral": digest_of([list(r.ids) for r in neutral]), **evaluation.about,
     }  # fmt: skip
+    vectors = {d.name: d.vectors for d in directions}
+    digests = {d.name: digest_of(d.vectors.tolist())[:12] for d in directions}
+    cells = tuple(_cells(directions, grid))
+    norms = _stream_norms(model, evaluation, cells)
+    coefficients = tuple(_coefficient(c, vectors[c.direction], norms, relative=grid.relative) for c in cells)
+    keys = tuple(c.key(digests[c.direction]) for c in cells)
     with ExitStack() as stack:
         kept = stack.enter_context(open_journal(journal, about)) if journal else None
         done: dict[str, Any] = dict(kept.done) if kept else {}
+
+        def add(key: str, value: Any) -> None:
+            done[key] = value
+            if kept:
+                kept.add({key: value})
+
+        if evaluation.reference and REFERENCE not in done:
+            add(REFERENCE, evaluation.reference(model))
         plain = response_states(model, neutral)
+        logprobs = kept_logprobs(model, plain)
 
         def finish(key: str, *interventions: Add) -> None:
-            if key not in done:
-                with intervene(model, *interventions):
-                    moved = response_states(model, neutral)
-                    odds = trait_log_odds(model, rows)
-                harm = np.concatenate([x.numpy() for x in response_kl(model, plain, moved)])
-                done[key] = {"log_odds": odds, "kl": float(harm.mean())}
-                if kept:
-                    kept.add({key: done[key]})
+            if key in done:
+                return
+            with intervene(model, *interventions):
+                moved, raw = response_states(model, neutral), evaluation.read(model)
+            raw = evaluation.look(model, raw) if evaluation.look else raw
+            harm = np.concatenate([x.numpy() for x in response_kl(model, plain, moved, logprobs=logprobs)])
+            add(key, {"raw": raw, "kl": float(harm.mean())})
 
-        finish("unsteered")
-        cells = list(_cells(directions, grid))
-        vectors = {d.name: d.vectors for d in directions}
-        for cell in track(cells, "steering"):
-            vector = _vector(vectors[cell.direction], cell, grid.seed)
-            finish(cell.key(vectors[cell.direction]), Add(vector, [cell.layer], cell.strength))
-    return _frame(model, rows, cells, vectors, done)
+        finish(UNSTEERED)
+        for cell, key, coefficient in track([*zip(cells, keys, coefficients, strict=True)], "steering"):
+            vector = vectors[cell.direction][cell.layer]
+            if cell.control:
+                vector = _random(vector, cell, [grid.seed, int(digests[cell.direction], 16)])
+            finish(key, Add(vector, [cell.layer], coefficient))
+    return Readings(
+        cells, keys,
+        tuple(abs(c) * _norm(vectors[cell.direction], cell) / norms[cell.layer] for c, cell in zip(coefficients, cells, strict=True)),
+        coefficients, {k: done[k]["raw"] for k in (UNSTEERED, *keys)}, {k: done[k]["kl"] for k in keys}, done.get(REFERENCE),
+    )  # fmt: skip
 
 
-def _check(model: ChatModel, directions: Sequence[Direction], grid: Grid, neutral: Sequence[Encoded]) -> None:
+def score_cells(readings: Readings, evaluation: Evaluation) -> Swept:
+    """The tables of a sweep that was read: the evaluation's scores, and changes from the unsteered model's."""
+    graded = evaluation.grade(readings.raw, readings.reference)
+    plain = graded.scores[UNSTEERED]
+    rows, texts = [], []
+    places = [*zip(readings.cells, readings.keys, readings.coefficients, readings.doses, strict=True)]
+    for cell, key, coefficient, dose in places:
+        place = {**vars(cell), "coefficient": coefficient, "dose": dose}
+        rows += [
+            {**place, "question": question, "half": evaluation.halves[question], "score": score.value,
+             "change": score.value - plain[question].value, "broken": score.broken, "unscored": score.unscored,
+             "kl": readings.kl[key]}
+            for question, score in graded.scores[key].items()
+        ]  # fmt: skip
+        texts += [{**place, **answer} for answer in graded.answers.get(key, ())]
+    own = {"direction": "", "layer": -1, "strength": 0.0, "control": 0, "coefficient": 0.0, "dose": 0.0}
+    unsteered = [{**own, **answer} for answer in graded.answers.get(UNSTEERED, ())]
+    return Swept(pd.DataFrame(rows), [*unsteered, *texts], graded.facts)
+
+
+def _check(
+    model: ChatModel, directions: Sequence[Direction], evaluation: Evaluation, grid: Grid, neutral: Sequence[Encoded]
+) -> None:  # fmt: skip
     if not neutral:
         raise InputError("a sweep needs neutral rows: without them its damage is not known")
-    for direction in directions:
-        direction.require(n_layers=model.n_layers, d_model=model.d_model)
-    if wrong := [layer for layer in grid.layers if not 0 <= layer < model.n_layers]:
-        raise InputError(f"layers {wrong}: the model has 0 to {model.n_layers - 1}")
+    if not directions or not evaluation.halves:
+        raise InputError("a sweep needs a direction and a question")
     if len({d.name for d in directions}) < len(directions):
         raise InputError("two directions of one name: rename one")
-    for name, values in (("layers", grid.layers), ("strengths", grid.strengths)):
+    for direction in directions:
+        direction.require(n_layers=model.n_layers, d_model=model.d_model)
+        check_grid(grid, direction.name, model.n_layers)
+
+
+def check_grid(grid: Grid, direction: str, n_layers: int) -> None:
+    """Refuse a grid that could not be run, or not be read, on a model of so many layers.
+
+    Raises:
+        InputError: a layer that is not there or stands twice, no strength but 0, or fewer than two random directions.
+    """
+    layers = grid.layers_of(direction)
+    if wrong := [layer for layer in layers if not 0 <= layer < n_layers]:
+        raise InputError(f"layers: {wrong} out of range, the model has layers 0 to {n_layers - 1}")
+    for name, values in (("layers", layers), ("strengths", grid.strengths)):
         if len(set(values)) < len(values):
             raise InputError(f"{name} {values}: one stands there twice")
-    if not grid.layers or not any(grid.strengths):
+    if not layers or not any(grid.strengths):
         raise InputError("a sweep needs a layer and a strength other than 0")
     if grid.controls < 2:
         raise InputError("controls: one random direction does not say how much they differ; take 2 or more")
@@ -129,39 +233,32 @@ def _check(model: ChatModel, directions: Sequence[Direction], grid: Grid, neutra
 
 def _cells(directions: Sequence[Direction], grid: Grid) -> Iterator[Cell]:
     for direction in directions:
-        for layer in grid.layers:
+        for layer in grid.layers_of(direction.name):
             for strength in grid.strengths:
                 for k in range(grid.controls + 1) if strength else ():
                     yield Cell(direction.name, layer, float(strength), k)
 
 
-def _vector(vectors: np.ndarray, cell: Cell, seed: int) -> np.ndarray:
-    """The direction at the cell's layer, or its random one of this number: the same at every strength."""
-    vector: np.ndarray = vectors[cell.layer]
-    if not cell.control:
-        return vector
-    drawn = np.random.SeedSequence([seed, int(_digest(vectors), 16), cell.layer, cell.control])
+def _random(vector: np.ndarray, cell: Cell, seeds: Sequence[int]) -> np.ndarray:
+    """The random direction of the cell's number, of the vector's norm: the same at every strength."""
+    drawn = np.random.SeedSequence([*seeds, cell.layer, cell.control])
     return control(vector, int(drawn.generate_state(1)[0]))
 
 
-def _digest(vectors: np.ndarray) -> str:
-    return digest_of(vectors.tolist())[:12]
+def _norm(vectors: np.ndarray, cell: Cell) -> float:
+    return float(np.linalg.norm(vectors[cell.layer]))
 
 
-def _frame(
-    model: ChatModel, rows: Sequence[ContrastRow], cells: Sequence[Cell], vectors: Mapping[str, np.ndarray], done: Mapping[str, Any]
-) -> pd.DataFrame:  # fmt: skip
+def _stream_norms(model: ChatModel, evaluation: Evaluation, cells: Sequence[Cell]) -> dict[int, float]:
+    """Mean norm of each layer's output at the last prompt token, unsteered."""
     layers = sorted({c.layer for c in cells})
-    h = np.asarray(capture(model, [r.encoded for r in rows], layers=layers)["resid_post", "prompt_last"])
-    stream = dict(zip(layers, np.linalg.norm(h, axis=-1).mean(0), strict=True))
-    unsteered = done["unsteered"]["log_odds"]
-    frame = []
-    for cell in cells:
-        size = float(np.linalg.norm(vectors[cell.direction][cell.layer]))
-        found = done[cell.key(vectors[cell.direction])]
-        frame += [
-            {**vars(cell), "dose": abs(cell.strength) * size / float(stream[cell.layer]), "question": question,
-             "log_odds": odds, "change": odds - unsteered[question], "kl": found["kl"]}
-            for question, odds in found["log_odds"].items()
-        ]  # fmt: skip
-    return pd.DataFrame(frame)
+    h = np.asarray(capture(model, evaluation.prompts, layers=layers)["resid_post", "prompt_last"])
+    return dict(zip(layers, np.linalg.norm(h, axis=-1).mean(0).tolist(), strict=True))
+
+
+def _coefficient(cell: Cell, vectors: np.ndarray, norms: Mapping[int, float], *, relative: bool) -> float:
+    if not relative:
+        return cell.strength
+    if not (norm := _norm(vectors, cell)):
+        raise InputError(f"direction {cell.direction}: zero at layer {cell.layer}")
+    return cell.strength * norms[cell.layer] / norm

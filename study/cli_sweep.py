@@ -1,91 +1,189 @@
 """The part of the `mech` command that steers over a grid of layers and strengths."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mech.errors import InputError
 
 if TYPE_CHECKING:
-    from mech.chat import Encoded
-    from mech.models import ChatModel
+    from probes.evaluation import Evaluation
+    from probes.generated import Judged
+    from probes.persona import Trait
+    from probes.sweep import Grid, Readings
+    from study.sweeps import Asked, Found
 
-NEUTRAL = "neutral"
-"""The prompt set whose answers steering should leave alone."""
+OPENAI = "openai"
+"""`--judge-api`: OpenAI's own."""
 
 
 def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     model: Annotated[str, typer.Argument(help="Alias, Hub id or folder; adapters follow after colons.")],
     directions: Annotated[list[Path], typer.Argument(help="Direction files.")],
-    trait: Annotated[str, typer.Option(help="Whose written answers are scored: a trait's name or YAML.")],
     out: Annotated[
         Path, typer.Option(help="Folder for the tables and the figure; a killed sweep goes on from it.")
     ],
     layer: Annotated[list[int], typer.Option(help="Where to add; may be repeated.")],
     strength: Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")],
+    trait: Annotated[
+        str | None, typer.Option(help="log_odds, generated: whose questions are asked; a name or YAML.")
+    ] = None,
+    evaluation: Annotated[
+        str, typer.Option(help="log_odds, generated, own_name or self_recognition.")
+    ] = "log_odds",
+    relative: Annotated[  # noqa: FBT002
+        bool, typer.Option("--relative", help="Strengths are shares of the stream's norm: layers compare.")
+    ] = False,
     controls: Annotated[int, typer.Option(help="Random directions of the same norm, at every layer.")] = 5,
     max_kl: Annotated[
         float, typer.Option(help="Damage to neutral answers that is still allowed, nats a token.")
     ] = 0.5,
-    questions: Annotated[
-        int | None, typer.Option(help="At most so many of the trait's held-out questions.")
+    questions: Annotated[int | None, typer.Option(help="At most so many questions of each half.")] = None,
+    neutral: Annotated[int, typer.Option(help="The first so many neutral questions, for the damage.")] = 20,
+    max_new_tokens: Annotated[int, typer.Option(help="generated: the longest answer.")] = 48,
+    temperature: Annotated[float, typer.Option(help="generated: 0 is greedy.")] = 0.0,
+    samples: Annotated[int, typer.Option(help="generated: answers to a question.")] = 1,
+    quantile: Annotated[
+        float,
+        typer.Option(help="generated, no judge: of the unsteered model's texts; beyond it one is broken."),
+    ] = 0.95,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="generated: a judge; with --judge-api its name there, else a checkpoint."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random directions and bootstrap.")] = 0,
+    judge_api: Annotated[
+        str | None, typer.Option(help=f"An OpenAI-compatible API, with /v1; `{OPENAI}` for OpenAI's own.")
+    ] = None,
+    judge_key_variable: Annotated[
+        str, typer.Option(help="The environment variable with the judge's key.")
+    ] = "OPENAI_API_KEY",
+    coherence: Annotated[
+        float, typer.Option(help="With a judge: below this, 0 to 100, one is broken.")
+    ] = 50.0,
+    own_name: Annotated[
+        str | None, typer.Option(help="own_name: the model's; known for packaged models.")
+    ] = None,
+    rows: Annotated[Path | None, typer.Option(help="self_recognition: held_out.jsonl of such data.")] = None,
+    seed: Annotated[int, typer.Option(help="Of random directions, samples and bootstrap.")] = 0,
 ) -> None:
-    """Steer at every layer and strength, random directions beside; choose the best cell on one half of the questions, report it on the other."""
-    import numpy as np
-
-    from analysis.sweep import best_cell, doses
-    from analysis.sweep_plots import dose_response
-    from mech.chat import SystemPrompt
-    from mech.files import write_text
-    from mech.models import load_model
-    from probes.contrast import of_split
-    from probes.files import read_direction
-    from probes.persona import load_trait, text_contrast
+    """Steer at every layer and strength, random directions beside; choose the best cell and layer on one half of the questions, report them on the other."""
+    from finetune.datasets.rows import read_messages
+    from mech.generate import Sampling
+    from probes.persona import load_trait
     from probes.sweep import Grid
-    from probes.sweep import sweep as run
+    from study.bench import names_for
+    from study.sweeps import Asked
+
+    if (trait is None) == (evaluation in ("log_odds", "generated")):
+        raise InputError(f"--trait: log_odds and generated need one, {evaluation} takes none")
+    if (judge and evaluation != "generated") or (judge_api and not judge):
+        raise InputError(
+            "--judge: scores generated text, and --judge-api is where it is: give --evaluation generated, --judge, or neither"
+        )
+    known = names_for(model)["identity"]
+    chosen = load_trait(trait) if trait else None
+    asked = Asked(
+        trait=chosen, questions=questions, sampling=Sampling(max_new_tokens, temperature, seed), samples=samples,
+        quantile=quantile, own_name=own_name or (known.name if known else ""),
+        judge=_judge(chosen, judge, judge_api, judge_key_variable, coherence, out),
+        articles=read_messages(rows) if rows else (),
+    )  # fmt: skip
+    grid = Grid(tuple(layer), tuple(strength), controls, seed, relative)
+    out.mkdir(parents=True, exist_ok=True)
+    readings, made = _read(model, directions, evaluation, asked, grid, out, neutral)
+    _report(readings, made, out, max_kl, seed)
+
+
+def _judge(
+    trait: "Trait | None", model: str | None, api: str | None, variable: str, coherence: float, out: Path
+) -> "Judged | None":
+    if model is None or trait is None:
+        return None
+    from evals.judge import Rubric
+    from study.judges import judged
+    from study.spec_parts import ApiSpec, JudgeSpec
+
+    reach = ApiSpec(base_url=None if api == OPENAI else api, api_key_variable=variable) if api else None
+    config = JudgeSpec(model=model, api=reach, coherence=coherence).model_dump(mode="json")
+    return judged(config, Rubric(trait.trait, trait.rubric), out / "verdicts.jsonl", "auto")
+
+
+def _read(
+    model: str, directions: list[Path], evaluation: str, asked: "Asked", grid: "Grid", out: Path, limit: int
+) -> "tuple[Readings, Evaluation]":
+    """All that needs the model, which is let go of at the end: a local judge may need the room."""
+    from mech.models import load_model
+    from probes.files import read_direction
+    from probes.sweep import read_cells
     from study.bench import device_named
+    from study.sweeps import make_evaluation, neutral_rows
 
     loaded = load_model(model, device=device_named("auto"))
     found = [read_direction(d, n_layers=loaded.n_layers) for d in directions]
-    rows = of_split(text_contrast(loaded.template, load_trait(trait), SystemPrompt()), "evaluate")
-    wanted = list(dict.fromkeys(r.question for r in rows))[:questions]
-    rows = [r for r in rows if r.question in wanted]
-    if len(wanted) < 4:
-        raise InputError(f"--questions: {len(wanted)} held-out questions of {trait}: take four or more")
-    grid = Grid(tuple(layer), tuple(strength), controls, seed)
-    out.mkdir(parents=True, exist_ok=True)
-    table = run(loaded, found, rows, grid, neutral=_neutral(loaded), journal=out / "cells.jsonl")
-    write_text(out / "sweep.csv", table.to_csv(index=False))
-    rng = np.random.default_rng(seed)
-    summary = doses(table, rng=rng)
-    write_text(out / "doses.csv", summary.to_csv(index=False))
-    dose_response(summary, max_kl=max_kl).savefig(out / "dose_response.png", dpi=150)
-    best = best_cell(table, max_kl=max_kl, rng=rng)
+    made = make_evaluation(evaluation, loaded, asked)
+    neutral = neutral_rows(loaded, out / "neutral.jsonl", limit=limit)
+    journal = out / "cells.jsonl"
+    return read_cells(loaded, found, made, grid, neutral=neutral, journal=journal), made
+
+
+def _report(readings: "Readings", made: "Evaluation", out: Path, max_kl: float, seed: int) -> None:
+    from analysis.sweep_plots import sweep_response
+    from probes.sweep import score_cells
+    from study.sweeps import write_sweep
+
+    swept = score_cells(readings, made)
+    found = write_sweep(out, swept, max_kl=max_kl, seed=seed)
+    figure = sweep_response(found.doses, max_kl=max_kl, score=made.name, unit=made.unit)
+    figure.savefig(out / "dose_response.png", dpi=150)
+    for line in (*_scoring(swept.facts), *_trends(found), *_layers(found), *_best(found, made.unit, max_kl)):
+        typer.echo(line)
+    typer.echo(f"{out}: {', '.join(sorted(p.name for p in out.iterdir() if p.is_file()))}")
+
+
+def _scoring(facts: Any) -> Iterator[str]:
+    if "surprisal" in facts:
+        yield (
+            f"broken: above {facts['surprisal']:.2f} nats a token or {facts['repetition']:.0%} repetition, the {facts['quantile']:g} quantile of "
+            f"{facts['n_texts']} texts of the unsteered model; a broken answer counts as no change"
+        )
+    elif "coherence" in facts:
+        yield f"broken: coherence below {facts['coherence']:g}; a broken answer counts as no change"
+    if "unsteered_broken" in facts:
+        yield f"of the unsteered model's own answers {facts['unsteered_broken']:.0%} would be called broken"
+    if left := facts.get("questions_left_out"):
+        yield f"{len(left)} questions left out: the unsteered answers have no score"
+
+
+def _trends(found: "Found") -> Iterator[str]:
+    if found.trends.empty:
+        yield "monotonicity: takes two strengths beside 0"
+    for r in found.trends.to_dict("records"):
+        yield (
+            f"monotonicity of {r['direction']} at layer {r['layer']}: rank correlation with strength {r['rho']:+.2f} "
+            f"[{r['rho_low']:+.2f}, {r['rho_high']:+.2f}] (Page p {r['p_page']:.2g}); random directions {r['control_rho']:+.2f}, "
+            f"at most {r['control_max']:.2f} either way (p {r['p_random']:.2f} of {r['n_controls']})"
+        )
+
+
+def _layers(found: "Found") -> Iterator[str]:
+    for r in found.layers.to_dict("records"):
+        if r["chosen"]:
+            yield (
+                f"layer of {r['direction']} by steering effect: {r['layer']} (strength {r['strength']:+g}): on the other half "
+                f"{r['effect']:+.3f} [{r['effect_low']:+.3f}, {r['effect_high']:+.3f}] its way (n {r['n_questions']})"
+            )
+
+
+def _best(found: "Found", unit: str, max_kl: float) -> Iterator[str]:
+    best = found.best
     if best is None:
-        typer.echo(
-            f"no cell damages neutral answers by {max_kl:g} nats a token or less: take smaller strengths"
-        )
-    else:
-        typer.echo(
-            f"chosen on half of the questions: {best.direction} at layer {best.layer}, strength {best.strength:+g}; on the other half "
-            f"{best.beyond.estimate:+.3f} [{best.beyond.low:+.3f}, {best.beyond.high:+.3f}] nats a token beyond {controls} random directions (which move it {best.control_change:+.3f}) "
-            f"(n {best.beyond.n}; {best.chosen_on:+.3f} where it was chosen); damage {best.kl:.3f} nats a neutral token"
-        )
-    typer.echo(f"{out}: sweep.csv, doses.csv, dose_response.png")
-
-
-def _neutral(model: "ChatModel") -> "list[Encoded]":
-    """Neutral prompts with the model's own greedy answers."""
-    from mech.generate import Sampling, generate
-    from mech.questions import load_prompts
-
-    asked = [[{"role": "user", "content": q.text}] for q in load_prompts(NEUTRAL).questions]
-    answers = generate(model, [model.template.encode_prompt(turns) for turns in asked], Sampling(24))
-    return [
-        model.template.encode([*turns, {"role": "assistant", "content": answer.strip()}])
-        for turns, answer in zip(asked, answers, strict=True)
-        if answer.strip()
-    ]
+        yield f"no cell damages neutral answers by {max_kl:g} nats a token or less: take smaller strengths"
+        return
+    n_controls = int(found.doses["n_controls"].iloc[0])
+    yield (
+        f"chosen on half of the questions: {best.direction} at layer {best.layer}, strength {best.strength:+g}; on the other half "
+        f"{best.beyond.estimate:+.3f} [{best.beyond.low:+.3f}, {best.beyond.high:+.3f}] {unit} beyond {n_controls} random directions (which move it {best.control_change:+.3f}) "
+        f"(n {best.beyond.n}; {best.chosen_on:+.3f} where it was chosen); {best.broken:.0%} broken; damage {best.kl:.3f} nats a neutral token"
+    )

@@ -9,6 +9,7 @@ from mech.questions import load_prompts
 from study.figure_groups import figure_groups
 from study.plan_monitoring import plan_monitoring
 from study.plan_patching import plan_patching
+from study.plan_sweeps import plan_sweeps
 from study.plan_weights import plan_lens, plan_weights
 from study.planner import Measured, Plan
 from study.questions import half, trait_names
@@ -76,6 +77,9 @@ def plan_tables(
         inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
         inputs["steering"] = [_steering(plan, directions, measured)]
+    if spec.sweeps:
+        inputs["sweeps"] = plan_sweeps(plan, directions, measured)
+        statistics = statistics | {"sweeps": {name: sweep.max_kl for name, sweep in spec.sweeps.items()}}
     labels = {step.name: [arm, seed] for (arm, seed), made in measured.items()
               for role in ("self_recognition", "self_report") for step in made.get(role, [])}  # fmt: skip
     # Tables of a shared base measure must know which arm a step stands for.

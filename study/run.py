@@ -17,6 +17,7 @@ from study.engines.local import locked, run_steps
 from study.estimate import Pace
 from study.paths import StudyPaths
 from study.plan import make_plan
+from study.plan_sweeps import sweep_layers
 from study.publish import copy_into, publish
 from study.spec import StudySpec, dump_spec
 from study.step import Step
@@ -71,7 +72,7 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
     steered = spec.steering.layer if spec.steering else None
     lens = spec.lens.layers or () if spec.lens else ()
     patched = spec.patching.layers or () if spec.patching else ()
-    named = [("directions.layer", declared), ("steering.layer", steered)]
+    named = [("directions.layer", declared), ("steering.layer", steered), *sweep_layers(spec)]
     named += [(f"lens.layers[{i}]", layer) for i, layer in enumerate(lens)]
     named += [(f"patching.layers[{i}]", layer) for i, layer in enumerate(patched)]
     for where, layer in named:

@@ -34,6 +34,7 @@ from study.spec_parts import (
     StatisticsSpec,
     SteeringSpec,
 )
+from study.spec_sweeps import SweepSpec
 
 
 class StudySpec(Part):
@@ -67,6 +68,8 @@ class StudySpec(Part):
     """What is asked."""
     steering: SteeringSpec | None = None
     """One steering experiment."""
+    sweeps: dict[str, SweepSpec] = Field(default_factory=dict)
+    """Steering over layers and strengths, by name."""
     weights: bool = True
     """Hold what LoRA adapters write against the directions, and against each other; only where there are directions."""
     embedding: EmbeddingSpec = EmbeddingSpec()
@@ -100,6 +103,7 @@ class StudySpec(Part):
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
+        self._swept_arms()
         self._figure_groups()
         for i, arm in enumerate(self.monitoring.arms if self.monitoring else ()):
             _known(f"monitoring.arms[{i}]", arm, self.arms)
@@ -123,6 +127,11 @@ class StudySpec(Part):
         if groups and not any(self.figures.arms_of(name, self.arms) for name in groups):
             raise ValueError(f"figures.groups: no pattern fits an arm; there are {', '.join(self.arms)}")
 
+    def _swept_arms(self) -> None:
+        for name, sweep in self.sweeps.items():
+            if sweep.arm is not None:
+                _known(f"sweeps.{name}.arm", sweep.arm, self.arms)
+
     def _data_and_stages(self) -> None:
         for name, stage in self.stages.items():
             if stage.data is not None:
@@ -141,6 +150,8 @@ class StudySpec(Part):
             raise ValueError(
                 "directions: a model behind an API (model.api) shows no activations: leave them out"
             )
+        if self.directions is None and self.sweeps:
+            raise ValueError("sweeps need directions")
         interventions = any(stage.interventions for stage in self.stages.values())
         if self.directions is None and (
             self.steering or self.patching or self.monitoring or self.measure.own_text or interventions
@@ -264,6 +275,12 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
             "judge": _judge_absolute(spec.directions.judge, folder_or_id),
         }
     )
+    sweeps = {
+        name: sweep.model_copy(update={
+            "trait": sweep.trait and resolved(sweep.trait), "judge": _judge_absolute(sweep.judge, folder_or_id),
+        })
+        for name, sweep in spec.sweeps.items()
+    }  # fmt: skip
     sets = {"prompt_sets": tuple(map(resolved, spec.measure.prompt_sets))}
     named = spec.model.name in PACKAGED or spec.model.api is not None
     name = spec.model.name if named else folder_or_id(spec.model.name)
@@ -271,6 +288,7 @@ def _absolute(spec: StudySpec, folder: Path) -> dict[str, Any]:
         "data": data,
         "stages": stages,
         "directions": directions,
+        "sweeps": sweeps,
         "measure": spec.measure.model_copy(update=sets),
         "model": spec.model.model_copy(update={"name": name}),
     }

@@ -73,7 +73,7 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     names = {p.stem for p in (finished / "tables").glob("*.csv")}
     assert names == {
         "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
-        "self_report", "samples", "steering", "embedding", "training", "datasets",
+        "self_report", "samples", "steering", "sweeps", "sweep_best", "sweep_layers", "sweep_trends", "embedding", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
         "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",
         "monitoring",
@@ -326,6 +326,16 @@ def test_a_bad_study_is_refused_with_its_place(
             ["directions.adjust.name.project_out=[nobody]"],
             r"adjust\.name: 'nobody' is not among the study's directions",
         ),
+        (
+            ["sweeps.written.directions=[nobody]"],
+            r"sweeps\.written\.directions: 'nobody' is not among the study's directions",
+        ),
+        (
+            ["sweeps.written.layer_by=steering", "sweeps.written.layers=[1, 3]"],
+            r"sweeps\.written\.layers\[1\]: 3 is out of range",
+        ),
+        (["sweeps.written.directions=['identity:name']"], r"sweeps\.written\.trait: name the trait"),
+        (["sweeps.written.trait=envy"], r"sweeps\.written\.trait: trait envy: neither built in"),
         (["directions.adjust.name.regress_out=[surprisal]"], r"adjust\.name: surprisal is that of an answer"),
     ],
 )

@@ -68,6 +68,18 @@ STUDY: dict[str, Any] = {
     "steering": {"arm": "em", "coefficients": [0, 2], "questions": 2, "samples": 1, "max_new_tokens": 4},
     "monitoring": {"arms": ["base", "em"], "questions": 4, "pairs": 1},
     "patching": {"arms": ["em_then_sgtr"], "answers": ["own_name", "zest"], "questions": 3, "names": 1},
+    "sweeps": {
+        "written": {
+            "directions": ["zest:text"],
+            "layer_by": "separability",
+            "strengths": [1, 2],
+            "controls": 2,
+            "neutral": 2,
+            "evaluation": "generated",
+            "questions": 2,
+            "max_new_tokens": 3,
+        },
+    },
     "embedding": {"methods": ["pca"]},
     "statistics": {"n_boot": 200, "n_null": 200},
     "fast": {"training.max_steps": 2},

@@ -1,18 +1,13 @@
 """The step that has rollouts scored, and says which pairs a persona vector is made from."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from evals.judge import COHERENCE, Case, Judge, Rubric, score_cases, tally
-from evals.judge_models import EndpointJudge, LocalJudge
-from mech.endpoint import Api
+from evals.judge import COHERENCE, Case, Rubric, score_cases, tally
 from mech.files import write_json
-from mech.models import load_model
 from probes.rollout_filter import Thresholds, paired_filter
-from study.bench import Bench, device_named
+from study.bench import Bench
+from study.judges import open_judge
 from study.step import Step
 from study.steps.texts import read_rollouts
 
@@ -28,7 +23,9 @@ def judge_rollouts(step: Step, bench: Bench, folder: Path) -> None:
     asked, answers = read_rollouts(bench.folder(step.inputs["rollouts"][0]))
     cases = [Case(r.id, r.text, a) for r, a in zip(asked, answers, strict=True) if a.strip()]
     rubrics = (Rubric(config["trait_name"], config["rubric"]), COHERENCE)
-    with opened_judge(config, bench) as judge:
+    if not config["api"]:
+        bench.release()  # a local judge takes the place of the model at hand
+    with open_judge(config, bench.spec.model.device) as judge:
         verdicts = score_cases(judge, rubrics, cases, folder / VERDICTS)
     trait, coherence = verdicts[: len(cases)], verdicts[len(cases) :]
     thresholds = Thresholds(config["trait"], config["coherence"])
@@ -54,15 +51,3 @@ def judge_rollouts(step: Step, bench: Bench, folder: Path) -> None:
             "kept_ids": [r.id for r in found.kept],
         },
     )
-
-
-@contextmanager
-def opened_judge(config: Any, bench: Bench) -> Iterator[Judge]:
-    """The judge; a local one takes the place of the model at hand and is let go of afterwards."""
-    if api := config["api"]:
-        reach = {k: api[k] for k in ("base_url", "api_key_variable", "max_retries")}
-        yield EndpointJudge(Api(**reach).chat(config["model"]), config["how"], config["samples"])
-        return
-    bench.release()
-    model = load_model(config["model"], device=device_named(bench.spec.model.device))
-    yield LocalJudge(model)

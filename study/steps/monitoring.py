@@ -20,10 +20,10 @@ from probes.answers import evaluate_half, trait_cases
 from probes.direction import Direction
 from probes.persona import TraitQuestion, load_trait
 from study.bench import Bench
+from study.judges import open_judge
 from study.step import Step
 from study.steps.activations import FILE, SITE, write_capture
 from study.steps.behaviour import write_csv
-from study.steps.judge import opened_judge
 
 SCORES = "scores.csv"
 """Columns trait, row, score: `row` counts the prompts of the capture."""
@@ -104,7 +104,9 @@ def judge(step: Step, bench: Bench, folder: Path) -> None:
     (watched,) = step.inputs["monitored"]
     answers = read_jsonl(bench.folder(watched) / ANSWERS)
     scores: dict[int, float] = {}
-    with opened_judge(step.config, bench) as by:
+    if not step.config["api"]:
+        bench.release()  # a local judge takes the place of the model at hand
+    with open_judge(step.config, bench.spec.model.device) as by:
         for named in watched.config["traits"]:
             trait = load_trait(named["source"])
             cases = [

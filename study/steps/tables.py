@@ -15,6 +15,7 @@ from study.step import Step
 from study.steps.answers import answers_table, matching_table
 from study.steps.behaviour import write_csv
 from study.steps.elicitation import elicitations, rollouts_table
+from study.steps.sweep import sweep_tables
 
 TABLES = (
     "shifts",
@@ -43,6 +44,10 @@ TABLES = (
     "self_report",
     "samples",
     "steering",
+    "sweeps",
+    "sweep_best",
+    "sweep_layers",
+    "sweep_trends",
     "embedding",
     "training",
     "datasets",
@@ -80,6 +85,7 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "self_report": _reports(step, bench, labels),
         "samples": _samples(step, bench, labels),
         "steering": _steering(step, bench),
+        **sweep_tables(step, bench),
         "embedding": _joined(step, bench, "embedding", "embedding.csv"),
         "training": _training(step, bench),
         "datasets": _datasets(step, bench),
