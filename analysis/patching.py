@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from analysis.stats import Interval, bootstrap_mean, jackknife
+from analysis.stats import Interval, jackknife
 from probes.answers import PatchedCase
 
 WAYS = {"base into finetuned": ("finetuned", "base"), "finetuned into base": ("base", "finetuned")}
@@ -21,71 +21,60 @@ def equal_ranges(n_layers: int, n: int) -> list[range]:
     return [range(a, b) for a, b in pairwise(edges)]
 
 
-def patching_table(
-    cases: Sequence[PatchedCase],
-    layers: Sequence[int],
-    spans: Sequence[str],
-    *,
-    rng: np.random.Generator,
-    n_boot: int = 2000,
-) -> pd.DataFrame:
+def patching_table(cases: Sequence[PatchedCase], layers: Sequence[int], spans: Sequence[str]) -> pd.DataFrame:
     """One row a way, layer and span.
 
     `effect` is the score of the patched model less that of the model as it is; `random_effect` what as large a change in a random
     direction does, `beyond_random` the difference (paired by question); `share` is the effect over the whole change between the two
-    models (1: patching here undoes, or brings, all of it), only where the whole change's own interval excludes 0.
+    models (1: patching here undoes, or brings, all of it), only where the whole change's own interval excludes 0. Intervals are t
+    intervals by the delete-one-question jackknife: resampling a handful of questions gives none that can be used.
 
     Args:
-        cases: one a question.
+        cases: one a question or more.
         layers: as they were patched.
         spans: likewise.
-        rng: bootstrap over questions.
-        n_boot: resamples.
     """
     questions, whole = np.array([c.question for c in cases]), _whole(cases)
-    told = _excludes_zero(bootstrap_mean(whole, questions, rng=rng, n_boot=n_boot))
+    told = _excludes_zero(_mean(whole, questions))
     rows = []
     for way, (run, other) in WAYS.items():
         plain = np.array([getattr(c, run) for c in cases])[:, None, None]
         effect = np.stack([c.into[run] for c in cases]) - plain
         random = np.stack([c.into[f"random {run}"] for c in cases]) - plain
         change = whole if other == "finetuned" else -whole
-        mean, beyond = (
-            bootstrap_mean(v, questions, rng=rng, n_boot=n_boot) for v in (effect, effect - random)
-        )
-        for (i, j), value in np.ndenumerate(effect.mean(0)):
+        for i, j in np.ndindex(len(layers), len(spans)):
+            mean, beyond = (_mean(v[:, i, j], questions) for v in (effect, effect - random))
             rows.append({
-                "way": way, "span": spans[j], "layer": layers[i], "n_questions": len(cases), "effect": value,
-                "effect_low": mean.low[i, j], "effect_high": mean.high[i, j], "random_effect": random[:, i, j].mean(),
-                "beyond_random": beyond.estimate[i, j], "beyond_random_low": beyond.low[i, j],
-                "beyond_random_high": beyond.high[i, j], **_share(effect[:, i, j], change, questions, told=told),
+                "way": way, "span": spans[j], "layer": layers[i], "n_questions": mean.n, "effect": mean.estimate,
+                "effect_low": mean.low, "effect_high": mean.high, "random_effect": random[:, i, j].mean(),
+                "beyond_random": beyond.estimate, "beyond_random_low": beyond.low, "beyond_random_high": beyond.high,
+                **_share(effect[:, i, j], change, questions, told=told),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def ranges_table(
-    cases: Sequence[PatchedCase], ranges: Sequence[range], *, rng: np.random.Generator, n_boot: int = 2000
-) -> pd.DataFrame:
+def ranges_table(cases: Sequence[PatchedCase], ranges: Sequence[range]) -> pd.DataFrame:
     """One row a range and mode: the score with the adapter on only there, or everywhere else, less the score without it.
 
-    The first row is the whole adapter. `share` as in `patching_table`. Shares of ranges need not add up to 1.
+    The first row is the whole adapter. Intervals and `share` as in `patching_table`. Shares of ranges need not add up to 1.
     """
     questions, whole = np.array([c.question for c in cases]), _whole(cases)
-    base = np.array([c.base for c in cases])
-    found = bootstrap_mean(whole, questions, rng=rng, n_boot=n_boot)
-    told, rows = _excludes_zero(found), [_range_row("all", "on", whole, found)]
+    base, found = np.array([c.base for c in cases]), _mean(whole, questions)
+    told, rows = _excludes_zero(found), [_range_row("all", "on", found)]
     for i, layers in enumerate(ranges):
         for j, mode in enumerate(("on here only", "on everywhere else")):
             effect = np.array([c.ranges[i, j] for c in cases]) - base
-            mean = bootstrap_mean(effect, questions, rng=rng, n_boot=n_boot)
-            name = f"{layers.start} to {layers.stop - 1}"
-            row = _range_row(name, mode, effect, mean)
+            row = _range_row(f"{layers.start} to {layers.stop - 1}", mode, _mean(effect, questions))
             rows.append({**row, **_share(effect, whole, questions, told=told)})
     return pd.DataFrame(rows)
 
 
-def _range_row(name: str, mode: str, effect: Float[np.ndarray, " q"], mean: Interval) -> dict[str, Any]:
-    return {"layers": name, "adapter": mode, "n_questions": len(effect), "effect": mean.estimate,
+def _mean(values: Float[np.ndarray, " n"], questions: np.ndarray) -> Interval:
+    return jackknife(lambda v: float(v.mean()), values, questions)
+
+
+def _range_row(name: str, mode: str, mean: Interval) -> dict[str, Any]:
+    return {"layers": name, "adapter": mode, "n_questions": mean.n, "effect": mean.estimate,
             "effect_low": mean.low, "effect_high": mean.high}  # fmt: skip
 
 

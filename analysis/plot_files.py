@@ -162,14 +162,14 @@ _NOTES: dict[str, tuple[str, str]] = {
             "Effect: the score of the model that is run with the other's activations at one layer and span, less its score as it is. Base "
             "into finetuned: what is taken back; finetuned into base: what is brought about. The base is what lies under the last adapter"
         ),
-        f"{_BOOTSTRAP}. Null: as large a change of the same tokens in a random direction (dotted)",
+        "95 % intervals: t, by the delete-one-question jackknife. Null: as large a change of the same tokens in a random direction (dotted)",
     ),
     "adapter_ranges": (
         (
             "The score with the last adapter on in a range of layers only, or everywhere but there, less the score without it. Parts need "
             "not add up to the whole: layers act together"
         ),
-        f"{_BOOTSTRAP}. No null: the whole change stands above",
+        "95 % intervals: t, by the delete-one-question jackknife. No null: the whole change stands above",
     ),
     "monitoring": (
         (

@@ -31,7 +31,7 @@ def plan_patching(plan: Plan, measured: Measured) -> list[Step]:
         "answers": answers,
         "condition": condition_config(plan.spec, spec.condition),
         "invented": list(load_invented().makers.items()),
-        "statistics": plan.spec.statistics.model_dump(),
+        "seed_of_control": plan.spec.statistics.seed,
     }
     cells = len(spec.layers or range(plan.model.n_layers)) * len(spec.spans)
     passes = 4 * cells + 2 * spec.ranges + 2  # both ways, each with its control

@@ -147,17 +147,17 @@ def planted(n: int, change: float, rng: np.random.Generator) -> list[PatchedCase
 def test_tables_say_shares_with_intervals_and_none_of_nothing() -> None:
     rng = np.random.default_rng(0)
     cases = planted(12, 2.0, rng)
-    table = patching_table(cases, [3, 7], ["all"], rng=rng, n_boot=400).set_index(["way", "layer"])
+    table = patching_table(cases, [3, 7], ["all"]).set_index(["way", "layer"])
     back, brought = table.loc[("base into finetuned", 7)], table.loc[("finetuned into base", 7)]
     assert back["share"] == pytest.approx(0.25)
     assert back["effect"] == pytest.approx(-0.5, abs=0.05)
     assert back["beyond_random_high"] < 0
     assert brought["share_low"] <= 0.5 <= brought["share_high"]
     assert table.loc[("base into finetuned", 3), "effect"] == 0
-    ranges = ranges_table(cases, [range(4)], rng=rng, n_boot=400)
+    ranges = ranges_table(cases, [range(4)])
     assert ranges["layers"].tolist() == ["all", "0 to 3", "0 to 3"]
     np.testing.assert_allclose(ranges["share"][1:], [0.75, 0.25], atol=1e-9)
-    nothing = patching_table(planted(12, 0.0, rng), [3, 7], ["all"], rng=rng, n_boot=400)
+    nothing = patching_table(planted(12, 0.0, rng), [3, 7], ["all"])
     assert nothing["share"].isna().all()
 
 

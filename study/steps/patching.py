@@ -1,7 +1,6 @@
 """The step that patches between an arm and what lies under its last adapter, both ways."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,11 +21,11 @@ from study.steps.behaviour import write_csv
 
 def patch(step: Step, bench: Bench, folder: Path) -> None:
     """`patching.csv` and `adapter_ranges.csv`: one model in memory, its last adapter switched by layer."""
-    config, statistics = step.config, step.config["statistics"]
+    config = step.config
     model = bench.model(step.inputs["checkpoint"], merge=False)
     layers = config["layers"] or list(range(model.n_layers))
     ranges = equal_ranges(model.n_layers, config["ranges"])
-    rng = np.random.default_rng(statistics["seed"])
+    rng = np.random.default_rng(config["seed_of_control"])
     labels = {k: config[k] for k in ("arm", "seed", "reference")}
     patched, ranged = [], []
     for named in config["answers"]:
@@ -35,10 +34,9 @@ def patch(step: Step, bench: Bench, folder: Path) -> None:
             patch_case(model, case, layers=layers, spans=config["spans"], ranges=ranges, rng=rng, token_budget=config["token_budget"])
             for case in track(_cases(answer, step, bench, model.template), f"patching ({answer})")
         ]  # fmt: skip
-        options: dict[str, Any] = {"rng": rng, "n_boot": statistics["n_boot"]}
         about = {**labels, "answer": answer}
-        patched.append(patching_table(found, layers, config["spans"], **options).assign(**about))
-        ranged.append(ranges_table(found, ranges, **options).assign(**about))
+        patched.append(patching_table(found, layers, config["spans"]).assign(**about))
+        ranged.append(ranges_table(found, ranges).assign(**about))
     for name, frames in (("patching", patched), ("adapter_ranges", ranged)):
         frame = pd.concat(frames, ignore_index=True)
         first = [*labels, "answer"]
