@@ -44,7 +44,7 @@ def alignment(
                 raise InputError(
                     f"{u.name}: writes {u.left.shape[0]} numbers, {d.name} has {d.vectors.shape[1]}"
                 )
-            inside = d.unit[u.layer] @ left
+            inside = d.unit_at(u.layer) @ left
             energy = float((inside**2).sum())
             rows.append({
                 "direction": d.name, "layer": u.layer, "map": u.name, "rank": len(sizes), "energy": energy,
