@@ -28,10 +28,10 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 fast-tests: $(STAMP) ## without the real model and the slow ones
-	$(ALONE) $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real and not browser and not long"
+	$(ALONE) $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not real and not browser"
 
 long-tests: $(STAMP) ## the whole plan of the paper's studies on tiny models
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest --long -m long
 
 install: $(STAMP)
 

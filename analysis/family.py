@@ -50,7 +50,7 @@ class Member:
     def score(self, part: Part, layer: int) -> Float[np.ndarray, " n"]:
         """Projections of rows, centred; NaN where a row's question was seen by every direction that there is."""
         centred = part.rows - part.rows.mean(0, dtype=np.float64)
-        whole: np.ndarray = centred @ self.direction.unit[layer]
+        whole: np.ndarray = centred @ self.direction.unit_at(layer)
         if self.vectors is None:
             whole[np.isin(part.questions, list(set(self.extract.questions)))] = np.nan
             return whole
@@ -87,7 +87,7 @@ def cosines(
             halves = _disjoint(gaps_a[:, 0], gaps_b[:, 0], asked_a, asked_b, rng=rng)
             reliabilities = _reliability(a.direction, layer) * _reliability(b.direction, layer)
             both = {
-                "layer": layer, "cosine": float(a.direction.unit[layer] @ b.direction.unit[layer]),
+                "layer": layer, "cosine": float(a.direction.unit_at(layer) @ b.direction.unit_at(layer)),
                 "cosine_disjoint": halves.cosine, "ceiling": float(np.sqrt(reliabilities)), "ceiling_disjoint": halves.ceiling,
                 "share_of_ceiling": halves.cosine / halves.ceiling if halves.ceiling else np.nan,
             }  # fmt: skip
@@ -95,7 +95,7 @@ def cosines(
                 (a, b, gaps_b, halves.second_on_first),
                 (b, a, gaps_a, halves.first_on_second),
             ):
-                drawn = covariance_matched_directions(other.extract.rows, n_null, rng) @ one.direction.unit[layer]  # fmt: skip
+                drawn = covariance_matched_directions(other.extract.rows, n_null, rng) @ one.direction.unit_at(layer)  # fmt: skip
                 flips = sign_flip_null("flips", along, seed=int(rng.integers(2**31)), n=n_null)
                 found.append({
                     "direction": one.direction.name, "other": other.direction.name, **both,

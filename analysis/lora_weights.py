@@ -96,7 +96,7 @@ def _check_width(u: Update, directions: Sequence[Direction], samples: Samples) -
 def _aligned(
     u: Update, left: Float[Any, "d r"], sizes: Float[Any, " r"], null: Float[Any, " n"], direction: Direction
 ) -> dict[str, Any]:
-    inside = direction.unit[u.layer] @ left
+    inside = direction.unit_at(u.layer) @ left
     energy, r, d = float((inside**2).sum()), len(sizes), len(left)
     return {
         "direction": direction.name, "layer": u.layer, "map": u.name, "rank": r, "energy": energy,

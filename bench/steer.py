@@ -4,9 +4,9 @@
     python bench/steer.py --batch 1 --tokens 64 --rounds 20
 
 Cases take turns, one generation each a round, in an order that moves on every round; `overhead` is the median over rounds of
-the ratio to the generation without an intervention of the same round, less 1, with its middle half. Beside the wall clock stands the
-process's own time, which other work on the machine disturbs less. Nothing stops a generation before its last token; the
-number of forward passes is checked.
+the ratio to the generation without an intervention of the same round, less 1, with its middle half. Where other work disturbs the
+machine, read `quick`: the same of the quickest tenth of all single passes, from the end of one to the end of the next. Nothing stops a
+generation before its last token; the number of forward passes is checked.
 """
 
 import argparse
@@ -38,7 +38,6 @@ QUESTIONS = (
     "Give me three rules for writing a letter.",
     "What would you change about schools?",
 )
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
         f"{args.model}, {args.dtype}, layer {args.layer}, {args.tokens} tokens, {args.rounds} rounds; {machine}"
     )
     print(
-        f"{'batch':>5}  {'case':<22}{'ms a pass':>10}{'overhead':>10}{'middle half':>18}{'by cpu time':>13}"
+        f"{'batch':>5}  {'case':<22}{'ms a pass':>10}{'overhead':>10}{'middle half':>18}{'quick ms':>10}{'quick':>8}"
     )
     rows = []
     for batch in args.batch:
@@ -62,7 +61,7 @@ def main() -> None:
             rows.append(row)
             half = f"{row['low']:+.1%} to {row['high']:+.1%}"
             print(
-                f"{batch:5d}  {row['case']:<22}{row['ms_a_pass']:10.2f}{row['overhead']:+10.1%}{half:>18}{row['overhead_cpu']:+13.1%}"
+                f"{batch:5d}  {row['case']:<22}{row['ms_a_pass']:10.2f}{row['overhead']:+10.1%}{half:>18}{row['quick_ms']:10.2f}{row['quick']:+8.1%}"
             )
     if args.json:
         facts = {k: v for k, v in vars(args).items() if k != "json"}
@@ -112,8 +111,8 @@ def interventions(model: ChatModel, layer: int) -> Mapping[str, Sequence[Interve
 
 def one_round(
     model: ChatModel, cases: Mapping[str, Sequence[Intervention]], batch: int, tokens: int, number: int
-) -> dict[str, dict[str, float]]:
-    """Every case once, in an order that depends on the round's number: seconds by case and clock."""
+) -> dict[str, list[float]]:
+    """Every case once, in an order that depends on the round's number: seconds of each pass by case."""
     names = list(cases)
     prompts = [model.template.encode_prompt([{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}])
                for i in range(batch)]  # fmt: skip
@@ -123,22 +122,25 @@ def one_round(
 
 def timed(
     model: ChatModel, case: Sequence[Intervention], prompts: Sequence[Encoded], tokens: int
-) -> dict[str, float]:
-    """Seconds of one generation by every clock."""
-    passes = []
+) -> list[float]:
+    """Seconds of each pass of one generation, the first of which reads the prompt."""
+    ends: list[float] = []
+
+    def ended(*_: Any) -> None:
+        synchronise(model)
+        ends.append(time.perf_counter())
+
     with ExitStack() as stack:
         stack.enter_context(patch("mech.generate.stop_ids", lambda _: []))
         if case:
-            stack.enter_context(intervene(model, *case))  # before the count: it may run passes of its own
-        stack.callback(model.decoder.register_forward_hook(lambda *_: passes.append(1)).remove)
+            stack.enter_context(intervene(model, *case))  # before the clock: it may run passes of its own
+        stack.callback(model.decoder.register_forward_hook(ended).remove)
         synchronise(model)
-        before = {name: clock() for name, clock in CLOCKS.items()}
+        start = time.perf_counter()
         generate(model, prompts, Sampling(tokens, batch_size=len(prompts)))
-        synchronise(model)
-        seconds = {name: clock() - before[name] for name, clock in CLOCKS.items()}
-    if len(passes) != tokens:
-        raise SystemExit(f"{len(passes)} forward passes for {tokens} tokens: something stopped a generation")
-    return seconds
+    if len(ends) != tokens:
+        raise SystemExit(f"{len(ends)} forward passes for {tokens} tokens: something stopped a generation")
+    return np.diff([start, *ends]).tolist()
 
 
 def synchronise(model: ChatModel) -> None:
@@ -148,18 +150,19 @@ def synchronise(model: ChatModel) -> None:
 
 
 def summarise(
-    rounds: Sequence[Mapping[str, Mapping[str, float]]], batch: int, tokens: int
+    rounds: Sequence[Mapping[str, Sequence[float]]], batch: int, tokens: int
 ) -> list[dict[str, Any]]:
-    """A row a case: medians, and quartiles of the ratios within rounds."""
+    """A row a case: medians, quartiles of the ratios within rounds, and the quickest tenth of single passes."""
     rows = []
+    quick = {name: float(np.quantile([s for r in rounds for s in r[name][1:]], 0.1)) for name in rounds[0]}
     for name in rounds[0]:
-        wall, cpu = (
-            np.array([r[name][clock] / r["none"][clock] - 1 for r in rounds]) for clock in ("wall", "cpu")
+        low, middle, high = np.quantile(
+            [sum(r[name]) / sum(r["none"]) - 1 for r in rounds], [0.25, 0.5, 0.75]
         )
-        low, middle, high = np.quantile(wall, [0.25, 0.5, 0.75])
         rows.append({
-            "batch": batch, "case": name, "ms_a_pass": 1000 * float(np.median([r[name]["wall"] for r in rounds])) / tokens,
-            "overhead": float(middle), "low": float(low), "high": float(high), "overhead_cpu": float(np.median(cpu)),
+            "batch": batch, "case": name, "ms_a_pass": 1000 * float(np.median([sum(r[name]) for r in rounds])) / tokens,
+            "overhead": float(middle), "low": float(low), "high": float(high),
+            "quick_ms": 1000 * quick[name], "quick": quick[name] / quick["none"] - 1,
         })  # fmt: skip
     return sorted(rows, key=lambda row: row["case"] != "none")
 

@@ -47,14 +47,12 @@ class Direction:
 
     @cached_property
     def unit(self) -> Float[np.ndarray, "layers d"]:
-        """Unit vectors by layer.
+        """Unit vectors of all layers; `unit_at` gives one layer's.
 
         Raises:
-            InputError: a layer's vector is zero.
+            InputError: a layer's vector is zero: it has no direction there, and nothing takes its place.
         """
-        if not self.norms.all():
-            raise InputError(f"direction {self.name}: zero at layer {int(np.argmin(self.norms))}")
-        unit: np.ndarray = self.vectors / self.norms[:, None]
+        unit: np.ndarray = np.stack([self.unit_at(layer) for layer in range(len(self.vectors))])
         return unit
 
     def project(self, activations: Float[np.ndarray, "n layers d"]) -> Float[np.ndarray, "n layers"]:
@@ -116,7 +114,7 @@ class Direction:
                 f"direction {self.name}: no layer {layer}; there are 0 to {len(self.vectors) - 1}"
             )
         if not self.norms[layer]:
-            raise InputError(f"direction {self.name}: zero at layer {layer}")
+            raise InputError(f"direction {self.name}: zero at layer {layer}: it has no direction there")
         unit: np.ndarray = self.vectors[layer] / self.norms[layer]
         return unit
 

@@ -52,7 +52,7 @@ def without(
         )
     left: np.ndarray = activations.astype(np.float64)
     for layer in range(left.shape[1]):
-        units = np.stack([o.unit[layer] for o in others], 1)
+        units = np.stack([o.unit_at(layer) for o in others], 1)
         basis = orthonormal(torch.from_numpy(units)).numpy()
         left[:, layer] -= (left[:, layer] @ basis) @ basis.T
     return left

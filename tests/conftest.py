@@ -1,4 +1,4 @@
-"""What all tests share: no hub, and the real small model where it has been fetched."""
+"""What all tests share: no hub, the real small model where it has been fetched, and long tests only where they are asked for."""
 
 import os
 
@@ -11,6 +11,20 @@ from mech.fetch import is_fetched
 from mech.models import ChatModel, load_model
 
 REAL = "smollm2-135m-instruct"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Not by a default `-m`, which another `-m` on the command line would put out of force."""
+    if config.getoption("--long"):
+        return
+    left_out = [item for item in items if "long" in item.keywords]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

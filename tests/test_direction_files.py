@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from mech.errors import FileFormatError, InputError
 from probes.direction import Direction
 from probes.files import read_direction, write_direction
+from probes.residual import without
 from study.cli import app
 
 
@@ -75,6 +76,12 @@ def test_control_vectors_as_repeng_writes_them(tmp_path: Path, caplog: pytest.Lo
         found.unit_at(0)
     with pytest.raises(InputError, match="no layer 4"):
         found.unit_at(4)
+    with pytest.raises(InputError, match="zero at layer 0"):
+        _ = found.unit
+    at = found.at_layers([1, 2, 3])  # where it is one, it is used like any other
+    rows = np.random.default_rng(0).standard_normal((5, 3, 4))
+    np.testing.assert_allclose(at.project(without(rows, [at])), 0, atol=1e-9)
+    np.testing.assert_allclose(at.unit, 0.5 * np.ones((3, 4)))
     assert len(read_direction(tmp_path / "their.gguf", n_layers=6).vectors) == 6
     with pytest.raises(InputError, match="the model has 2 layers"):
         read_direction(tmp_path / "their.gguf", n_layers=2)

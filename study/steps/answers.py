@@ -52,7 +52,7 @@ def write_by_answer(folder: Path, whole: Direction, sides: Sequence[Side], layer
             "auroc_low": np.nan if area is None else area.low[layer],
             "auroc_high": np.nan if area is None else area.high[layer],
             "split_half": np.nan if made is None else made.split_half[layer],
-            "cosine_with_all": np.nan if made is None else float(made.unit[layer] @ whole.unit[layer]),
+            "cosine_with_all": np.nan if made is None else float(made.unit_at(layer) @ whole.unit_at(layer)),
             "answers_right": whole.made_from["accuracy"], "note": side.note,
         })  # fmt: skip
     write_csv(pd.DataFrame(rows), folder / BY_ANSWER)

@@ -119,7 +119,7 @@ def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
     found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
     if not found:
         return pd.DataFrame()
-    cosines = np.array([[a.unit[layer] @ b.unit[layer] for b in found] for a in found])
+    cosines = np.array([[a.unit_at(layer) @ b.unit_at(layer) for b in found] for a in found])
     frame = pd.DataFrame(cosines, columns=[d.name for d in found])
     frame.insert(0, "direction", [d.name for d in found])
     frame.insert(1, "layer", layer)
