@@ -38,7 +38,7 @@ def plan_monitoring(plan: Plan, directions: Sequence[Step], measured: Measured) 
     for (arm, seed), made in measured.items():
         if arm not in spec.arms:
             continue
-        label = f"{arm}/seed{seed}"
+        label = f"{arm}/seed{seed}" if made["checkpoint"] else arm
         n = asked * (spec.samples if judged else 2)
         work = Work(
             read=n * 80,
@@ -83,6 +83,6 @@ def _traits(plan: Plan) -> tuple[list[dict[str, Any]], int]:
             [p.model_dump() for p in trait.instructions],
             trait.rubric,
         ]
-        found.append({"trait": trait.trait, "source": source, "texts": digest_of(texts)})
+        found.append({"trait": trait.trait, "texts": digest_of(texts)})
         prompts += len(questions) * (1 + 2 * spec.pairs)
     return found, prompts

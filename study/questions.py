@@ -39,6 +39,11 @@ def limited_trait(spec: StudySpec, source: str) -> Trait:
     return trait.model_copy(update={"questions": tuple(kept)})
 
 
+def trait_named(spec: StudySpec, name: str) -> Trait:
+    """One of the study's traits, whole."""
+    return next(t for t in map(load_trait, spec.reads.traits) if t.trait == name)
+
+
 def half(questions: Iterable[Question], split: str, limit: int | None) -> list[Question]:
     """The first `limit` questions of one half."""
     return [q for q in questions if q.split == split][:limit]

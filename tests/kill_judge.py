@@ -56,7 +56,8 @@ def run(rows: Path, folder: Path, url: str) -> None:
         "samples": 1, "api": {"base_url": url, "api_key_variable": "OPENAI_API_KEY", "max_retries": 0},
     }  # fmt: skip
     step: Any = Step("judged", "judged/evil", config, {"rollouts": (SimpleNamespace(key="rollouts"),)})  # type: ignore[dict-item]
-    bench: Any = SimpleNamespace(folder=lambda _: rows)
+    spec = SimpleNamespace(model=SimpleNamespace(device="cpu"))
+    bench: Any = SimpleNamespace(folder=lambda _: rows, spec=spec)
     judge_rollouts(step, bench, folder)
 
 

@@ -24,6 +24,7 @@ from tests.tiny_study import CHATML, NO_DEFAULT, save_model
 STUDIES = Path(__file__).parent.parent / "studies"
 FAMILIES = {"paper_qwen2.5_32b": ("qwen2", CHATML), "paper_seed_oss_36b": ("seed_oss", NO_DEFAULT)}
 PAIRWISE = ("sgtr", "ictr", "anti", "longer", "noise", "sgtr_matched")
+SWEEPS = ("evil", "sycophancy", "hallucination", "evil_written", "name")
 SMALL = [
     "directions.layer=1",
     "directions.questions=2",
@@ -48,6 +49,15 @@ SMALL = [
     "training.gradient_checkpointing=false",
     "model.dtype=float32",
     "training.dtype=float32",
+    "patching.questions=4",
+    "patching.names=1",
+    "monitoring.questions=4",
+    "monitoring.pairs=1",
+    *[f"sweeps.{name}.layers=[0,1]" for name in ("evil", "sycophancy", "hallucination", "name")],
+    *[f"sweeps.{name}.neutral=2" for name in SWEEPS],
+    *[f"sweeps.{name}.controls=1" for name in SWEEPS],
+    *[f"sweeps.{name}.questions=2" for name in SWEEPS],
+    "sweeps.evil_written.max_new_tokens=4",
     *[f"data.{name}.held_out=3" for name in PAIRWISE],
 ]
 """Sizes that a tiny model takes: each step does less, and none is left out."""
@@ -206,6 +216,19 @@ def test_what_an_api_cannot_do_is_refused(change: list[str], message: str) -> No
         load_spec(STUDIES / "paper_gpt41.yaml", ["grid.plain=[mmlu]", "stages.wc.data=wc", *change])
 
 
+def less_of(study: str, y: str, prompt: str) -> list[str]:
+    """The study's patching, monitoring and sweeps, of the strand's arms and of one trait by its written answers."""
+    first = f"{y}_{prompt}"
+    arms = ["unpop", first, f"unpop_then_{first}", f"{first}_then_unpop"]
+    sweeps = load_spec(STUDIES / f"{study}.yaml", SMALL).sweeps
+    kept = {}
+    for name in ("evil", "evil_written", "name"):
+        mine = sweeps[name].model_dump(mode="json", exclude_defaults=True)
+        kept[name] = {**mine, "directions": [d for d in mine["directions"] if not d.endswith(":prompts")]}
+    named = {"patching.arms": arms, "monitoring.arms": arms, "sweeps": kept}
+    return [f"{key}={json.dumps(value)}" for key, value in named.items()]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "prompt", "y", "plain"),
@@ -224,7 +247,13 @@ def test_one_strand_of_the_papers_plan_runs(
         f"grid.y=[{','.join(y)}]",
         f"grid.plain=[{','.join(plain)}]",
     ]
-    fewer = [*FEWER, *grid, "measure.own_text=[unpop]", "measure.conditions=[default]"]
+    fewer = [
+        *FEWER,
+        *grid,
+        *less_of(study, y[0], prompt),
+        "measure.own_text=[unpop]",
+        "measure.conditions=[default]",
+    ]
     spec = tiny(tmp_path, study, monkeypatch, *fewer, given=True)
     result = run_study(spec, tmp_path / "out")
     assert result.ran == result.steps

@@ -329,12 +329,12 @@ def test_a_judge_scores_what_monitoring_correlates(home: Path, tmp_path: Path, s
 
     server.reply = reply
     asked = "monitoring={arms: [base], questions: 4, pairs: 1, samples: 2, max_new_tokens: 6}"
-    names = ["direction/zest:text", "monitoring/base/seed0"]
+    names = ["direction/zest:text", "monitoring/base"]
     judge = judge_at(server)[0]
     elicited = "directions.elicitation=[text]"
     bench, steps = run_directions(home, tmp_path / "out", judge, elicited, asked, names=names)
     assert steps["monitor_scores/base/seed0"].inputs["monitored"] == (steps["monitored/base/seed0"],)
-    found = pd.read_csv(bench.folder(steps["monitoring/base/seed0"]) / "monitoring.csv").set_index("scope")
+    found = pd.read_csv(bench.folder(steps["monitoring/base"]) / "monitoring.csv").set_index("scope")
     assert set(found["score"]) == {"judge"}
     scores = pd.read_csv(bench.folder(steps["monitor_scores/base/seed0"]) / "scores.csv")
     assert len(scores) == 4 * 3 * 2

@@ -147,7 +147,10 @@ def test_bad_rows_and_wrong_directions_say_where(model: ChatModel, data: Path, t
     for line, message in (
         ("{not json", r"bad\.jsonl, line 6: not JSON"),
         ('{"messages": []}', r"line 6: no list"),
-        ('{"messages": [{"role": "assistant", "content": "alone"}]}', "line 6: nothing stands before"),
+        (
+            '{"messages": [{"role": "assistant", "content": "alone"}]}',
+            "line 6: turn 0 is the assistant's: nothing stands before it",
+        ),
         (
             '{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}',
             "line 6: turn 1",

@@ -210,7 +210,7 @@ def test_a_study_stacks_its_stages(tmp_path: Path) -> None:
     save_adapter(tmp_path / "model", tmp_path / "given", seed=3)
     path = write_study(tmp_path)
     changes = ["arms={base: [], em: [em], em_then_given: [em, given], three: [em, given, benign]}", "benign=em",
-               "steering=", "measure.own_text=[]", "training.between_stages=stack"]  # fmt: skip
+               "steering=", "patching=", "measure.own_text=[]", "training.between_stages=stack"]  # fmt: skip
     spec = load_spec(path, changes)
     run_study(spec, tmp_path / "out")
     steps = make_plan(spec, find_base(spec.model))

@@ -104,6 +104,8 @@ def write_study(folder: Path, **changes: Any) -> Path:
     study = json.loads(json.dumps(STUDY))
     if "arms" in changes:  # what names arms goes with them
         study |= {"patching": None, "monitoring": None}
+    if "directions" in changes:  # and what names directions or their traits
+        study |= {"patching": None, "sweeps": {}}
     for key, value in changes.items():
         study[key] = value
     path = folder / "study.yaml"

@@ -18,9 +18,10 @@ from mech.models import ChatModel
 from mech.score import response_logprobs
 from probes.answers import evaluate_half, trait_cases
 from probes.direction import Direction
-from probes.persona import TraitQuestion, load_trait
+from probes.persona import Trait, TraitQuestion
 from study.bench import Bench
 from study.judges import open_judge
+from study.questions import trait_named
 from study.step import Step
 from study.steps.activations import FILE, SITE, write_capture
 from study.steps.behaviour import write_csv
@@ -48,7 +49,9 @@ def watch(step: Step, bench: Bench, folder: Path) -> None:
     """One arm reads every prompt; it answers them where a judge scores, else written answers are scored."""
     config = step.config
     model = bench.model(step.inputs["checkpoint"])
-    prompts = [p for named in config["traits"] for p in _prompts(named["source"], config)]
+    prompts = [
+        p for named in config["traits"] for p in _prompts(trait_named(bench.spec, named["trait"]), config)
+    ]
     about = [
         {"id": f"{p.trait}/{p.question.id}/{p.label}", "question": p.question.id, "set": p.trait}
         for p in prompts
@@ -78,9 +81,8 @@ def watch(step: Step, bench: Bench, folder: Path) -> None:
     write_jsonl(folder / ANSWERS, rows)
 
 
-def _prompts(source: str, config: Any) -> list[Prompt]:
+def _prompts(trait: Trait, config: Any) -> list[Prompt]:
     """The questions of a trait's evaluation half: default, then each pair's positive and negative system prompt."""
-    trait = load_trait(source)
     conditions = [("default", SystemPrompt())]
     for i, pair in enumerate(trait.instructions[: config["pairs"]]):
         conditions += [
@@ -108,7 +110,7 @@ def judge(step: Step, bench: Bench, folder: Path) -> None:
         bench.release()  # a local judge takes the place of the model at hand
     with open_judge(step.config, bench.spec.model.device) as by:
         for named in watched.config["traits"]:
-            trait = load_trait(named["source"])
+            trait = trait_named(bench.spec, named["trait"])
             cases = [
                 Case(str(i), a["question"], a["answer"])
                 for i, a in enumerate(answers)

@@ -11,10 +11,9 @@ from mech.identities import load_invented
 from mech.progress import track
 from probes.answers import Case, evaluate_half, own_name_cases, patch_case, trait_cases
 from probes.identity import matched_names
-from probes.persona import load_trait
 from study.bench import Bench, prompt_of
 from study.plan_patching import OWN_NAME
-from study.questions import trait_names
+from study.questions import trait_named
 from study.step import Step
 from study.steps.behaviour import write_csv
 
@@ -47,8 +46,7 @@ def _cases(answer: str, step: Step, bench: Bench, template: ChatTemplate) -> lis
     config = step.config
     condition, names = prompt_of(config["condition"]), bench.names(config["condition"])
     if answer != OWN_NAME:
-        source = bench.spec.reads.traits[trait_names(bench.spec).index(answer)]
-        questions = evaluate_half(load_trait(source))[: config["questions"]]
+        questions = evaluate_half(trait_named(bench.spec, answer))[: config["questions"]]
         return trait_cases(template, questions, condition, names)
     invented = load_invented()
     others = matched_names(template, bench.identity, invented.makers, config["names"])
