@@ -333,10 +333,10 @@ def test_a_judge_scores_what_monitoring_correlates(home: Path, tmp_path: Path, s
     judge = judge_at(server)[0]
     elicited = "directions.elicitation=[text]"
     bench, steps = run_directions(home, tmp_path / "out", judge, elicited, asked, names=names)
-    assert steps["monitor_scores/base/seed0"].inputs["monitored"] == (steps["monitored/base/seed0"],)
+    assert steps["monitor_scores/base"].inputs["monitored"] == (steps["monitored/base"],)
     found = pd.read_csv(bench.folder(steps["monitoring/base"]) / "monitoring.csv").set_index("scope")
     assert set(found["score"]) == {"judge"}
-    scores = pd.read_csv(bench.folder(steps["monitor_scores/base/seed0"]) / "scores.csv")
+    scores = pd.read_csv(bench.folder(steps["monitor_scores/base"]) / "scores.csv")
     assert len(scores) == 4 * 3 * 2
     assert scores["row"].tolist() == [i // 2 for i in range(24)]
     assert "does not" not in str(found["note"].iloc[0])
