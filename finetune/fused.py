@@ -91,7 +91,7 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         flat, weight, down, up, low = ctx.saved_tensors
         dy = outer[0].reshape(-1, outer[0].shape[-1])
-        dlow = (dy @ up).mul_(ctx.scale)
+        dlow = product(dy, up.T).mul_(ctx.scale)
         dx = None
         if ctx.needs_input_grad[0]:  # not at the first block, where nothing below is trained
             dx = product(dy, weight.T).addmm_(dlow, down).view(ctx.shape)
