@@ -1,7 +1,7 @@
 """Matrix products in float32 on a CPU, by oneDNN.
 
-Torch hands them to MKL, which is 10 to 15 % slower on processors that are not its maker's, and to oneDNN only in half
-precision. `bench/products.py` compares the two on the machine at hand.
+Torch hands them to MKL, and to oneDNN only in half precision. On the AMD machine that this was measured on MKL was mostly 5 to 25 %
+slower; `bench/products.py` compares the two on the machine at hand.
 """
 
 from collections.abc import Callable, Iterator
