@@ -28,6 +28,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "as ordered by the test"
     times: int = 1
+    words: str = ""
+    """Only requests whose body holds them."""
 
 
 @dataclass
@@ -61,10 +63,10 @@ class Server:
         with self.lock:
             return sum(request.startswith(start) for request in self.requests)
 
-    def fault(self, request: str) -> Fault | None:
+    def fault(self, request: str, body: bytes) -> Fault | None:
         with self.lock:
             for fault in self.faults:
-                if request.startswith(fault.path) and fault.times > 0:
+                if request.startswith(fault.path) and fault.words.encode() in body and fault.times > 0:
                     fault.times -= 1
                     return fault
         return None
@@ -136,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.state.lock:
             self.state.requests.append(request)
             self.state.keys.add(self.headers["Authorization"])
-        fault = self.state.fault(request)
+        fault = self.state.fault(request, body)
         if fault is not None and self._misbehave(fault):
             return
         with self.state.lock:

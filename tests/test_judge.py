@@ -109,7 +109,7 @@ def test_logprobs_are_weighed_and_raw_replies_kept(server: Server, tmp_path: Pat
 def test_nothing_is_asked_twice_after_a_failure_or_a_kill(server: Server, tmp_path: Path) -> None:
     server.reply = lambda body: ("60", {"60": 0.0})
     path = tmp_path / "j.jsonl"
-    server.reply = _failing_on(server, "number 7")
+    server.faults.append(Fault(CHAT, "status", 500, {"retry-after-ms": "1"}, times=99, words="number 7"))
     with pytest.raises(EndpointError, match="as ordered"):
         score_cases(judge(server), [TRAIT], CASES, path)
     answered = len(path.read_text().splitlines()) - 1
@@ -148,15 +148,6 @@ def test_a_killed_judged_step_asks_again_only_what_was_under_way(tmp_path: Path)
     assert found["again"] == 0
     assert found["most"] <= AT_ONCE
     assert found["different"] == 0
-
-
-def _failing_on(server: Server, words: str) -> Any:
-    def reply(body: dict[str, Any]) -> tuple[str, dict[str, float]]:
-        if words in content(body):
-            server.faults.append(Fault(CHAT, "status", 500, {"retry-after-ms": "1"}, times=99))
-        return "60", {"60": 0.0}
-
-    return reply
 
 
 def test_rate_limits_and_lost_answers_are_waited_out(server: Server, tmp_path: Path) -> None:
