@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.gallery import draw_figures
-from analysis.plot_style import arm_styles, label, signed
+from analysis.plot_frame import label, signed
+from analysis.plot_style import arm_styles
 from mech.errors import InputError
 from tests import synthetic_study as study
 
