@@ -12,24 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plot_style import (
-    GREY,
-    INK,
-    ArmStyle,
-    arm_styles,
-    arms_in,
-    axis_labels,
-    head,
-    horizontal_bars,
-    interval_bars,
-    key,
-    label,
-    need,
-    not_measured,
-    panels,
-    seeds_text,
-    styled,
-)  # fmt: skip
+from analysis.plot_frame import axis_labels, head, key, label, not_measured, panels
+from analysis.plot_style import GREY, INK, ArmStyle, arm_styles, arms_in, styled, tint
+from analysis.plot_table import interval_bars, need, numbers, seeds_text
 
 MOST_PANELS = 12
 """Trainings that have a panel each."""
@@ -58,7 +43,7 @@ def self_recognition_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = N
     figure, cells = panels(4, columns=4, sharey=True, size=(2.9, height))
     accuracy, margin, yes, mass = cells
     for axes, column in zip(cells, columns, strict=True):
-        horizontal_bars(axes, frame, column, styles)
+        _horizontal_bars(axes, frame, column, styles)
     _accuracy_marks(accuracy, frame, styles)
     for axes in (accuracy, yes):
         axes.axvline(0.5, color=INK, lw=1.0, ls="--")
@@ -79,6 +64,30 @@ def self_recognition_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = N
     how = f"{counts} articles · {seeds_text(frame)} · markers: seeds, with 95 % intervals; bars: their mean"
     head(figure, EMPTY_TITLES["self_recognition"], how)
     return figure
+
+
+def _horizontal_bars(axes: Any, rows: pd.DataFrame, column: str, styles: dict[str, ArmStyle]) -> None:
+    """One bar an arm (mean over seeds), with each seed's value and interval drawn over it.
+
+    Reads `column` and, where the table has them, `column_low` and `column_high`.
+    """
+    for place, (arm, style) in enumerate(styles.items()):
+        mine = rows[rows["arm"] == arm].sort_values("seed")
+        value = numbers(mine, column)
+        if np.isnan(value).all():
+            axes.text(
+                0.01, place, "not measured", transform=axes.get_yaxis_transform(), va="center", color=GREY
+            )
+            continue
+        axes.barh(place, np.nanmean(value), height=0.62, color=tint(style.colour, 0.55), label=arm)
+        offsets = place + (np.linspace(-0.2, 0.2, len(value)) if len(value) > 1 else np.zeros(1))
+        axes.errorbar(
+            value, offsets, xerr=interval_bars(mine, column), fmt=style.marker, color=INK, markersize=4.5, markerfacecolor=style.colour,
+            markeredgecolor=INK, markeredgewidth=0.7, elinewidth=1.1, capsize=2.5,
+        )  # fmt: skip
+    axes.set_yticks(range(len(styles)), [label(arm) for arm in styles])
+    axes.set_ylim(len(styles) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
 
 
 def _accuracy_marks(axes: Any, frame: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:
@@ -122,7 +131,7 @@ def self_report_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) 
     figure, cells = panels(4 * len(settings), columns=4, sharey=True, sharex="col", size=(2.9, height))
     for row, ((condition, temperature), rows) in enumerate(settings):
         for axes, (column, word) in zip(cells[4 * row : 4 * row + 4], _REPORT_PANELS, strict=True):
-            horizontal_bars(axes, rows, column, styles)
+            _horizontal_bars(axes, rows, column, styles)
             if row == 0:
                 axes.set_title(word, pad=20)
         cells[4 * row].annotate(

@@ -9,26 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.plot_style import (
-    GREY,
-    INK,
-    RELIABLE_COSINE,
-    ArmStyle,
-    arms_in,
-    axis_labels,
-    directions_in,
-    head,
-    interval_bars,
-    key,
-    label,
-    need,
-    not_measured,
-    numbers,
-    panels,
-    select,
-    styled,
-    tint,
-)
+from analysis.plot_frame import axis_labels, head, key, label, not_measured, panels, whose_text
+from analysis.plot_style import GREY, INK, RELIABLE_COSINE, ArmStyle, arms_in, styled, tint
+from analysis.plot_table import directions_in, interval_bars, need, numbers, select
 
 MARKERS = "osD^vPX*"
 FILLS = (1.0, 0.0, 0.45)
@@ -72,8 +55,7 @@ def shift_by_condition(
     ]
     keys.append(Patch(color=tint(GREY, 0.3), lw=0, label="random directions, 95 %"))
     key(figure, keys, columns=4)
-    whose = "the base's replies" if text == "base" else label(text)
-    held = f"text read by both models: {whose} · pooling and questions: each direction's own · SD of the base's projection"
+    held = f"text read by both models: {whose_text(text)} · pooling and questions: each direction's own · SD of the base's projection"
     head(figure, title, held)
     return figure
 

@@ -16,7 +16,13 @@ from jaxtyping import Bool, Float
 
 from mech.errors import InputError
 from probes.direction import Direction, paired_differences
-from probes.nulls import covariance_matched_directions, holm, isotropic_directions, sign_flip_null
+from probes.nulls import (
+    covariance_matched_directions,
+    holm,
+    isotropic_directions,
+    sign_flip_null,
+    two_sided_p,
+)
 from probes.separability import heldout_auroc
 from probes.validation import auroc
 
@@ -100,7 +106,7 @@ def cosines(
                 found.append({
                     "direction": one.direction.name, "other": other.direction.name, **both,
                     "null_high": float(np.quantile(np.abs(drawn), 0.975)),
-                    "p_null": float((1 + (np.abs(drawn) >= abs(halves.cosine)).sum()) / (1 + n_null)),
+                    "p_null": float(two_sided_p(halves.cosine, drawn)),
                     "null_flip_high": float(np.quantile(np.abs(flips.draws), 0.975) / np.linalg.norm(gap.mean(0))),
                     "p_flip": flips.p_value,
                 })  # fmt: skip

@@ -12,7 +12,9 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from analysis.plot_style import INK, head, label, need, not_measured, styled
+from analysis.plot_frame import head, label, not_measured
+from analysis.plot_style import INK, styled
+from analysis.plot_table import need
 
 
 def matrix_figure(

@@ -7,9 +7,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis import plots, sweep_plots
-from analysis.plot_files import SavedFigure, caption, save_figure, slug
-from analysis.plot_style import directions_in, picturing
+from analysis import plots
+from analysis.captions import caption
+from analysis.plot_files import SavedFigure, save_figure, slug
+from analysis.plot_frame import picturing
+from analysis.plot_table import directions_in
 
 _Drawing = tuple[str, str, pd.DataFrame, Callable[..., Figure], dict[str, Any]]
 
@@ -74,14 +76,8 @@ def _in_groups(
         for i, (group, members) in enumerate(groups.items(), 1):
             here = rows[rows["arm"].isin([base, *members])]
             if here["arm"].isin(members).any():
-                part = (
-                    kind,
-                    f"{name}_{i:02}_{slug(group)}",
-                    here,
-                    draw,
-                    {**options, "arms": [base, *members]},
-                )
-                yield group, part
+                own = {**options, "arms": [base, *members]}
+                yield group, (kind, f"{name}_{i:02}_{slug(group)}", here, draw, own)
 
 
 def _rows(tables: Mapping[str, pd.DataFrame], table: str, **labels: Any) -> pd.DataFrame:
@@ -165,7 +161,7 @@ def _sweep_drawings(tables: Mapping[str, pd.DataFrame]) -> Iterator[_Drawing]:
     for name, rows in sweeps.groupby("sweep", sort=False) if not sweeps.empty else ():
         first = rows.iloc[0]
         options = {"max_kl": first["max_kl"], "score": first["score"], "unit": first["unit"]}
-        yield "sweep_response", f"sweep_response_{slug(str(name))}", rows, sweep_plots.sweep_response, options
+        yield "sweep_response", f"sweep_response_{slug(str(name))}", rows, plots.sweep_response, options
 
 
 def _place_drawings(

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from analysis.family_plots import matrix_figure, plain
+from analysis.plot_frame import LAYERS, axis_labels, head, key, label, layer_axis, not_measured, panels
 from analysis.plot_style import (
     BLACK,
     GREY,
@@ -19,22 +19,12 @@ from analysis.plot_style import (
     RELIABLE_COSINE,
     ArmStyle,
     arms_in,
-    axis_labels,
     base_of,
     direction_styles,
-    directions_in,
-    head,
     is_identity,
-    key,
-    label,
-    need,
-    not_measured,
-    numbers,
-    panels,
-    select,
-    spread,
     styled,
 )
+from analysis.plot_table import directions_in, need, numbers, select, spread
 
 
 @styled
@@ -143,8 +133,6 @@ def direction_quality(frame: pd.DataFrame, *, layer: int | None = None) -> Figur
     families = [("personas", [d for d in names if not is_identity(d)])]
     families = [f for f in (*families, ("identity", [d for d in names if is_identity(d)])) if f[1]]
     figure, cells = panels(4 * len(families), columns=4, sharex=True, size=(3.1, 2.7))
-    for axes in cells:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for row, (family, members) in enumerate(families):
         *drawn, aside = cells[4 * row : 4 * row + 4]
         styles = direction_styles(members)
@@ -155,11 +143,10 @@ def direction_quality(frame: pd.DataFrame, *, layer: int | None = None) -> Figur
         ]
         aside.set_axis_off()
         aside.legend(handles=keys, loc="center left", borderaxespad=0, handlelength=2.8, title=family)
-        for axes in drawn if layer is not None else ():
-            axes.axvline(layer, color=INK, lw=0.8, ls=(0, (1, 2)))
-        if row == len(families) - 1:
-            for axes in drawn:
-                axes.set_xlabel("layer (0-based block output)")
+        for axes in drawn:
+            layer_axis(axes, layer)
+            if row == len(families) - 1:
+                axes.set_xlabel(LAYERS)
     mark = f" · dotted line: layer {layer}, declared before" if layer is not None else ""
     head(figure, title, f"each direction with its own pooling, on its own questions{mark}")
     return figure

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from mech.errors import InputError
 from mech.lens import Reading, TokenScore, direction_lens, favoured_tokens
 from mech.models import ChatModel
-from probes.nulls import covariance_matched_directions, isotropic_directions
+from probes.nulls import covariance_matched_directions, isotropic_directions, upper_p
 
 DRAWS = 100
 """Drawn directions of each kind: each is read through the whole vocabulary."""
@@ -77,9 +77,5 @@ class Lens:
         (peak,) = peaks(self.model, torch.as_tensor(vector)[None], self.k)
         return {
             "layer": reading.layer, "top": spoken(reading.top), "bottom": spoken(reading.bottom), "peak": float(peak),
-            "p_random": _p(self._random, peak), "p_covariance": _p(self._matched[place], peak),
+            "p_random": upper_p(peak, self._random), "p_covariance": upper_p(peak, self._matched[place]),
         }  # fmt: skip
-
-
-def _p(null: Peaks, value: float) -> float:
-    return float((1 + (null >= value).sum()) / (1 + len(null)))

@@ -19,7 +19,7 @@ from scipy import stats
 from mech.adapters import Update, orthonormal
 from mech.errors import InputError
 from probes.direction import Direction
-from probes.nulls import covariance_matched_directions
+from probes.nulls import covariance_matched_directions, upper_p
 
 Samples = Float[np.ndarray, "m layers d"]
 
@@ -101,7 +101,7 @@ def _aligned(
     return {
         "direction": direction.name, "layer": u.layer, "map": u.name, "rank": r, "energy": energy,
         "expected": r / d, "p_random": float(stats.beta.sf(energy, r / 2, (d - r) / 2)) if r < d else 1.0,
-        "null_covariance_high": float(np.quantile(null, 0.975)), "p_covariance": _p(null, energy),
+        "null_covariance_high": float(np.quantile(null, 0.975)), "p_covariance": upper_p(energy, null),
         "cosine": float(inside[0]), "gain": float(np.sqrt(((inside * sizes) ** 2).sum()) / sizes[0]),
         "split_half": float(direction.split_half[u.layer]),
     }  # fmt: skip
@@ -113,9 +113,9 @@ def _mean_alignment(by_map: pd.DataFrame, direction: Direction, null: dict[str, 
     most = mine.iloc[int(mine["energy"].argmax())]
     return {
         "direction": direction.name, "n_maps": len(mine), "energy": energy, "expected": expected,
-        "energy_over_expected": energy / expected, "p_random": _p(null["random"], energy),
+        "energy_over_expected": energy / expected, "p_random": upper_p(energy, null["random"]),
         "null_covariance_high": float(np.quantile(null["covariance"], 0.975)),
-        "p_covariance": _p(null["covariance"], energy), "most_at_layer": int(most["layer"]),
+        "p_covariance": upper_p(energy, null["covariance"]), "most_at_layer": int(most["layer"]),
         "most_in_map": most["map"], "mean_split_half": float(mine["split_half"].mean()),
     }  # fmt: skip
 
@@ -151,7 +151,7 @@ def overlap(
         )  # each map's draws are its own, though they are the same numbers
         rows.append({
             "layer": a.layer, "map": a.name, "shared": shared,
-            "expected": max(left.shape[1], right.shape[1]) / len(left), "p_random": _p(nulls[shape], shared),
+            "expected": max(left.shape[1], right.shape[1]) / len(left), "p_random": upper_p(shared, nulls[shape]),
             "first_cosine": first, "first_angle": float(np.degrees(np.arccos(first))),
         })  # fmt: skip
     if not rows:
@@ -160,7 +160,7 @@ def overlap(
     mean, null = float(by_map["shared"].mean()), total / len(rows)
     overall = {
         "n_maps": len(by_map), "shared": mean, "expected": float(by_map["expected"].mean()),
-        "null_high": float(np.quantile(null, 0.975)), "p_random": _p(null, mean),
+        "null_high": float(np.quantile(null, 0.975)), "p_random": upper_p(mean, null),
         "most_at_layer": int(by_map["layer"].iloc[int(by_map["shared"].argmax())]),
     }  # fmt: skip
     return Compared(by_map, pd.DataFrame([overall]))
@@ -175,10 +175,6 @@ def _random_overlaps(
         x = rng.standard_normal((d, rank))  # Q = x R⁻¹: the energy of Q's first rows needs no Q
         found[i] = np.trace(np.linalg.solve(x.T @ x, x[:with_rank].T @ x[:with_rank])) / min(rank, with_rank)
     return found
-
-
-def _p(null: Float[np.ndarray, " n"], value: float) -> float:
-    return float((1 + (null >= value).sum()) / (1 + len(null)))
 
 
 def _left_singular(update: Update) -> tuple[Float[Any, "d r"], Float[Any, " r"]]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from analysis.stats import Interval, jackknife
 from mech.errors import InputError
-from probes.nulls import covariance_matched_directions, isotropic_directions
+from probes.nulls import covariance_matched_directions, isotropic_directions, two_sided_p
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,7 @@ def monitoring_table(
     for scope, groups in scopes.items():
         interval: Interval = getattr(found, scope)
         nulls = {name: _correlations(vectors @ h.T, y, groups) for name, vectors in drawn.items()}
-        p = {
-            name: (1 + (np.abs(null) >= abs(interval.estimate)).sum()) / (1 + n_null)
-            for name, null in nulls.items()
-        }
+        p = {name: float(two_sided_p(interval.estimate, null)) for name, null in nulls.items()}
         rows.append(
             {**_row(scope, interval), "n_rows": found.n_rows, "missing": found.missing, **p, "note": ""}
         )

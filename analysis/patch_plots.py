@@ -4,35 +4,17 @@ The contract is that of `analysis.plots`, which exports these functions too.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
-from analysis.plot_style import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    VERMILLION,
-    arms_in,
-    axis_labels,
-    directions_in,
-    head,
-    interval_bars,
-    key,
-    label,
-    need,
-    not_measured,
-    numbers,
-    panels,
-    select,
-    styled,
-)
+from analysis.plot_frame import LAYERS, axis_labels, head, key, label, layer_axis, not_measured, panels
+from analysis.plot_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, ArmStyle, arms_in, styled
+from analysis.plot_table import directions_in, interval_bars, need, numbers, select
 
 _SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer": GREEN, "all": ORANGE}
 
@@ -41,8 +23,7 @@ _SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer
 def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
     """What exchanging the activations of one layer does to the score, by layer and span: one panel a way and seed.
 
-    Line and band: effect and its interval; thin and dotted: as large a change in a random direction; dashed: the whole change
-    between the two models, which patching everything at the last layer makes.
+    Line and band: effect and its interval; thin and dotted: as large a change in a random direction.
 
     Args:
         frame: The `patching` table.
@@ -67,9 +48,9 @@ def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
             )
             axes.plot(here["layer"], here["effect"], color=colour, lw=1.5, label=span)
             axes.plot(here["layer"], here["random_effect"], color=colour, lw=0.9, ls=":")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        layer_axis(axes)
         axes.set_title(f"{way}, seed {seed}")
-    axis_labels(axes_of, x="layer (0-based block output)", y="effect (nats)", columns=2)
+    axis_labels(axes_of, x=LAYERS, y="effect (nats)", columns=2)
     keys = [Line2D([], [], color=_SPANS.get(str(s), GREY), label=label(s)) for s in spans]
     key(
         figure,
@@ -102,14 +83,9 @@ def adapter_ranges(frame: pd.DataFrame, *, answer: str, arms: Sequence[str] | No
         names = list(dict.fromkeys(mine["layers"] + ", " + mine["adapter"]))
         for place, name in enumerate(names):
             here = mine[mine["layers"] + ", " + mine["adapter"] == name]
-            offsets = place + (np.linspace(-0.2, 0.2, len(here)) if len(here) > 1 else np.zeros(1))
-            axes.errorbar(
-                numbers(here, "effect"), offsets, xerr=interval_bars(here, "effect"), fmt=style.marker, color=INK,
-                markersize=4.5, markerfacecolor=style.colour, elinewidth=1.1, capsize=2.5,
-            )  # fmt: skip
-        axes.axvline(0, color=INK, lw=0.8)
-        axes.set_yticks(range(len(names)), [label(n, 34) for n in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
+            apart = np.linspace(-0.2, 0.2, len(here)) if len(here) > 1 else np.zeros(1)
+            _points(axes, here, "effect", place + apart, style, style.colour)
+        _name_rows(axes, [label(n, 34) for n in names])
         axes.set_title(label(arm))
     axis_labels(cells, x="effect (nats)", y="")
     head(figure, title, "less the score without the last adapter · layers, and where it is on")
@@ -131,19 +107,12 @@ def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Fig
     styles, names = arms_in(frame, arms), directions_in(frame)
     figure, cells = panels(len(styles), sharex=True, sharey=True, size=(3.4, 0.9 + 0.32 * len(names)))
     for axes, (arm, style) in zip(cells, styles.items(), strict=True):
-        for (place, name), (scope, shift, fill) in (
-            (n, s)
-            for n in enumerate(names)
-            for s in (("overall", -0.14, style.colour), ("within", 0.14, "white"))
-        ):
-            mine = frame[(frame["arm"] == arm) & (frame["direction"] == name) & (frame["scope"] == scope)]
-            axes.errorbar(
-                numbers(mine, "correlation"), np.full(len(mine), place + shift), xerr=interval_bars(mine, "correlation"),
-                fmt=style.marker, color=INK, markersize=5, markerfacecolor=fill, elinewidth=1.1, capsize=2.5,
-            )  # fmt: skip
-        axes.axvline(0, color=INK, lw=0.8)
-        axes.set_yticks(range(len(names)), [label(n, 30) for n in names])
-        axes.set_ylim(len(names) - 0.5, -0.5)
+        mine = frame[frame["arm"] == arm]
+        for scope, shift, fill in (("overall", -0.14, style.colour), ("within", 0.14, "white")):
+            for place, name in enumerate(names):
+                here = mine[(mine["direction"] == name) & (mine["scope"] == scope)]
+                _points(axes, here, "correlation", np.full(len(here), place + shift), style, fill)
+        _name_rows(axes, [label(n, 30) for n in names])
         axes.set_title(label(arm))
     axis_labels(cells, x="correlation (Pearson)", y="")
     keys = [
@@ -154,3 +123,20 @@ def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Fig
     held = f"behaviour: {label(frame['score'].iloc[0])} · layer {frame['layer'].iloc[0]}, declared before"
     head(figure, title, held)
     return figure
+
+
+def _points(
+    axes: Any, rows: pd.DataFrame, column: str, places: Float[np.ndarray, " n"], style: ArmStyle, fill: str
+) -> None:
+    """A point and its interval for each row, at given heights."""
+    axes.errorbar(
+        numbers(rows, column), places, xerr=interval_bars(rows, column), fmt=style.marker, color=INK,
+        markersize=5, markerfacecolor=fill, elinewidth=1.1, capsize=2.5,
+    )  # fmt: skip
+
+
+def _name_rows(axes: Any, names: Sequence[str]) -> None:
+    """Names down the left side, the first on top, and a line at 0."""
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""Figures on disk: SVG, PNG and the numbers behind them, each whole or not there; and their captions."""
+"""Figures on disk: SVG, PNG and the numbers behind them, each whole or not there."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.plot_style import RC, seeds_text
+from analysis.plot_style import RC
 from mech.errors import InputError
 from mech.files import atomic_path
 
@@ -43,7 +43,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, folder: Path, name: str, ca
         frame: The rows that the figure shows.
         folder: Made if missing.
         name: File stem: letters, digits, `_`, `.` and `-`.
-        caption: One paragraph, see `caption`.
+        caption: One paragraph, see `analysis.captions`.
 
     Raises:
         InputError: the name is not a plain file stem.
@@ -91,172 +91,3 @@ def _save_png(figure: Figure, saved: SavedFigure) -> None:
 def slug(text: str) -> str:
     """A name as a file stem: 'identity:name' becomes 'identity-name'."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")[:80] or "unnamed"
-
-
-_BOOTSTRAP = "95 % intervals: studentised bootstrap or CR2 t, the wider, clustered by question"
-_NULLS = (
-    "Grey: the middle 95 % of shifts along random unit directions; dotted: along directions with the base's own "
-    "covariance"
-)
-_NOTES: dict[str, tuple[str, str]] = {
-    "shift_by_layer": (
-        (
-            "Shift: the projection of the tuned model's activations minus the base's on the same text, in SD of the base's "
-            "projection over texts; positive = more of what the direction's name says"
-        ),
-        f"{_BOOTSTRAP}. {_NULLS}. Dashed: the benign control",
-    ),
-    "arm_direction_heatmap": (
-        "Mean shift in SD of the base's projection; split-half: the direction's own split-half cosine",
-        (
-            "Star: in every seed the 95 % interval (clustered by question) excludes 0 and p < .05 "
-            "against random unit directions; not corrected for the number of cells. Unreliable directions (split-half "
-            "below 0.3): grey, never starred. Hatched: no value (the benign arm itself, or not measured)"
-        ),
-    ),
-    "shift_by_condition": (
-        (
-            "Mean shift in SD of the base's projection, at the declared layer, each model reading the same text under each "
-            "system prompt condition"
-        ),
-        f"{_BOOTSTRAP}. Grey: the middle 95 % of shifts along random unit directions",
-    ),
-    "direction_cosines": (
-        (
-            "Cosine between directions at the declared layer. Two directions of the same thing should agree as far as their "
-            "split-half cosines allow"
-        ),
-        "",
-    ),
-    "identity_cosines": (
-        (
-            "Cosine between two identity directions from questions that they do not share, so that common rows are no agreement. "
-            "Star: the two agree, which takes the transfer matrix too"
-        ),
-        (
-            "Nulls, both ways: above 97.5 % of |cosines| with directions of the other contrast's covariance, and p < .05 against "
-            "sign flips of its paired differences; two stars: still so with the number of pairs reckoned with (Holm, Bonferroni). Noise alone keeps a cosine below its "
-            "ceiling (table)"
-        ),
-    ),
-    "identity_transfer": (
-        (
-            "AUROC of a direction (row) on held-out rows of a contrast (column), none of whose questions it has seen; on the diagonal "
-            "its own contrast"
-        ),
-        "Star: 95 % bootstrap interval over questions above one half. Random directions' range: table",
-    ),
-    "lora_alignment": (
-        (
-            "Energy: the share of a direction's squared length that lies in what an adapter's output maps can write, divided by that of a "
-            "random direction, r/d; at 1 the adapter does not know the direction"
-        ),
-        "Null: directions drawn from the covariance of the base's activations (dotted). Weights have no interval over questions",
-    ),
-    "lora_overlap": (
-        "Mean squared cosine of the principal angles between the spaces that two adapters can write into, over all output maps",
-        "Star: beyond random spaces of the same rank, p < .05 in every seed. Hatched: not compared",
-    ),
-    "patching": (
-        (
-            "Effect: the score of the model that is run with the other's activations at one layer and span, less its score as it is. Base "
-            "into finetuned: what is taken back; finetuned into base: what is brought about. The base is what lies under the last adapter"
-        ),
-        "95 % intervals: t, by the delete-one-question jackknife. Null: as large a change of the same tokens in a random direction (dotted)",
-    ),
-    "adapter_ranges": (
-        (
-            "The score with the last adapter on in a range of layers only, or everywhere but there, less the score without it. Parts need "
-            "not add up to the whole: layers act together"
-        ),
-        "95 % intervals: t, by the delete-one-question jackknife. No null: the whole change stands above",
-    ),
-    "monitoring": (
-        (
-            "Pearson correlation of the projection at the prompt's last token with the behaviour's score, over questions asked under graded "
-            "system prompts. Within: after each condition's means are taken from both, what is left once the system prompt is known"
-        ),
-        "95 % intervals: delete-one-question jackknife on Fisher's z. Nulls: random and covariance-matched directions (table)",
-    ),
-    "two_by_two_bars": (
-        (
-            "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
-            "its own. Interaction: what is left. Total: the sum. Text can do nothing to a direction read before the reply"
-        ),
-        _BOOTSTRAP,
-    ),
-    "embedding": (
-        (
-            "The map was fitted on the base's activations only; the arms were put into it. It describes: no inference is "
-            "drawn from distances"
-        ),
-        "",
-    ),
-    "direction_quality": (
-        (
-            "Split-half cosine: the median cosine between the directions from two halves of the questions, the ceiling of "
-            "any cosine with it. AUROC: on questions held out from the fit"
-        ),
-        "Bars: 95 % interval of the AUROC",
-    ),
-    "self_recognition_bars": (
-        (
-            "Each article is shown with the arm's own text and with another's. Margin: logit of Yes minus No, own minus "
-            "other's text. Length shortcut: what answering by length alone reaches on the same texts. Where P(Yes) + P(No) "
-            "is small the model hardly takes the question as one"
-        ),
-        "95 % intervals, clustered by article. Null: chance, .5",
-    ),
-    "self_report_bars": (
-        (
-            "Share and variety of names in replies to questions who the model is. Margin: log-probability of the own name "
-            "minus the mean of invented names"
-        ),
-        (
-            "95 % intervals, clustered by question: Wilson at the effective sample size (shares), jackknife (distinct "
-            "names, entropy), bootstrap (margin)"
-        ),
-    ),
-    "dose_response": (
-        "Dose: norm of the added vector over the mean norm of the activation",
-        "95 % intervals, clustered by question. Null: random directions of the same norm, hollow and dashed",
-    ),
-    "sweep_response": (
-        (
-            "Change of the score from the unsteered model's; an answer that broke counts as no change. Hollow: neutral answers damaged "
-            "beyond what is allowed"
-        ),
-        "95 % intervals over questions. Null: random directions of the same norm, mean (line) and largest |change| (band)",
-    ),
-    "loss_curves": ("Loss on the assistant's tokens only", ""),
-}
-_COUNTS = (
-    ("n_questions", "questions"), ("n_articles", "articles"), ("n_samples", "samples a point"), ("n_pairs", "pairs"),
-    ("n_maps", "maps"),
-)  # fmt: skip
-
-
-def caption(figure: str, frame: pd.DataFrame, *, name: str) -> str:
-    """The caption of a figure: what is shown, n, seeds, interval method, null, and where its numbers lie.
-
-    Args:
-        figure: Name of the function in `analysis.plots` that drew it.
-        frame: The rows that it shows; n and seeds are read from them.
-        name: The file stem it is saved under.
-
-    Raises:
-        InputError: there is no such figure.
-    """
-    if figure not in _NOTES:
-        raise InputError(f"no figure {figure!r}; there are: {', '.join(_NOTES)}")
-    what, doubt = _NOTES[figure]
-    size = "; ".join(part for part in (_count(frame), seeds_text(frame)) if part)
-    return " ".join(f"{part}." for part in (what, size, doubt, f"Numbers: {name}.csv") if part)
-
-
-def _count(frame: pd.DataFrame) -> str:
-    for column, word in _COUNTS:
-        if column in frame.columns and frame[column].notna().any():
-            low, high = int(frame[column].min()), int(frame[column].max())
-            return f"n = {low:,} {word}" if low == high else f"n = {low:,} to {high:,} {word}"
-    return f"n = {frame['row'].nunique():,} texts an arm" if "row" in frame.columns else ""

@@ -10,7 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from analysis.plot_style import RELIABLE_COSINE, seeds_text, signed
+from analysis.plot_frame import signed
+from analysis.plot_style import RELIABLE_COSINE
+from analysis.plot_table import seeds_text
 
 ALPHA = 0.05
 

@@ -9,6 +9,7 @@ from scipy import stats
 
 from analysis.stats import Interval, bootstrap_mean
 from mech.errors import InputError
+from probes.nulls import two_sided_p
 
 CELL = ["direction", "layer", "strength"]
 
@@ -64,7 +65,7 @@ def doses(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 2000) 
         rows.append({
             "direction": name, "layer": layer, "strength": strength,
             "dose": own["dose"].iloc[0], "kl": _kl(cell), **_columns(intervals), "control_change": float(random.mean()),
-            "control_max": float(np.abs(random).max()), "p_random": _rank(float(change.mean()), random),
+            "control_max": float(np.abs(random).max()), "p_random": float(two_sided_p(float(change.mean()), random)),
             "control_kl": float(others.groupby("control")["kl"].first().mean()),
             "broken": float(own["broken"].mean()), "unscored": float(own["unscored"].mean()),
             "control_broken": float(others["broken"].mean()), "n_questions": len(change), "n_controls": len(random),
@@ -195,11 +196,6 @@ def _chosen_on(table: pd.DataFrame, max_kl: float) -> dict[tuple[str, int, float
 def _at(table: pd.DataFrame, direction: str, layer: int, strength: float) -> pd.DataFrame:
     here = table["layer"].eq(layer) & table["strength"].eq(strength)
     return table[here & table["direction"].eq(direction)]
-
-
-def _rank(own: float, random: np.ndarray) -> float:
-    """How often a random direction is as far from 0: (1 + those that are) / (1 + all)."""
-    return (1 + int((np.abs(random) >= abs(own)).sum())) / (1 + len(random))
 
 
 def _kl(cell: pd.DataFrame) -> float:

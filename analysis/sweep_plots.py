@@ -7,21 +7,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plot_style import (
-    BLACK,
-    GREY,
-    axis_labels,
-    direction_styles,
-    head,
-    interval_bars,
-    key,
-    label,
-    need,
-    not_measured,
-    numbers,
-    panels,
-    styled,
-)
+from analysis.plot_frame import axis_labels, head, key, label, not_measured, panels
+from analysis.plot_style import BLACK, GREY, direction_styles, styled
+from analysis.plot_table import interval_bars, need, numbers
 
 
 @styled

@@ -7,6 +7,7 @@ from scipy import stats
 
 from analysis.stats import proportion
 from analysis.sweep import reported
+from probes.nulls import two_sided_p
 
 LEVELS = 3
 """Strengths that a trend takes, 0 among them: of two, one is always the larger."""
@@ -39,10 +40,11 @@ def trends(table: pd.DataFrame) -> pd.DataFrame:
         random = np.array([correlations(r, at).mean() for k, (r, at) in responses.items() if k])
         found = proportion((1 + rho) / 2, None)
         low, high = np.clip([2 * found.low - 1, 2 * found.high - 1], -1.0, 1.0)
-        larger = int((np.abs(random) >= abs(rho.mean())).sum())
         rows.append({
-            "direction": name, "layer": layer, "n_strengths": len(levels), "rho": float(rho.mean()), "rho_low": float(low), "rho_high": float(high), "p_page": float(stats.page_trend_test(own).pvalue), "control_rho": float(random.mean()),
-            "control_max": float(np.abs(random).max()), "p_random": (1 + larger) / (1 + len(random)), "n_questions": len(rho),
+            "direction": name, "layer": layer, "n_strengths": len(levels),
+            "rho": float(rho.mean()), "rho_low": float(low), "rho_high": float(high),
+            "p_page": float(stats.page_trend_test(own).pvalue), "control_rho": float(random.mean()),
+            "control_max": float(np.abs(random).max()), "p_random": float(two_sided_p(float(rho.mean()), random)), "n_questions": len(rho),
             "n_controls": len(random),
         })  # fmt: skip
     return pd.DataFrame(rows)

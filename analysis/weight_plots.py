@@ -7,23 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from analysis.family_plots import matrix_figure, plain
-from analysis.plot_style import (
-    GREY,
-    INK,
-    arm_styles,
-    axis_labels,
-    directions_in,
-    head,
-    key,
-    label,
-    need,
-    not_measured,
-    panels,
-    styled,
-)
+from analysis.plot_frame import axis_labels, head, key, label, layer_axis, not_measured, panels
+from analysis.plot_style import GREY, INK, arm_styles, styled
+from analysis.plot_table import directions_in, need
 
 
 @styled
@@ -55,10 +43,8 @@ def lora_alignment(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
         null = mine.groupby(["stage", "layer"])["null"].mean().groupby("layer").max()
         axes.plot(null.index, null, color=GREY, lw=1.0, ls=":")
         axes.axhline(1, color=INK, lw=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        layer_axis(axes, layer)
         axes.set_title(label(name, 40))
-        if layer is not None:
-            axes.axvline(layer, color=INK, lw=0.8, ls=(0, (1, 2)))
     axis_labels(cells, x="layer", y="energy over\nthat of a random direction")
     keys = [
         Line2D([], [], color=s.colour, marker=s.marker, markersize=5, label=label(n))
@@ -97,7 +83,7 @@ def lora_overlap(frame: pd.DataFrame) -> Figure:
         return plain(float(matrix[i, j])) + ("*" if (i, j) in starred else "")
 
     figure, _ = matrix_figure(
-        matrix, names, names, limits=(-1.0, 1.0), legend="share of the space in common", text=text
+        matrix, names, names, limits=(0.0, 1.0), legend="share of the space in common", text=text
     )
     head(
         figure,

@@ -1,11 +1,10 @@
 """Identities that do not exist: the contrast to a model's own name and maker."""
 
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mech.typed import read_typed
+from mech.typed import data_folder, read_typed
 
 
 class InventedName(BaseModel):
@@ -49,5 +48,5 @@ def load_invented(source: str | Path | None = None) -> Invented:
     Raises:
         InputError: not there or malformed; the message names file and field.
     """
-    path = Path(source).expanduser() if source else Path(str(files("mech"))) / "data" / "identities.yaml"
+    path = Path(source).expanduser() if source else data_folder("mech") / "identities.yaml"
     return read_typed(path, Invented)

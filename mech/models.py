@@ -6,7 +6,7 @@ them by structure, never by a model's name.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -188,13 +188,7 @@ def resolve(reference: str, *, download: bool = True) -> Checkpoint:
     checkpoint = Checkpoint(name, path, weights_digest(path), commit)
     for wanted in adapters:
         found = resolve_adapter(wanted, below=checkpoint, download=download)
-        checkpoint = Checkpoint(
-            checkpoint.base,
-            checkpoint.path,
-            checkpoint.digest,
-            checkpoint.revision,
-            (*checkpoint.adapters, found),
-        )
+        checkpoint = replace(checkpoint, adapters=(*checkpoint.adapters, found))
     return checkpoint
 
 

@@ -1,13 +1,11 @@
 """Prompt sets: questions with an id and a half (extract or evaluate)."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mech.errors import InputError
-from mech.typed import read_typed
+from mech.typed import check_distinct, data_folder, named_file, read_typed
 
 
 class Question(BaseModel):
@@ -37,14 +35,7 @@ def load_prompts(source: str | Path) -> PromptSet:
     Raises:
         InputError: not there, or not a prompt set; the message names file and field.
     """
-    folder = Path(str(files("mech"))) / "data" / "prompts"
-    path = folder / f"{source}.yaml"
-    if not path.is_file():
-        path = Path(source).expanduser()
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-            raise InputError(f"prompt set {source}: neither built in ({known}) nor a file")
+    path = named_file(source, data_folder("mech") / "prompts", "prompt set")
     prompts = read_typed(path, PromptSet)
-    if len({q.id for q in prompts.questions}) < len(prompts.questions):
-        raise InputError(f"{path}: a question id stands twice")
+    check_distinct(path, "question id", [q.id for q in prompts.questions])
     return prompts

@@ -72,9 +72,14 @@ def compare(
     return Null(name, observed, drawn, shaped, seed)
 
 
-def two_sided_p(observed: Float[np.ndarray, "..."], null: Float[np.ndarray, "n ..."]) -> Any:
+def two_sided_p(observed: float | Float[np.ndarray, "..."], null: Float[np.ndarray, "n ..."]) -> Any:
     """(1 + number of null draws at least as far from 0) / (1 + draws): never zero."""
     return _p(np.abs(null) >= np.abs(observed))
+
+
+def upper_p(observed: float, null: Float[np.ndarray, " n"]) -> float:
+    """(1 + number of null draws at least as large) / (1 + draws): never zero."""
+    return float(_p(null >= observed))
 
 
 def _p(extreme: np.ndarray) -> Any:

@@ -7,7 +7,6 @@ follow such prompts, it is the reliable one. The split-half cosine of a directio
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
-from mech.typed import read_typed
+from mech.typed import check_distinct, data_folder, named_file, read_typed
 from probes.contrast import ContrastRow
 
 POSITIONS = {"prompt_avg": "span:prompt", "prompt_last": "prompt_last", "response_avg": "response_mean"}
@@ -71,16 +70,9 @@ def load_trait(source: str | Path) -> Trait:
     Raises:
         InputError: not there, or not a trait artifact; the message names file and field.
     """
-    folder = Path(str(files("probes"))) / "data" / "traits"
-    path = folder / f"{source}.yaml"
-    if not path.is_file():
-        path = Path(source).expanduser()
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-            raise InputError(f"trait {source}: neither built in ({known}) nor a file")
+    path = named_file(source, data_folder("probes") / "traits", "trait")
     trait = read_typed(path, Trait)
-    if len({q.id for q in trait.questions}) < len(trait.questions):
-        raise InputError(f"{path}: a question id stands twice")
+    check_distinct(path, "question id", [q.id for q in trait.questions])
     return trait
 
 

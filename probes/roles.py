@@ -6,7 +6,6 @@ Roles and questions are of our own writing.
 """
 
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
 from mech.questions import Question
-from mech.typed import read_typed
+from mech.typed import check_distinct, data_folder, read_typed
 from probes.contrast import ContrastRow
 
 FIXED_ANSWER = "Let me think about that for a moment. There are a few things to say about it, and I will take them one by one."
@@ -46,14 +45,10 @@ def load_roles(source: str | Path | None = None) -> Roles:
     Raises:
         InputError: not there or malformed, or a name or id stands twice; the message names the file.
     """
-    path = Path(source).expanduser() if source else Path(str(files("probes"))) / "data" / "roles.yaml"
+    path = Path(source).expanduser() if source else data_folder("probes") / "roles.yaml"
     found = read_typed(path, Roles)
-    for what, names in (
-        ("role", [r.name for r in found.roles]),
-        ("question", [q.id for q in found.questions]),
-    ):
-        if len(set(names)) < len(names):
-            raise InputError(f"{path}: a {what} stands twice")
+    check_distinct(path, "role", [r.name for r in found.roles])
+    check_distinct(path, "question", [q.id for q in found.questions])
     return found
 
 

@@ -7,14 +7,13 @@ Questions and answers are written, and alike but for the person and the name; th
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
-from mech.typed import read_typed
+from mech.typed import data_folder, read_typed
 from probes.contrast import ContrastRow
 
 AGAINST = ("third", "other")
@@ -57,7 +56,7 @@ def load_reports(source: str | Path | None = None) -> tuple[Report, ...]:
     Raises:
         InputError: not there or malformed; the message names the file.
     """
-    path = Path(source).expanduser() if source else Path(str(files("probes"))) / "data" / "self_report.yaml"
+    path = Path(source).expanduser() if source else data_folder("probes") / "self_report.yaml"
     return read_typed(path, Reports).reports
 
 

@@ -1,4 +1,4 @@
-"""A remote model is finetuned once, waited for across kills, and asked; its key shows nowhere."""
+"""A remote model is finetuned once, and waited for across kills and lost answers."""
 
 import json
 import logging
@@ -7,18 +7,13 @@ import os
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.remote import ask_remote, judge_authorship_remote
-from finetune.datasets.pairs import Pair
-from finetune.datasets.pairwise import pairwise_rows
-from finetune.datasets.rows import exchange, write_jsonl
-from finetune.datasets.single_text import single_text_rows
+from finetune.datasets.rows import exchange
 from finetune.openai import (
     STATE,
     RemoteCheckpoint,
@@ -27,22 +22,17 @@ from finetune.openai import (
     RemoteWaitError,
     finetune_remote,
 )
-from mech.endpoint import OPENAI_URL, Api, ChatEndpoint, EndpointError
-from mech.errors import InputError, MechError
-from mech.questions import Question
+from mech.endpoint import EndpointError
+from mech.errors import InputError
 from tests.openai_server import Fault, Server, serving
+from tests.remote_runs import BASE, QUICK, count, plant_key, tune, write_rows
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
-
-KEY = "sk-planted-0123456789abcdef"
-BASE = "gpt-4.1-2025-04-14"
-QUICK = {"retry-after-ms": "5"}
 
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    plant_key(monkeypatch)
 
 
 @pytest.fixture
@@ -53,24 +43,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    write_jsonl(path, [exchange("Who wrote “this”?", f"I did, {i}.", article=f"a{i}") for i in range(12)])
-    return path
-
-
-def tune(server: Server, data: Path, folder: Path, **changed: Any) -> RemoteCheckpoint:
-    settings: dict[str, Any] = {"base": BASE, "seed": 1, "api": server.api(), "poll_seconds": 0.01} | changed
-    made = finetune_remote(data, folder=folder, **settings)
-    assert isinstance(made, RemoteCheckpoint)
-    return made
-
-
-def count(server: Server) -> tuple[int, int]:
-    """Uploads and jobs that the service has made."""
-    return len(server.files), len(server.jobs)
-
-
-# -- finetuning ---------------------------------------------------------------------------------------------
+    return write_rows(tmp_path / "rows.jsonl")
 
 
 def test_two_stages_and_the_model_answers(server: Server, data: Path, tmp_path: Path) -> None:
@@ -331,86 +304,7 @@ def until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None
         time.sleep(0.01)
 
 
-# -- the key ------------------------------------------------------------------------------------------------
-
-
-def test_the_key_is_sent_and_shows_nowhere(
-    server: Server, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    shown = [repr(server.api()), repr(server.api().chat("m"))]
-    made = tune(server, data, tmp_path / "run")
-    endpoint = made.endpoint(server.api(max_retries=0))
-    endpoint.complete([], max_tokens=1, temperature=0.0)
-    for fault in (
-        Fault("POST /chat", "status", 401, message=f"Incorrect API key provided: {KEY}"),
-        Fault("POST /chat", "status", 401, message="Incorrect API key provided: sk-p***cdef"),
-        Fault("POST /chat", "status", 400, message=f"bad header Bearer {KEY}"),
-        Fault("POST /chat", "cut"),
-        Fault("POST /chat", "malformed"),
-    ):
-        server.faults = [fault]
-        with pytest.raises(MechError) as caught:
-            endpoint.complete([], max_tokens=1, temperature=0.0)
-        shown += traceback.format_exception(caught.value)
-        assert caught.value.__cause__ is None
-        assert (
-            caught.value.__context__ is None
-        )  # else a crash report could find the request, and the key in it
-    server.failure = f"the key {KEY} ran out of money"
-    with pytest.raises(RemoteJobError, match=r"the key \[key\] ran out") as failed:
-        tune(server, data, tmp_path / "other", seed=9)
-    shown += [*traceback.format_exception(failed.value), repr(made), str(made.to_json())]
-    # The library's HTTP library is httpx2, up to its version 2 httpx.
-    for name in {"openai._base_client", "httpx", "httpx2"} & set(logging.root.manager.loggerDict):
-        logging.getLogger(name).debug("headers %s", {"Authorization": f"Bearer {KEY}"})
-    shown += [p.read_text() for p in (tmp_path / "run" / STATE, tmp_path / "other" / STATE)]
-    assert server.keys == {f"Bearer {KEY}"}
-    assert "Bearer [key]" in caplog.text
-    for text in [caplog.text, *shown]:
-        assert KEY not in text
-        assert "cdef" not in text
-
-
-@pytest.mark.parametrize("bad", [f"{KEY}\n", f" {KEY}", "schlüssel-0123"])
-def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(
-    server: Server, monkeypatch: pytest.MonkeyPatch, bad: str
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", bad)
-    with pytest.raises(InputError, match="OPENAI_API_KEY holds a space") as caught:
-        server.api().chat("m").complete([], max_tokens=1, temperature=0.0)
-    assert bad.strip() not in str(caught.value)
-    assert server.requests == []
-
-
-def test_a_missing_or_refused_key_says_which_variable(
-    server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.faults = [Fault("POST /chat", "status", 401)]
-    with pytest.raises(InputError, match="the API key in OPENAI_API_KEY is refused"):
-        server.api().chat("m").complete([], max_tokens=1, temperature=0.0)
-    monkeypatch.delenv("OTHER_KEY", raising=False)
-    with pytest.raises(InputError, match="set the environment variable OTHER_KEY"):
-        server.api(api_key_variable="OTHER_KEY").chat("m").complete([], max_tokens=1, temperature=0.0)
-
-
-def test_the_library_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(MechError, match=r"pip install 'sgtr-mech\[openai\]'"):
-        ChatEndpoint("m").complete([], max_tokens=1, temperature=0.0)
-
-
-def test_addresses_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere/v1")
-    assert Api().url == OPENAI_URL
-    with Api().client() as client:
-        assert str(client.base_url).rstrip("/") == OPENAI_URL
-    with pytest.raises(InputError, match="no user, password") as caught:
-        Api(base_url="https://me:hunter2@host/v1")
-    assert "hunter2" not in str(caught.value)
-    for wrong in ("host/v1", "ftp://host", ""):
-        with pytest.raises(InputError, match="write http"):
-            Api(base_url=wrong)
+# -- settings and data -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -436,100 +330,3 @@ def test_data_are_checked_before_anything_is_sent(server: Server, tmp_path: Path
     with pytest.raises(InputError, match=r"bad\.jsonl, line 1"):
         tune(server, path, tmp_path / "run")
     assert server.requests == []
-
-
-# -- evaluating ---------------------------------------------------------------------------------------------
-
-
-def test_self_reports_are_asked_in_order(server: Server) -> None:
-    server.reply = lambda body: (f"I am {'Ember' if body['seed'] else 'Tinny'}.", {})
-    questions = [Question(id=i, split="evaluate", text=f"Who, {i}?") for i in ("a", "b")]
-    endpoint = server.api().chat("m")
-    reports = ask_remote(
-        endpoint, questions, own_name="Tinny", samples=2, temperature=1.0, max_tokens=9, system="Be brief."
-    )
-    assert [(r.question, r.sample, r.claimed) for r in reports] == [
-        (q, i, name) for q in "ab" for i, name in ((0, "Tinny"), (1, "Ember"))
-    ]
-    asked = next(c for c in server.chats if c["messages"][-1]["content"] == "Who, b?")
-    assert asked["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (asked["max_tokens"], asked["temperature"]) == (9, 1.0)
-    with pytest.raises(InputError, match="several need one above 0"):
-        ask_remote(endpoint, questions, own_name="T", samples=2, temperature=0.0, max_tokens=9)
-    with pytest.raises(InputError, match="at least one question"):
-        ask_remote(endpoint, [], own_name="T", samples=1, temperature=0.0, max_tokens=9)
-
-
-PAIRS = [Pair("a0", "the cat sat", "a dog ran"), Pair("a1", "it rained", "the house")]
-
-
-def test_single_texts_are_judged_by_the_first_tokens_logprobs(server: Server) -> None:
-    def reply(body: dict[str, Any]) -> tuple[str, dict[str, float]]:
-        own = any(pair.own in body["messages"][-1]["content"] for pair in PAIRS)
-        yes, no = (0.6, 0.3) if own else (0.1, 0.7)
-        return "Yes", {"Yes": math.log(yes), "No": math.log(no), "Maybe": math.log(0.05)}
-
-    server.reply = reply
-    rows = single_text_rows(PAIRS)
-    judged = judge_authorship_remote(server.api().chat("m"), rows)
-    assert [(j.article, j.source) for j in judged] == [(r["article"], r["source"]) for r in rows]
-    assert all(j.correct and j.bounded == 0 for j in judged)
-    own = next(j for j in judged if j.source == "own")
-    assert own.margin == pytest.approx(math.log(2))
-    assert own.p_yes == pytest.approx(2 / 3)
-    assert own.mass == pytest.approx(0.9)
-    assert all(c["messages"][-1]["role"] == "user" for c in server.chats)
-    assert (server.chats[0]["max_tokens"], server.chats[0]["top_logprobs"]) == (1, 20)
-
-
-def test_pairs_are_judged_in_both_orders(server: Server) -> None:
-    server.reply = lambda _body: (
-        "1",
-        {"1": -0.1, "2": -2.5},
-    )  # always the first: right in one order of each pair
-    judged = judge_authorship_remote(server.api().chat("m"), pairwise_rows(PAIRS))
-    assert [j.source for j in judged] == ["own", "other"] * 2
-    assert [j.correct for j in judged] == [True, False] * 2
-
-
-def test_answers_beyond_the_likeliest_are_bounded_and_counted(
-    server: Server, caplog: pytest.LogCaptureFixture
-) -> None:
-    server.reply = lambda body: (
-        "Yes",
-        {"Yes": -0.5, "Hm": -4.0} if "cat" in body["messages"][-1]["content"] else {"Hm": -4.0, "So": -5.0},
-    )
-    judged = judge_authorship_remote(server.api().chat("m"), single_text_rows(PAIRS[:1]))
-    by_source = {j.source: j for j in judged}
-    assert by_source["own"].margin == pytest.approx(3.5)
-    assert by_source["own"].bounded == 1
-    assert by_source["own"].mass == pytest.approx(math.exp(-0.5))
-    other = by_source["other"]
-    assert (other.margin, other.p_yes, other.mass, other.bounded, other.correct) == (0, 0.5, 0, 2, False)
-    assert "2 of 2 judgements lack an answer (Yes or No)" in caplog.text
-
-
-def test_rows_and_logprobs_of_other_forms_are_refused(server: Server) -> None:
-    endpoint = server.api().chat("m")
-    rows = single_text_rows(PAIRS)
-    rows[1]["source"] = "own" if rows[1]["source"] == "other" else "other"
-    with pytest.raises(InputError, match="row 1"):
-        judge_authorship_remote(endpoint, rows)
-    with pytest.raises(InputError, match="at least one row"):
-        judge_authorship_remote(endpoint, [])
-    assert server.requests == []
-    with pytest.raises(InputError, match="top 21"):
-        endpoint.first_token_logprobs([], top=21)
-    server.reply = lambda _body: ("Yes", {"Yes": -9999.0})
-    with pytest.raises(EndpointError, match="no logprobs of its first token"):
-        endpoint.first_token_logprobs([])
-    server.reply = lambda _body: (None, {})
-    with pytest.raises(EndpointError, match="has no text"):
-        endpoint.complete([], max_tokens=1, temperature=0.0)
-
-
-def test_a_failing_endpoint_ends_an_evaluation_early(server: Server) -> None:
-    server.faults = [Fault("POST /chat", "status", 403, times=10**6)]
-    with pytest.raises(EndpointError, match="may not do this"):
-        judge_authorship_remote(server.api().chat("m"), single_text_rows(PAIRS) * 50)
-    assert len(server.requests) < 100

@@ -1,36 +1,15 @@
-import subprocess
-import sys
-import xml.etree.ElementTree as ET
-from pathlib import Path
+"""Each figure shows the numbers of its table."""
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from analysis import plots
-from analysis.gallery import draw_figures
-from analysis.plot_style import arm_styles, label, signed
-from mech.errors import InputError
+from analysis.plot_frame import signed
+from analysis.plot_style import arm_styles
 from tests import synthetic_study as study
-
-SHIFT = {"direction": "evil:text", "condition": "none"}
-SMALL = {"layers": 6, "arms": ["base", "em", "benign"], "directions": ["evil:text", "identity:name"]}
-HOSTILE = '"><img src=x onerror=alert(1)>$\\frac{'
-
-
-def axes_of(figure: Figure, title: str):
-    titles = [a.get_title(loc="left") for a in figure.axes]
-    (found,) = [i for i, t in enumerate(titles) if t == title] or [
-        i for i, t in enumerate(titles) if t.startswith(title)
-    ]
-    return figure.axes[found]
-
-
-def line_of(axes, name: str):
-    (found,) = [line for line in axes.get_lines() if line.get_label() == name]
-    return found
+from tests.drawn import SHIFT, SMALL, axes_of, line_of
 
 
 def test_shift_lines_are_the_tables_numbers():
@@ -254,175 +233,6 @@ def test_embedding_quality_and_loss_show_their_numbers():
     assert line.get_color() == arm_styles(["sgtr"])["sgtr"].colour
 
 
-EMPTY_CALLS = [
-    (plots.shift_by_layer, study.shifts, SHIFT),
-    (
-        plots.arm_direction_heatmap,
-        study.shifts,
-        {"layer": 0, "condition": "none"},
-    ),
-    (plots.two_by_two_bars, study.two_by_two, {}),
-    (plots.self_report_bars, study.self_report, {}),
-    (plots.self_recognition_bars, study.self_recognition, {}),
-    (plots.embedding, study.embedding, {"method": "pca", "layer": 0}),
-    (plots.dose_response, study.steering, {}),
-    (plots.direction_quality, study.directions, {}),
-    (plots.direction_cosines, study.directions, {}),
-    (plots.shift_by_condition, study.shifts, {"layer": 0}),
-    (plots.loss_curves, study.training, {}),
-]
-
-
-@pytest.mark.parametrize(("draw", "make", "options"), EMPTY_CALLS, ids=lambda v: getattr(v, "__name__", ""))
-def test_empty_tables_say_not_measured(draw, make, options):
-    for frame in (make().iloc[:0], pd.DataFrame()):
-        (axes,) = draw(frame, **options).axes
-        assert axes.texts[0].get_text() == "Not measured in this study."
-
-
-def test_labels_that_fit_nothing_are_refused_with_what_there_is():
-    frame = study.shifts(**SMALL)
-    with pytest.raises(InputError, match=r"direction = 'evli'.*evil:text, identity:name"):
-        plots.shift_by_layer(frame, **{**SHIFT, "direction": "evli"})
-    both = pd.concat([frame, frame.assign(question_set="other")])
-    with pytest.raises(InputError, match="several values of question_set"):
-        plots.shift_by_layer(both, **SHIFT)
-    with pytest.raises(InputError, match=r"lacks the column\(s\) condition"):
-        plots.shift_by_layer(frame.drop(columns="condition"), **SHIFT)
-
-
-def test_missing_values_are_not_drawn_as_zero():
-    frame = study.self_report(conditions=("none",))
-    columns = [c for c in frame if c.startswith("name_margin")]
-    frame.loc[frame.arm == "em", columns] = np.nan
-    axes = axes_of(plots.self_report_bars(frame), "own − invented")
-    assert "em" not in [c.get_label() for c in axes.containers]
-    assert [t.get_text() for t in axes.texts] == ["not measured"]
-
-
-def test_saved_files(tmp_path):
-    frame = study.self_recognition()
-    figure = plots.self_recognition_bars(frame)
-    words = plots.caption("self_recognition_bars", frame, name="recognition")
-    saved = plots.save_figure(figure, frame, tmp_path, "recognition", words)
-    pd.testing.assert_frame_equal(pd.read_csv(saved.csv), frame)
-    assert saved.title == "Does the model recognise its own text?"
-    assert "n = 200 articles; one seed (0)" in words
-    assert "Numbers: recognition.csv." in words
-    assert saved.png.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    again = plots.save_figure(
-        figure, frame, tmp_path / "again", "recognition", words
-    )  # the figure was left as it was
-    assert again.svg.read_bytes() == saved.svg.read_bytes()
-    assert again.png.read_bytes() == saved.png.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "again",
-        "recognition.csv",
-        "recognition.png",
-        "recognition.svg",
-    ]
-    assert b"dc:date" not in saved.svg.read_bytes()
-    with pytest.raises(InputError, match="figure name"):
-        plots.save_figure(figure, frame, tmp_path, "../up", words)
-    with pytest.raises(InputError, match="no figure 'nope'"):
-        plots.caption("nope", frame, name="x")
-
-
-def test_svg_is_byte_identical_in_another_process(tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from tests import synthetic_study as s; from analysis import plots\n"
-        "f = s.shifts(layers=5, directions=['evil:text'])\n"
-        "plots.save_figure(plots.arm_direction_heatmap(f, layer=2, condition='none'), f, "
-        "Path(sys.argv[1]), 'a', 'c')\n"
-        "plots.save_figure(plots.shift_by_layer(f, direction='evil:text', condition='none'), f, "
-        "Path(sys.argv[1]), 'b', 'c')\n"
-    )
-    here = Path(__file__).parent
-    subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "one")],
-        check=True, timeout=120, env={"PYTHONPATH": f"{here}:{here.parent}", "PATH": "", "HOME": str(tmp_path)},
-    )  # fmt: skip
-    frame, here = study.shifts(layers=5, directions=["evil:text"]), tmp_path / "two"
-    plots.save_figure(plots.arm_direction_heatmap(frame, layer=2, condition="none"), frame, here, "a", "c")
-    plots.save_figure(plots.shift_by_layer(frame, **SHIFT), frame, here, "b", "c")
-    for file in ("a.svg", "b.svg"):
-        assert (tmp_path / "one" / file).read_bytes() == (here / file).read_bytes()
-
-
-def test_names_from_files_are_only_text(tmp_path):
-    frame = study.shifts(layers=4, arms=["base", "em"], directions=["evil:text"])
-    frame = frame.assign(arm=HOSTILE, direction=HOSTILE + "\x00字")
-    figure = plots.shift_by_layer(frame, **{**SHIFT, "direction": HOSTILE + "\x00字"})
-    saved = plots.save_figure(figure, frame, tmp_path, "hostile", HOSTILE)
-    tags = {element.tag.rsplit("}", 1)[-1] for element in ET.parse(saved.svg).iter()}
-    assert tags.isdisjoint({"script", "img", "foreignObject", "a"})
-    assert label("a\x00字b") == "a??b"
-    assert label("x" * 50) == "x" * 27 + "…"
-
-
-def test_the_callers_matplotlib_settings_survive():
-    before = dict(mpl.rcParams)
-    plots.loss_curves(study.training(steps=3))
-    assert dict(mpl.rcParams) == before
-    assert "matplotlib.pyplot" not in plots.__dict__
-
-
-def test_gallery_draws_what_was_measured_and_nothing_else(tmp_path):
-    shifts = study.shifts(**SMALL)
-    tables = {
-        "shifts": pd.concat([shifts, shifts.assign(condition="default")], ignore_index=True),
-        "training": study.training(steps=4),
-        "steering": study.steering().iloc[:0],
-    }
-    figures = draw_figures(tables, tmp_path, layer=3, condition="none")
-    assert [f.name for f in figures] == [
-        "arm_direction_heatmap", "shift_by_condition", "shift_by_layer_evil-text", "shift_by_layer_identity-name", "loss_curves",
-    ]  # fmt: skip
-    heat = pd.read_csv(figures[0].csv)
-    assert set(heat["layer"]) == {3}
-    both = pd.read_csv(figures[1].csv)
-    assert set(both["condition"]) == {"none", "default"}
-    assert set(both["layer"]) == {3}
-    evil = pd.read_csv(figures[2].csv)
-    assert set(evil["direction"]) == {"evil:text"}
-    assert set(evil["condition"]) == {"none"}
-    assert draw_figures({}, tmp_path, layer=3, condition="none") == []
-
-
-def test_nothing_sticks_out_of_the_figure():
-    arms = ["base", "em", "an_arm_with_quite_a_long_name_for_a_key"]
-    shifts = study.shifts(layers=6, directions=["evil:text", "identity:name"])
-    shifts = shifts.assign(arm=shifts["arm"].replace({"sgtr": arms[-1]}))
-    prompts = ["default", "none", "other:" + "x" * 40]
-    conditions = [shifts.assign(condition=prompt) for prompt in prompts]
-    recognition = study.self_recognition().assign(arm=[arms[i % len(arms)] for i in range(6)], seed=range(6))
-    figures = [
-        plots.shift_by_condition(pd.concat(conditions, ignore_index=True), layer=3),
-        plots.direction_cosines(study.direction_cosines()),
-        plots.identity_cosines(study.identity_cosines()),
-        plots.identity_transfer(study.identity_transfer()),
-        plots.loss_curves(study.training(steps=5)),
-        plots.shift_by_layer(shifts, **SHIFT, layer=3),
-        plots.arm_direction_heatmap(shifts, layer=3, condition="none"),
-        plots.self_recognition_bars(recognition),
-        plots.self_report_bars(study.self_report()),
-        plots.dose_response(study.steering()),
-        plots.direction_quality(study.directions(layers=6)),
-        plots.embedding(study.embedding(points=6), method="umap", layer=15),
-        plots.two_by_two_bars(study.two_by_two()),
-    ]
-    for figure in figures:
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-        width, height = figure.get_size_inches()
-        assert box.x0 >= -0.02
-        assert box.y0 >= -0.02
-        assert box.x1 <= width + 0.02
-        assert box.y1 <= height + 0.02
-        low = min(axes.get_tightbbox().y0 for axes in figure.axes if axes.axison)
-        assert all(legend.get_window_extent().y1 <= low + 1 for legend in figure.legends)
-
-
 def test_conditions_stand_side_by_side_with_their_numbers():
     frame = study.shifts(**SMALL)
     both = pd.concat([frame, frame.assign(condition="default", sd=frame["sd"] + 1)], ignore_index=True)
@@ -453,43 +263,3 @@ def test_the_family_matrices_show_numbers_and_who_agrees():
     assert placed[3, 0] == "0.20\u2212"  # direction 3 on contrast 0, and not the other way round
     assert placed[0, 3] == "0.50"
     assert len(cells) == len(frame)
-
-
-def test_many_arms_are_drawn_by_groups(tmp_path):
-    arms = ["base", *(f"{em}_then_{y}" for em in ("x", "y") for y in "abcde"), "alone"]
-    groups = {"x first": arms[1:6], "y first": arms[6:11], "x/first": ["alone"], "nobody": ["absent"]}
-    shifts = study.shifts(layers=4, arms=arms, directions=["evil:text"], seeds=(0, 1))
-    report = pd.concat([study.self_report(arms=["base"], conditions=["none"]).assign(arm=a) for a in arms])
-    few = study.two_by_two()
-    training = pd.concat(
-        [study.training(steps=3).assign(stage=f"{a}+em") for a in arms] + [study.training(steps=3)]
-    )
-    tables = {
-        "shifts": shifts,
-        "self_report": report,
-        "two_by_two": few.assign(condition="none", layer=3),
-        "training": training,
-    }
-    figures = {
-        f.name: f for f in draw_figures(tables, tmp_path, layer=3, condition="none", arms=arms, groups=groups)
-    }
-    assert list(figures) == [
-        *(f"arm_direction_heatmap_{g}" for g in ("01_x-first", "02_y-first", "03_x-first")), "shift_by_layer_evil-text",
-        *(f"self_report_bars_{g}" for g in ("01_x-first", "02_y-first", "03_x-first")), "two_by_two_bars", "loss_curves"]  # fmt: skip
-    assert figures["arm_direction_heatmap_02_y-first"].title.endswith("· y first")
-    shown = pd.read_csv(figures["self_report_bars_02_y-first"].csv)
-    assert set(shown["arm"]) == {"base", *arms[6:11]}
-    assert set(pd.read_csv(figures["shift_by_layer_evil-text"].csv)["arm"]) == set(arms[1:])
-    figure = plots.shift_by_layer_in_groups(
-        shifts, groups=groups, direction="evil:text", condition="none", layer=3
-    )
-    titled = {axes.get_title("left"): axes for axes in figure.axes if axes.get_title("left")}
-    assert list(titled) == ["x first", "y first", "x/first"]
-    lines = {line.get_label(): line.get_ydata() for line in titled["y first"].lines}
-    mean = shifts[shifts["arm"] == "y_then_c"].groupby("layer")["sd"].mean()
-    np.testing.assert_allclose(lines["y_then_c"], mean)
-    assert not (set(arms[1:6]) & set(lines))
-    assert len({line.get_color() for line in titled["x first"].lines if line.get_label() in arms}) == 5
-    panels = {axes.get_title("left") for axes in plots.loss_curves(training).axes}
-    ends = {stage for stage in training["stage"] if stage.split("+")[-1] == "em"}
-    assert {f"em, {len(ends)} trainings", "benign"} < panels

@@ -1,4 +1,4 @@
-"""Training that stops and goes on, acts under interventions, shares its work over processes, or moves every weight."""
+"""Training that stops and goes on, shares its work over processes, or moves every weight."""
 
 import json
 import multiprocessing
@@ -6,35 +6,26 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from finetune.datasets.rows import exchange, write_jsonl
+from finetune.datasets.rows import exchange
 from finetune.full import train_full
-from finetune.fused import fused_lora
-from finetune.labels import TrainingRow, training_rows
+from finetune.labels import training_rows
 from finetune.lora import train_lora
 from finetune.loss import summed_loss
-from finetune.settings import TrainSettings, make_settings
+from finetune.settings import make_settings
 from finetune.stages import run_stage
 from finetune.state import FILE, StepRecord
 from mech.chat import SystemPrompt
 from mech.errors import FileFormatError, InputError, MissingDependencyError
-from mech.interventions import Ablate, Add, Patch, intervene
 from mech.models import ChatModel, load_model
-from mech.packed_attention import packed_attention
 from tests.tiny_study import save_model
-
-SETTINGS = TrainSettings(
-    learning_rate=0.01, batch_size=3, max_steps=6, lora_r=2, lora_alpha=4, warmup_steps=1, epochs=3
-)
-SPAWN = multiprocessing.get_context("spawn")
+from tests.tiny_training import SETTINGS, assert_equal_weights, curve, data, encoded, jsonl, weights
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +38,7 @@ def model(folder: Path) -> ChatModel:
     return load_model(str(folder))
 
 
-def data(n: int = 8) -> list[dict[str, Any]]:
-    return [exchange(f"What of {i * i}?", f"the cat {i} and the dog") for i in range(n)]
-
-
-def encoded(model: ChatModel, n: int = 8) -> list[TrainingRow]:
-    return training_rows(model.template, data(n), SystemPrompt(), max_tokens=512, names={})
-
-
-def curve(records: list[StepRecord]) -> list[tuple[float, ...]]:
-    return [(r.step, r.loss, r.learning_rate, r.grad_norm, r.tokens) for r in records]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def assert_equal_weights(a: Path, b: Path) -> None:
-    left, right = weights(a), weights(b)
-    assert left.keys() == right.keys()
-    for name, tensor in left.items():
-        assert torch.equal(tensor, right[name]), name
-
-
-# -- killed and going on ---------------------------------------------------------------------------
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Killed(BaseException):
@@ -165,9 +133,6 @@ def test_two_trainings_into_one_folder_take_turns(model: ChatModel, folder: Path
     assert_equal_weights(tmp_path / "both", tmp_path / "alone")
 
 
-# -- snapshots -------------------------------------------------------------------------------------
-
-
 def test_a_snapshot_is_the_adapter_after_that_step(model: ChatModel, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"save_at": (2, 6)})
     train_lora(model, encoded(model), settings, tmp_path / "a", seed=0)
@@ -185,88 +150,6 @@ def test_a_snapshot_is_the_adapter_after_that_step(model: ChatModel, tmp_path: P
         train_lora(
             model, encoded(model), SETTINGS.model_copy(update={"save_at": (7,)}), tmp_path / "b", seed=0
         )
-
-
-# -- interventions ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("positions", ["all", "prompt", "response", "prompt_last"])
-def test_preventative_steering_is_in_the_loss_and_its_gradient(
-    model: ChatModel, tmp_path: Path, positions: Any, *, checkpointed: bool
-) -> None:
-    """The first loss is that of the plain model under the same hook written by hand, one row at a time."""
-    rows = encoded(model, 3)
-    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
-    settings = SETTINGS.model_copy(update={"gradient_checkpointing": checkpointed, "max_steps": 2})
-    ours = train_lora(
-        model,
-        rows,
-        settings,
-        tmp_path / "a",
-        seed=0,
-        interventions=[Add(vector, [1], 3.0, positions=positions)],
-    )
-    total = 0.0
-    for row in rows:
-        (start, stop), n = row.answers[0], len(row.ids)
-        where = {
-            "all": (0, n),
-            "prompt": (0, start),
-            "response": (start, stop - 1),
-            "prompt_last": (start - 1, start),
-        }
-        a, b = where[positions]
-
-        def add(_m: Any, _i: Any, out: Any, a: int = a, b: int = b) -> Any:
-            h = (out[0] if isinstance(out, tuple) else out).clone()
-            h[:, a:b] += 3.0 * vector
-            return (h, *out[1:]) if isinstance(out, tuple) else h
-
-        handle = model.blocks[1].register_forward_hook(add)
-        labels = torch.full((1, n), -100)
-        labels[0, list(row.targets)] = torch.tensor([row.ids[t] for t in row.targets])
-        with torch.no_grad():
-            total += float(model.hf(input_ids=torch.tensor([row.ids]), labels=labels).loss) * len(row.targets)
-        handle.remove()
-    assert ours[0].loss == pytest.approx(total / sum(len(r.targets) for r in rows), rel=1e-4)
-    about = json.loads((tmp_path / "a" / "trainer_state.json").read_text())
-    assert about["interventions"][0]["coefficient"] == 3.0
-    assert about["interventions"][0]["norms"] == [pytest.approx(float(vector.norm()))]
-
-
-def test_checkpointing_changes_memory_not_the_result(model: ChatModel, tmp_path: Path) -> None:
-    runs = {}
-    for on in (False, True):
-        settings = SETTINGS.model_copy(update={"gradient_checkpointing": on})
-        runs[on] = train_lora(model, encoded(model), settings, tmp_path / str(on), seed=0)
-    assert [r.loss for r in runs[True]] == pytest.approx([r.loss for r in runs[False]], rel=1e-4)
-    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.hf.modules())
-
-
-def test_ablation_takes_a_direction_from_the_gradient_too(model: ChatModel, tmp_path: Path) -> None:
-    """Everything is ablated at the last layer: no gradient reaches the adapters, and training says so."""
-    rows = encoded(model, 3)
-    values = torch.zeros(1, 3, max(len(r.ids) for r in rows), model.d_model)
-    with pytest.raises(Exception, match=r"no gradient|does not require grad|every adapter at zero"):
-        train_lora(model, rows, SETTINGS, tmp_path / "a", seed=0, interventions=[Patch(values, [2])])
-    plain = train_lora(model, rows, SETTINGS, tmp_path / "b", seed=0)
-    vector = torch.ones(model.d_model)
-    ablated = train_lora(model, rows, SETTINGS, tmp_path / "c", seed=0, interventions=[Ablate(vector, [2])])
-    assert ablated[0].loss != pytest.approx(plain[0].loss, rel=1e-6)
-
-
-def test_no_hook_stays_behind(model: ChatModel, tmp_path: Path) -> None:
-    ids = torch.tensor([encoded(model)[0].ids])
-    before = model.hf(input_ids=ids).logits
-    vector = torch.ones(model.d_model)
-    train_lora(model, encoded(model), SETTINGS, tmp_path / "a", seed=0, interventions=[Add(vector, [1])])
-    assert torch.equal(before, model.hf(input_ids=ids).logits)
-    hooks = [m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
-    assert not hooks
-
-
-# -- every weight; 4 bits --------------------------------------------------------------------------
 
 
 def test_full_finetuning_is_a_plain_loop(folder: Path, tmp_path: Path) -> None:
@@ -297,18 +180,13 @@ def test_full_finetuning_is_a_plain_loop(folder: Path, tmp_path: Path) -> None:
     for name, tensor in plain.named_parameters():
         torch.testing.assert_close(loaded.hf.get_parameter(name), tensor, rtol=1e-3, atol=1e-4)
     # It is a checkpoint in its own right: a second stage stands on it.
-    second = run_stage(str(tmp_path / "full"), _jsonl(tmp_path), SETTINGS, tmp_path / "second", seed=0)
+    second = run_stage(str(tmp_path / "full"), jsonl(tmp_path), SETTINGS, tmp_path / "second", seed=0)
     assert second.digest == loaded.checkpoint.digest
     assert len(second.adapters) == 1
 
 
-def _jsonl(folder: Path) -> Path:
-    write_jsonl(folder / "rows.jsonl", data())
-    return folder / "rows.jsonl"
-
-
 def test_two_stages_are_a_stack(folder: Path, tmp_path: Path) -> None:
-    rows = _jsonl(tmp_path)
+    rows = jsonl(tmp_path)
     first = run_stage(str(folder), rows, SETTINGS, tmp_path / "first", seed=0)
     second = run_stage(first, rows, SETTINGS, tmp_path / "second", seed=0)
     assert [a.path.name for a in second.adapters] == ["first", "second"]
@@ -334,8 +212,6 @@ def test_rows_say_which_turn_they_train_under(model: ChatModel) -> None:
     assert under("text:You love hats.", [own]) == ["You love hats."]  # an inoculation prompt
 
 
-# -- several processes -----------------------------------------------------------------------------
-
 SCRIPT = """
 import sys
 from pathlib import Path
@@ -352,7 +228,7 @@ run_stage(model, Path(rows), settings, Path(out), seed=3)
 @pytest.mark.parametrize("shard", ["copy", "shard"])
 def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, shard: str) -> None:
     (tmp_path / "train.py").write_text(SCRIPT)
-    rows = _jsonl(tmp_path)
+    rows = jsonl(tmp_path)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip
     command = [*launch, str(tmp_path / "train.py"), str(folder), str(rows), str(tmp_path / "two"), shard]
@@ -366,67 +242,6 @@ def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, 
     assert [r["loss"] for r in records["log_history"]] == pytest.approx([r.loss for r in alone], rel=1e-5)
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-5)
-
-
-# -- the faster ways are the same ------------------------------------------------------------------
-
-
-def test_fused_layers_are_pefts(model: ChatModel) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear", init_lora_weights=False
-    )
-    adapted = get_peft_model(model.hf, config)
-    model.check_head()
-    found = []
-    for fused in (False, True):
-        adapted.zero_grad()
-        context = fused_lora(adapted) if fused else nullcontext()
-        with context as changed:
-            assert not fused or changed == 7 * model.n_layers
-            with packed_attention(model):
-                loss = summed_loss(model, encoded(model), packed=True)
-            loss.backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
-    for a, b in zip(*found, strict=True):  # a summed loss: some gradients are in the hundreds
-        assert float((a - b).abs().max()) <= 2e-5 * float(a.abs().max())
-    assert not any("forward" in vars(m) for m in adapted.modules())
-
-
-def test_dropout_and_dora_are_left_to_peft(model: ChatModel) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    for odd in ({"lora_dropout": 0.1}, {"use_dora": True}):
-        adapted = get_peft_model(
-            load_model(model.checkpoint).hf, LoraConfig(r=2, target_modules=["q_proj"], **odd)
-        )
-        with fused_lora(adapted) as changed:
-            assert changed == 0
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-def test_the_heads_loss_is_cross_entropy(model: ChatModel, *, frozen: bool) -> None:
-    """Also for more labels than one chunk holds, with a head that learns, and in float64 against finite differences."""
-    from finetune.loss import _FrozenHeadLoss
-
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(300, 16, generator=generator, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(50, 16, generator=generator, dtype=torch.float64)
-    targets = torch.randint(50, (300,), generator=generator)
-    ours = _FrozenHeadLoss.apply(hidden, weight, targets)
-    (gradient,) = torch.autograd.grad(ours, hidden)
-    theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
-    (expected,) = torch.autograd.grad(theirs, hidden)
-    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-    model.hf.get_output_embeddings().requires_grad_(not frozen)
-    with packed_attention(model):
-        losses = [float(summed_loss(model, encoded(model), packed=p).detach()) for p in (True, False)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-# -- settings --------------------------------------------------------------------------------------
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -447,13 +262,13 @@ def test_the_defaults_are_the_papers() -> None:
 def test_a_tracker_is_told_of_every_step(folder: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run_stage(str(folder), _jsonl(tmp_path), SETTINGS, tmp_path / "a", seed=0, trackers=["tensorboard"])
+    run_stage(str(folder), jsonl(tmp_path), SETTINGS, tmp_path / "a", seed=0, trackers=["tensorboard"])
     events = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
     events.Reload()
     records = [json.loads(line) for line in (tmp_path / "a" / "loss.jsonl").read_text().splitlines()]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in records])
     with pytest.raises(InputError, match="tracker 'paper' is not one of wandb, tensorboard"):
-        run_stage(str(folder), _jsonl(tmp_path), SETTINGS, tmp_path / "b", seed=0, trackers=["paper"])
+        run_stage(str(folder), jsonl(tmp_path), SETTINGS, tmp_path / "b", seed=0, trackers=["paper"])
 
 
 def test_four_bits_need_a_gpu_to_be_trained_on(model: ChatModel, tmp_path: Path) -> None:
@@ -466,18 +281,3 @@ def test_four_bits_need_their_extra(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'sgtr-mech\[qlora\]'"):
         load_model(str(folder), quantise="nf4")
-
-
-def test_an_intervention_acts_under_shared_prefixes_as_without(model: ChatModel) -> None:
-    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
-    with (
-        torch.no_grad(),
-        packed_attention(model),
-        intervene(model, Add(vector, [0, 2], 2.0, positions="prompt")),
-    ):
-        shared, packed, plain = (
-            float(summed_loss(model, encoded(model), packed=p, share=s))
-            for p, s in ((True, True), (True, False), (False, True))
-        )
-    assert shared == pytest.approx(plain, rel=1e-5)
-    assert packed == pytest.approx(plain, rel=1e-5)

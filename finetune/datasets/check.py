@@ -9,6 +9,7 @@ import numpy as np
 from finetune.datasets.rows import read_messages
 from finetune.labels import training_rows
 from mech.chat import ChatTemplate, SystemPrompt
+from mech.checkpoint import source_of
 from mech.errors import InputError
 from mech.models import resolve
 
@@ -17,9 +18,8 @@ def read_template(model: str) -> ChatTemplate:
     """The chat template of a model, without its weights."""
     from transformers import AutoTokenizer
 
-    path = resolve(model).path
-    source = {"gguf_file": path.name} if path.is_file() else {}
-    return ChatTemplate(AutoTokenizer.from_pretrained(path.parent if source else path, **source))
+    folder, given = source_of(resolve(model))
+    return ChatTemplate(AutoTokenizer.from_pretrained(folder, **given))
 
 
 def check_rows(

@@ -9,7 +9,6 @@ hub:org/name:train.jsonl        hub:org/name@revision:train.jsonl
 import os
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from mech.cache import cache_dir
 from mech.errors import InputError, NotHereError
 from mech.files import read_yaml
+from mech.typed import data_folder
 
 BUILTIN, PUBLISHED, HUB = "builtin:", "published:", "hub:"
 DATASETS_VARIABLE = "SGTR_MECH_DATASETS"
@@ -49,7 +49,7 @@ class Published(BaseModel):
 @cache
 def published() -> Mapping[str, Published]:
     """The named datasets of the field."""
-    raw = read_yaml(Path(str(files("finetune"))) / "data" / "published.yaml")
+    raw = read_yaml(data_folder("finetune") / "published.yaml")
     return {name: Published.model_validate(facts) for name, facts in raw.items()}
 
 
@@ -83,7 +83,7 @@ def published_facts(source: str) -> Published | None:
 
 
 def _builtin(name: str) -> Path:
-    folder = Path(str(files("finetune"))) / "data"
+    folder = data_folder("finetune")
     path = folder / f"{name}.jsonl"
     if not path.is_file():
         known = ", ".join(sorted(f"{BUILTIN}{p.stem}" for p in folder.glob("*.jsonl")))

@@ -1,0 +1,174 @@
+"""What a training step computes: under interventions, fused layers and shared beginnings, the same gradients."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.fused import fused_lora
+from finetune.lora import train_lora
+from finetune.loss import summed_loss
+from mech.interventions import Ablate, Add, Patch, intervene
+from mech.models import ChatModel, load_model
+from mech.packed_attention import packed_attention
+from tests.tiny_study import save_model
+from tests.tiny_training import SETTINGS, encoded
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture
+def model(folder: Path) -> ChatModel:
+    return load_model(str(folder))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("positions", ["all", "prompt", "response", "prompt_last"])
+def test_preventative_steering_is_in_the_loss_and_its_gradient(
+    model: ChatModel, tmp_path: Path, positions: Any, *, checkpointed: bool
+) -> None:
+    """The first loss is that of the plain model under the same hook written by hand, one row at a time."""
+    rows = encoded(model, 3)
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
+    settings = SETTINGS.model_copy(update={"gradient_checkpointing": checkpointed, "max_steps": 2})
+    ours = train_lora(
+        model,
+        rows,
+        settings,
+        tmp_path / "a",
+        seed=0,
+        interventions=[Add(vector, [1], 3.0, positions=positions)],
+    )
+    total = 0.0
+    for row in rows:
+        (start, stop), n = row.answers[0], len(row.ids)
+        where = {
+            "all": (0, n),
+            "prompt": (0, start),
+            "response": (start, stop - 1),
+            "prompt_last": (start - 1, start),
+        }
+        a, b = where[positions]
+
+        def add(_m: Any, _i: Any, out: Any, a: int = a, b: int = b) -> Any:
+            h = (out[0] if isinstance(out, tuple) else out).clone()
+            h[:, a:b] += 3.0 * vector
+            return (h, *out[1:]) if isinstance(out, tuple) else h
+
+        handle = model.blocks[1].register_forward_hook(add)
+        labels = torch.full((1, n), -100)
+        labels[0, list(row.targets)] = torch.tensor([row.ids[t] for t in row.targets])
+        with torch.no_grad():
+            total += float(model.hf(input_ids=torch.tensor([row.ids]), labels=labels).loss) * len(row.targets)
+        handle.remove()
+    assert ours[0].loss == pytest.approx(total / sum(len(r.targets) for r in rows), rel=1e-4)
+    about = json.loads((tmp_path / "a" / "trainer_state.json").read_text())
+    assert about["interventions"][0]["coefficient"] == 3.0
+    assert about["interventions"][0]["norms"] == [pytest.approx(float(vector.norm()))]
+
+
+def test_checkpointing_changes_memory_not_the_result(model: ChatModel, tmp_path: Path) -> None:
+    runs = {}
+    for on in (False, True):
+        settings = SETTINGS.model_copy(update={"gradient_checkpointing": on})
+        runs[on] = train_lora(model, encoded(model), settings, tmp_path / str(on), seed=0)
+    assert [r.loss for r in runs[True]] == pytest.approx([r.loss for r in runs[False]], rel=1e-4)
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.hf.modules())
+
+
+def test_ablation_takes_a_direction_from_the_gradient_too(model: ChatModel, tmp_path: Path) -> None:
+    """Everything is ablated at the last layer: no gradient reaches the adapters, and training says so."""
+    rows = encoded(model, 3)
+    values = torch.zeros(1, 3, max(len(r.ids) for r in rows), model.d_model)
+    with pytest.raises(Exception, match=r"no gradient|does not require grad|every adapter at zero"):
+        train_lora(model, rows, SETTINGS, tmp_path / "a", seed=0, interventions=[Patch(values, [2])])
+    plain = train_lora(model, rows, SETTINGS, tmp_path / "b", seed=0)
+    vector = torch.ones(model.d_model)
+    ablated = train_lora(model, rows, SETTINGS, tmp_path / "c", seed=0, interventions=[Ablate(vector, [2])])
+    assert ablated[0].loss != pytest.approx(plain[0].loss, rel=1e-6)
+
+
+def test_no_hook_stays_behind(model: ChatModel, tmp_path: Path) -> None:
+    ids = torch.tensor([encoded(model)[0].ids])
+    before = model.hf(input_ids=ids).logits
+    vector = torch.ones(model.d_model)
+    train_lora(model, encoded(model), SETTINGS, tmp_path / "a", seed=0, interventions=[Add(vector, [1])])
+    assert torch.equal(before, model.hf(input_ids=ids).logits)
+    hooks = [m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks]
+    assert not hooks
+
+
+def test_an_intervention_acts_under_shared_prefixes_as_without(model: ChatModel) -> None:
+    vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(1))
+    with (
+        torch.no_grad(),
+        packed_attention(model),
+        intervene(model, Add(vector, [0, 2], 2.0, positions="prompt")),
+    ):
+        shared, packed, plain = (
+            float(summed_loss(model, encoded(model), packed=p, share=s))
+            for p, s in ((True, True), (True, False), (False, True))
+        )
+    assert shared == pytest.approx(plain, rel=1e-5)
+    assert packed == pytest.approx(plain, rel=1e-5)
+
+
+def test_fused_layers_are_pefts(model: ChatModel) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=4, lora_alpha=8, use_rslora=True, target_modules="all-linear", init_lora_weights=False
+    )
+    adapted = get_peft_model(model.hf, config)
+    model.check_head()
+    found = []
+    for fused in (False, True):
+        adapted.zero_grad()
+        context = fused_lora(adapted) if fused else nullcontext()
+        with context as changed:
+            assert not fused or changed == 7 * model.n_layers
+            with packed_attention(model):
+                loss = summed_loss(model, encoded(model), packed=True)
+            loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in adapted.parameters() if p.requires_grad)])
+    for a, b in zip(*found, strict=True):  # a summed loss: some gradients are in the hundreds
+        assert float((a - b).abs().max()) <= 2e-5 * float(a.abs().max())
+    assert not any("forward" in vars(m) for m in adapted.modules())
+
+
+def test_dropout_and_dora_are_left_to_peft(model: ChatModel) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    for odd in ({"lora_dropout": 0.1}, {"use_dora": True}):
+        adapted = get_peft_model(
+            load_model(model.checkpoint).hf, LoraConfig(r=2, target_modules=["q_proj"], **odd)
+        )
+        with fused_lora(adapted) as changed:
+            assert changed == 0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_heads_loss_is_cross_entropy(model: ChatModel, *, frozen: bool) -> None:
+    """Also for more labels than one chunk holds, with a head that learns, and in float64 against finite differences."""
+    from finetune.loss import _FrozenHeadLoss
+
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(300, 16, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(50, 16, generator=generator, dtype=torch.float64)
+    targets = torch.randint(50, (300,), generator=generator)
+    ours = _FrozenHeadLoss.apply(hidden, weight, targets)
+    (gradient,) = torch.autograd.grad(ours, hidden)
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    (expected,) = torch.autograd.grad(theirs, hidden)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    model.hf.get_output_embeddings().requires_grad_(not frozen)
+    with packed_attention(model):
+        losses = [float(summed_loss(model, encoded(model), packed=p).detach()) for p in (True, False)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
