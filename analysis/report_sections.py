@@ -11,6 +11,8 @@ class Section:
     title: str
     about: str
     figures: tuple[str, ...] = ()
+    asked_by: str = ""
+    """The field of a study that asks for it."""
 
 
 SECTIONS = (
@@ -23,12 +25,14 @@ SECTIONS = (
         "invented names in the own name's place, p_unrelated_trait the other traits' own. The last two have few directions (n_...), and no p "
         "value of n of them is below 1 / (1 + n); largest_... is the largest shift along one, in the stream's units like raw.",
         ("arm_direction_heatmap", "shift_by_condition", "shift_by_layer"),
+        asked_by="directions",
     ),
     Section(
         ("two_by_two",), "Changed weights or changed text",
         "A finetuned model writes differently, and different text alone moves activations. The four combinations of "
         "whose weights read whose text tell the two apart.",
         ("two_by_two_bars",),
+        asked_by="measure.own_text",
     ),
     Section(
         ("directions", "direction_cosines", "elicitation", "rollouts", "probes"), "How good the directions are",
@@ -38,6 +42,7 @@ SECTIONS = (
         "on the same held-out written answers. Rollouts: what a judge's filter dropped, where there is one. Probes, where asked for, are "
         "scored on questions left out of their fit; selectivity is what is left of their AUROC above that of random labels.",
         ("direction_quality", "direction_cosines"),
+        asked_by="directions",
     ),
     Section(
         ("identity_cosines", "identity_transfer", "authorship_matching", "authorship_answers"), "Is identity one thing?",
@@ -47,6 +52,7 @@ SECTIONS = (
         "that two equally noisy copies of one direction would have; share_of_ceiling is the disjoint cosine over its own. Authorship, where asked for: how many pairs are left when both "
         "sides' surprisal agrees (gaps in nats a token), and directions from articles that the base answers rightly or wrongly.",
         ("identity_cosines", "identity_transfer"),
+        asked_by="directions",
     ),
     Section(
         ("lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer"), "What the adapters write",
@@ -57,6 +63,7 @@ SECTIONS = (
         "(1: the same); read a pair beside the pairs with the benign control, for any two trainings share something. Weights have no interval "
         "over questions: the doubt of a direction is its split-half cosine, that of a training the other seeds.",
         ("lora_alignment", "lora_overlap"),
+        asked_by="weights",
     ),
     Section(
         ("lens_directions", "lens_shifts", "lens_prompts"), "What directions and shifts say in tokens",
@@ -67,6 +74,7 @@ SECTIONS = (
         "given the same vector? lens_prompts: the likeliest next tokens at the prompt's last token, as if a layer were the last. Early layers "
         "do not speak the output's language. Tokens are shown in quotes, as the models have them.",
         (),
+        asked_by="lens",
     ),
     Section(
         ("adapter_ranges", "patching"), "Where the change is carried",
@@ -77,6 +85,7 @@ SECTIONS = (
         "for a hybrid of two models is neither. An effect counts where it goes beyond as large a change in a random direction "
         "(beyond_random). Share: over the whole change between the two, only where that is told from 0. Intervals: questions.",
         ("adapter_ranges", "patching"),
+        asked_by="patching",
     ),
     Section(
         ("monitoring",), "Does the projection foretell the behaviour?",
@@ -86,30 +95,36 @@ SECTIONS = (
         "from both, and is what a monitor adds to knowing the prompt. p_random, p_covariance: as large a correlation along drawn directions. "
         "Questions are those that no direction was made from.",
         ("monitoring",),
+        asked_by="monitoring",
     ),
     Section(
         ("dispersion",), "How widely activations spread",
         "A character that is destabilised may not move but spread. Trace: mean squared distance from the mean; d_log_trace is the "
         "change of its logarithm against the base on the same questions. Effective ranks (participation ratio, exp of the "
-        "spectrum's entropy) compare checkpoints on the same rows and are no true dimensions. Intervals: jackknife over questions.",
-        (),
+        "spectrum's entropy) compare checkpoints on the same rows and are no true dimensions. Intervals: jackknife over questions. Harmless "
+        "training changes the spread too: read an arm beside the benign control.",
+        ("dispersion_by_condition",),
+        asked_by="measure",
     ),
     Section(
         ("self_recognition",), "Self-recognition",
         "Can the model tell a text it wrote from one it did not? Accuracy means little where the shortcut of judging "
         "by length reaches it too, or where the model says yes to everything.",
         ("self_recognition_bars",),
+        asked_by="behaviour.self_recognition",
     ),
     Section(
         ("self_report",), "What the models call themselves",
         "Replies to questions who the model is: how often the name is its own, and how scattered the names are.",
         ("self_report_bars",),
+        asked_by="behaviour.self_report",
     ),
     Section(
         ("steering",), "Steering",
         "A direction is added to the running model. An effect counts where a random direction of the same norm does "
         "not have it, at doses where the replies are still coherent.",
         ("dose_response",),
+        asked_by="steering",
     ),
     Section(
         ("sweeps", "sweep_best", "sweep_layers", "sweep_trends"), "Steering sweeps",
@@ -117,11 +132,13 @@ SECTIONS = (
         "one half of the questions and reported on the other; beyond is the change less that of random directions. Answers that broke count as no change, "
         "and their share is said. Trends: rank correlation with strength, question by question; read p_random, since random directions have trends too.",
         ("sweep_response",),
+        asked_by="sweeps",
     ),
     Section(
         ("embedding",), "Activations in the plane",
         "A picture to get a feeling for the data, fitted on the base alone. Nothing is concluded from it.",
         ("embedding",),
+        asked_by="embedding",
     ),
     Section(
         ("datasets",), "The data",
