@@ -124,6 +124,27 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
     torch.testing.assert_close(logits, plain, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_half_precision_packs_where_float32_does(name: str, model: ChatModel) -> None:
+    """Rounding in bfloat16 is as large as what wrong positions change, so it is not what is looked at."""
+    half = random_model(name, model)
+    half.hf.to(torch.bfloat16)
+    with patch.object(Pack, "tensors", _through_the_pack):
+        assert not can_pack(half)
+    del vars(half)["_can_pack"]
+    assert can_pack(half) == attends_to_everything(half)
+    assert {p.dtype for p in half.hf.parameters()} == {torch.bfloat16}
+    assert len(half.blocks) == 3
+
+
+def _through_the_pack(pack: Pack, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A pack's tokens with wrong positions: counted through all rows."""
+    ids = torch.zeros(1, len(pack), dtype=torch.long)
+    for row, places in zip(pack.rows, pack.places, strict=True):
+        ids[0, list(places)] = torch.tensor(row)
+    return ids.to(device), torch.arange(len(pack), device=device).unsqueeze(0)
+
+
 def test_marked_spans_are_pooled_like_any_other(model: ChatModel) -> None:
     """Marks differ from row to row, also between rows of the same tokens; padded and packed alike."""
     template, rows = model.template, conversations(model)
