@@ -1,10 +1,13 @@
 """Scores and generation equal a plain forward pass and Hugging Face's own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from mech import prefix
+from mech.chat import Encoded
 from mech.errors import InputError
 from mech.generate import Sampling, _Race, generate
 from mech.interventions import Add, intervene
@@ -123,26 +126,55 @@ def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def unshared(model: ChatModel, prompts: list, sampling: Sampling) -> list[str]:
+def unshared(model: ChatModel, prompts: list[Encoded], sampling: Sampling) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mech.generate.shared_start", lambda *_: 0)
         return generate(model, prompts, sampling)
 
 
+def lengthy(model: ChatModel) -> list[Encoded]:
+    """Prompts of very different lengths, and one that stands there three times."""
+    questions = ["Who?", *["the river and the hat " * n for n in (1, 3, 6, 10)], *["Who is it?"] * 3]
+    return [model.template.encode_prompt([{"role": "user", "content": q}]) for q in questions]
+
+
+def steps_of(model: ChatModel, prompts: list[Encoded], sampling: Sampling) -> list[torch.Tensor]:
+    """The logits of every step of a greedy generation, rows in the order in which they were decoded."""
+    found: list[torch.Tensor] = []
+
+    class Recorder:
+        def __init__(self, *_: object) -> None: ...
+
+        def __call__(self, _ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            found.append(scores.clone())
+            return scores
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mech.generate._Race", Recorder)
+        generate(model, prompts, replace(sampling, temperature=1.0))
+    return found
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma2", "mistral-sliding"])
-def test_reading_a_common_start_once_changes_no_token(name: str, model: ChatModel, shared: list[int]) -> None:
-    """Prompts of many lengths; in the last batches prompts that are equal."""
+def test_reading_a_common_start_once_changes_no_logit_and_no_token(
+    name: str, model: ChatModel, shared: list[int]
+) -> None:
     other = random_model(name, model)
-    prompts = [*conversations(other), *[conversations(other)[1]] * 3]
-    for sampling in (Sampling(8, batch_size=5), Sampling(8, 1.0, seed=2, batch_size=5)):
-        assert generate(other, prompts, sampling) == unshared(other, prompts, sampling)
-    lengths = sorted((p.n_prompt for p in prompts), reverse=True)
-    assert lengths[0] > lengths[4]  # some are padded
+    prompts, sampling = lengthy(other), Sampling(4, batch_size=5)
+    assert generate(other, prompts, sampling) == unshared(other, prompts, sampling)
+    steps = steps_of(other, prompts, sampling)
+    order = sorted(prompts, key=lambda p: -p.n_prompt)
+    for batch, first in ((order[:5], steps[0]), (order[5:], steps[4])):
+        assert batch[0].n_prompt > batch[-1].n_prompt  # some are padded
+        torch.testing.assert_close(first, next_token_logits(other, batch), rtol=1e-3, atol=1e-4)
     if name in ("gemma2", "mistral-sliding"):
         assert set(shared) == {0}  # their windows slide
     else:
-        assert min(shared[:2]) > 3
-        assert max(shared) == lengths[-1] - 1  # all but the last token of prompts that are equal
+        assert min(shared) > 3
+    drawn_twice = Sampling(4, 1.0, seed=2, batch_size=3)
+    alike = [prompts[-1]] * 3
+    assert generate(other, alike, drawn_twice) == unshared(other, alike, drawn_twice)
+    assert shared[-1] == (0 if name in ("gemma2", "mistral-sliding") else alike[0].n_prompt - 1)
 
 
 def test_nothing_is_shared_where_somebody_watches_or_another_cache_is_wanted(
