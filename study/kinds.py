@@ -70,7 +70,7 @@ KINDS = {
     "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", version=2, models=1),
     "self_report": Kind("measures", "study.steps.behaviour:self_report", version=2, models=1),
     "steering": Kind("measures", "study.steps.behaviour:steering", version=2, models=1),
-    "sweep": Kind("measures", "study.steps.sweep:sweep", models=1, resumes=True),
+    "sweep": Kind("measures", "study.steps.sweep:sweep", models=1),
     "tables": Kind("measures", "study.steps.tables:collect", version=2),
     "figures": Kind("measures", "study.steps.figures:draw"),
 }
