@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mech.errors import InputError
 from probes.contrast import ContrastArrays
+from probes.direction import side_weights
 from probes.nulls import shuffle_within, two_sided_p
 
 Weights = Float[np.ndarray, "n rows"]
@@ -48,7 +49,7 @@ def permuted(rows: ContrastArrays, *, rng: np.random.Generator, n: int) -> Relab
     """
     signs, questions = np.array(rows.signs), np.array(rows.questions)
     # Dealing out anew keeps how many of each side a question has, and with it what a row of either side weighs there.
-    either = {side: np.abs(_side_weights(signs, questions, side)) for side in (1, -1)}
+    either = {side: np.abs(side_weights(signs, questions, side)) for side in (1, -1)}
     dealt = (shuffle_within(signs, questions, rng) for _ in range(n))
     return _relabelled(rows, np.stack([np.where(d > 0, either[1], -either[-1]) for d in dealt]))
 
@@ -73,27 +74,6 @@ def wrong_names(rows: ContrastArrays) -> Relabelled:
             weights[k, at] -= 1 / (len(at) - 1) / len(places)
             weights[k, row] = 1 / len(places)
     return _relabelled(rows, weights)
-
-
-def fit_weights(signs: Int[np.ndarray, " rows"], questions: np.ndarray) -> Float[np.ndarray, " rows"]:
-    """The weights with which rows enter a difference of means paired by question (`probes.direction.fit_direction`).
-
-    Raises:
-        InputError: a question without both sides.
-    """
-    return np.where(signs > 0, _side_weights(signs, questions, 1), _side_weights(signs, questions, -1))
-
-
-def _side_weights(
-    signs: Int[np.ndarray, " rows"], questions: np.ndarray, side: int
-) -> Float[np.ndarray, " rows"]:
-    """What each row weighs if it is of this side: one over the side's rows in its question, and over the questions."""
-    _, group = np.unique(questions, return_inverse=True)
-    sizes = np.bincount(group[signs == side], minlength=group.max() + 1)
-    if not sizes.all():
-        raise InputError("a permutation needs both sides of every question")
-    found: np.ndarray = side / sizes[group] / len(sizes)
-    return found
 
 
 def _relabelled(rows: ContrastArrays, weights: Weights) -> Relabelled:

@@ -16,6 +16,9 @@ from study.questions import evaluation_questions, identity_questions, limited_tr
 from study.spec_parts import DirectionSpec
 from study.step import Step, Work
 
+WHOLE_TURN = ("presence:none", "presence:empty")
+"""Members whose two sides differ in what is there to be read at all."""
+
 
 def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
     """An arm's own answers to the evaluation questions, under the first measuring condition."""
@@ -62,11 +65,13 @@ def _adjusted(plan: Plan, member: str, found: Sequence[Step]) -> Step:
         )
 
     raw = named(member)
-    if "surprisal" in how.regress_out and raw.config["pooling"] == "prompt_last":
+    if "surprisal" in how.regress_out and member in WHOLE_TURN:
         raise InputError(
-            f"directions.adjust.{member}: surprisal is that of an answer that is read, and this is read at the prompt's last token"
+            f"directions.adjust.{member}: surprisal cannot be regressed out: its prompts differ in having a system turn (or anything in it), so "
+            "that their surprisal is the contrast itself; hold the identity prompt against another one (presence:generic), or project_out "
+            "presence:generic"
         )
-    config = {k: raw.config[k] for k in ("pooling", "elicitation", "statistics")}
+    config = {k: raw.config[k] for k in ("pooling", "elicitation", "statistics", "folds") if k in raw.config}
     config |= {"direction": f"{raw.config['direction']}:adjusted", **how.model_dump(mode="json")}
     inputs = {"raw": [raw], "contrast": raw.inputs["contrast"], "project_out": [named(n) for n in how.project_out]}  # fmt: skip
     return plan.add("adjusted", f"adjusted/{member}", config, inputs, Work(fixed_seconds=2))
@@ -198,9 +203,9 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
         config |= {"questions_used": how.articles or reads.identity_questions}
         config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
         rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
-    adjusted = [how for name, how in reads.adjust.items() if name.partition("@")[0] == member]
-    if any("surprisal" in how.regress_out for how in adjusted):
-        config["surprisal"] = True
+    for name, adjusted in reads.adjust.items():
+        if name.partition("@")[0] == member and "surprisal" in adjusted.regress_out:
+            config["prompt_surprisal" if read_at(name) == "prompt_last" else "surprisal"] = True
     work = Work(read=rows * 40, stored_bytes=plan.stored(rows, len(config["poolings"])))
     return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
 

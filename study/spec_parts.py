@@ -199,7 +199,8 @@ class AdjustSpec(Part):
     project_out: tuple[str, ...] = ()
     """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): what lies in their span."""
     regress_out: tuple[Literal["length", "surprisal"], ...] = ()
-    """Covariates, with slopes within questions of the extraction half: tokens of what is read; nats a token of an answer that is read."""
+    """Covariates, with slopes within questions of the extraction half: tokens and surprisal (nats a token) of what is read: an answer, or the
+    prompt where its last token is read."""
 
     @model_validator(mode="after")
     def _something(self) -> "AdjustSpec":

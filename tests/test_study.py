@@ -336,7 +336,10 @@ def test_a_bad_study_is_refused_with_its_place(
         ),
         (["sweeps.written.directions=['identity:name']"], r"sweeps\.written\.trait: name the trait"),
         (["sweeps.written.trait=envy"], r"sweeps\.written\.trait: trait envy: neither built in"),
-        (["directions.adjust.name.regress_out=[surprisal]"], r"adjust\.name: surprisal is that of an answer"),
+        (
+            ["directions.adjust.presence:none.regress_out=[surprisal]"],
+            r"adjust\.presence:none: surprisal cannot be regressed out",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(
