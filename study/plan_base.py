@@ -7,6 +7,7 @@ from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve
+from probes.paraphrase import load_paraphrases
 from probes.persona import POSITIONS, Trait
 from probes.roles import FIXED_ANSWER, load_roles
 from probes.self_report import AGAINST, load_reports
@@ -50,6 +51,22 @@ def plan_directions(plan: Plan) -> list[Step]:
         contrast = _identity_contrast(plan, member.partition("@")[0])
         found.append(_direction(plan, f"identity:{member}", contrast, read_at(member), member))
     return found + [_adjusted(plan, member, found) for member in spec.reads.adjust]
+
+
+def plan_paraphrases(plan: Plan) -> list[Step]:
+    """The base's reading of paired wordings, against which shifts are held; nothing where the study does without, or trains nothing."""
+    reads = plan.spec.reads
+    if plan.spec.directions is None or not reads.paraphrases or not any(plan.spec.arms.values()):
+        return []
+    pairs, questions = load_paraphrases(), [q for q in identity_questions(plan.spec) if q.split == "extract"]
+    asked = questions[: reads.paraphrases]
+    config = {
+        **plan.reader, "texts": digest_of(pairs.model_dump()), "questions": digest_of([q.model_dump() for q in asked]),
+        "questions_used": reads.paraphrases,
+    }  # fmt: skip
+    rows = 2 * (len(pairs.prompts) * len(asked) + len(pairs.answers))
+    work = Work(read=rows * 60, stored_bytes=plan.stored(rows, 1))
+    return [plan.add("paraphrases", "paraphrases", config, {"checkpoint": ()}, work)]
 
 
 def _adjusted(plan: Plan, member: str, found: Sequence[Step]) -> Step:

@@ -258,6 +258,9 @@ class DirectionSpec(Part):
     folds: int = Field(1, ge=1)
     """How held-out rows are scored: 1 fits on the extraction half and tests on the other; more cross-fits over so many folds of all
     questions. The direction itself is always that of the extraction half."""
+    paraphrases: int = Field(4, ge=0)
+    """Paired wordings of one length are read under so many identity questions, for the null of a harmless rewording beside every shift; 0:
+    without."""
     probes: tuple[Literal["difference_of_means", "mass_mean", "lda", "logistic"], ...] = ()
     """Linear probes of every contrast, cross-validated by question on the base; none when left out."""
 
