@@ -23,12 +23,12 @@ from mech.hooks import Edit, hooked
 from mech.interventions import intervening
 from mech.models import ChatModel
 from mech.progress import track
-from mech.score import response_scores
+from mech.score import span_scores
 from mech.sites import Site, site_module
 
-Note = Literal["surprisal", "norms"]
-"""What else is read off a row: `surprisal`, the mean of its response's tokens (nats a token; costs the output head on them);
-`norms`, for each site and pooling the mean norm of the pooled tokens by layer."""
+Note = Literal["surprisal", "prompt_surprisal", "norms"]
+"""What else is read off a row: `surprisal`, the mean of its response's tokens (nats a token; costs the output head on them); `prompt_surprisal`,
+that of its prompt's tokens after the first; `norms`, for each site and pooling the mean norm of the pooled tokens by layer."""
 
 Place = tuple[Site, int]
 Arrays = dict[tuple[str, str], Float[np.ndarray, "n layers d"] | list[Float[np.ndarray, "_ layers d"]]]
@@ -49,9 +49,14 @@ class Reading:
 
     @property
     def columns(self) -> list[str]:
-        """What the notes are called: `surprisal` [n], `norms.SITE.POOLING` [n, layers]."""
+        """What the notes are called: `surprisal` and `prompt_surprisal` [n], `norms.SITE.POOLING` [n, layers]."""
         norms = [f"norms.{site}.{pooling}" for site in self.sites for pooling in self.poolings]
-        return ["surprisal"] * ("surprisal" in self.notes) + norms * ("norms" in self.notes)
+        return [*self.surprisals, *(norms * ("norms" in self.notes))]
+
+    @property
+    def surprisals(self) -> list[Literal["surprisal", "prompt_surprisal"]]:
+        """Which of the notes need the output head."""
+        return [name for name in ("surprisal", "prompt_surprisal") if name in self.notes]
 
 
 def capture(
@@ -113,7 +118,7 @@ def capture_into(
     if not rows or not reading.poolings or not reading.sites or not reading.layers:
         raise InputError("nothing to capture: rows, poolings, sites and layers must each name something")
     spans = [_spans(reading.poolings, row, i) for i, row in enumerate(rows)]
-    if "surprisal" in reading.notes:
+    if reading.surprisals:
         model.check_head()  # now: later it would run a pass through the hooks
     foreign = None if backend == "hf" else _foreign(backend, model, reading)
     reader = _Reader(model, rows, spans, reading, foreign)
@@ -134,7 +139,7 @@ def _spans(poolings: Sequence[str], row: Encoded, i: int) -> list[tuple[int, int
 def _foreign(backend: str, model: ChatModel, reading: Reading) -> BackendReader:
     from mech.backends import open_backend
 
-    if intervening() or "surprisal" in reading.notes:
+    if intervening() or reading.surprisals:
         raise InputError(f"backend {backend!r}: interventions and surprisal need backend 'hf'")
     for layer in reading.layers:
         for site in reading.sites:
@@ -149,7 +154,7 @@ class _Read:
     pooled: dict[Place, Float[Tensor, "rows poolings d"]]
     norms: dict[Place, Float[Tensor, "rows poolings"]]
     tokens: dict[Place, Float[Tensor, "tokens d"]]
-    surprisal: Float[Tensor, " rows"] | None
+    surprisal: dict[str, Float[Tensor, " rows"]]
 
     def check_finite(self, one: Pass) -> None:
         for (site, layer), values in self.pooled.items():
@@ -168,8 +173,8 @@ class _Read:
                     sink.write(site, pooling, layer, rows, self.tokens[site, layer].cpu().numpy())
                 else:
                     sink.write(site, pooling, layer, rows, values[:, p].cpu().numpy())
-        if self.surprisal is not None:
-            sink.note("surprisal", rows, self.surprisal.numpy())
+        for name, values in self.surprisal.items():
+            sink.note(name, rows, values.numpy())
         for site in reading.sites if self.norms else ():
             by_layer = torch.stack([self.norms[site, layer] for layer in reading.layers], -1).cpu().numpy()
             for p, pooling in enumerate(reading.poolings):
@@ -194,7 +199,7 @@ class _Reader:
 
     def read(self, one: Pass) -> _Read:
         """One forward pass, pooled at every wanted place as it goes by."""
-        read = _Read({}, {}, {}, None)
+        read = _Read({}, {}, {}, {})
         wanted = {(site, layer) for site in self.reading.sites for layer in self.reading.layers}
         weights = self._weights(one).to(self.model.device)
         every = torch.tensor([t for places in one.places for t in places], device=self.model.device)
@@ -209,11 +214,7 @@ class _Reader:
                     read.norms[place] = norms.unflatten(0, (len(one.members), -1))
                 if TOKENS in self.reading.poolings:
                     read.tokens[place] = flat[every.to(h.device)]
-                if (
-                    len(read.pooled) == len(wanted)
-                    and "surprisal" not in self.reading.notes
-                    and not self.foreign
-                ):
+                if len(read.pooled) == len(wanted) and not self.reading.surprisals and not self.foreign:
                     raise _ReachedLastLayerError
 
             return look
@@ -234,11 +235,18 @@ class _Reader:
         if len(read.pooled) < len(wanted):
             missed = sorted(wanted - set(read.pooled))
             raise GuardError(f"hooks never fired at {missed}: does this model run those blocks?")
-        return _Read(read.pooled, read.norms, read.tokens, self._surprisal(one, hidden))
+        found: dict[str, Tensor] = {
+            name: self._surprisal(name, one, hidden) for name in self.reading.surprisals
+        }
+        return _Read(read.pooled, read.norms, read.tokens, found)
 
-    def _surprisal(self, one: Pass, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, " rows"]:
-        """Nats a token; NaN for a row without a response."""
-        scores = response_scores(one, hidden, self.rows)
+    def _surprisal(self, name: str, one: Pass, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, " rows"]:
+        """Nats a token; NaN for a row without a response (or with a prompt of one token)."""
+        of_prompt = name == "prompt_surprisal"
+        spans = [
+            (1, r.n_prompt) if of_prompt else r.spans["response"] for r in (self.rows[i] for i in one.members)
+        ]
+        scores = span_scores(one, hidden, self.rows, spans)
         return torch.stack([-s.mean() for s in scores])  # the mean of nothing is NaN
 
     def _weights(self, one: Pass) -> Float[Tensor, "rows_poolings tokens"]:

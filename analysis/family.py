@@ -6,7 +6,7 @@ differences, and each orders the other's held-out rows rightly with an interval 
 reckoned with stands beside it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from mech.errors import InputError
+from probes.adjusted import halved
 from probes.direction import Direction, paired_differences
 from probes.nulls import (
     covariance_matched_directions,
@@ -26,6 +27,7 @@ from probes.nulls import (
 from probes.separability import heldout_auroc
 from probes.validation import auroc
 
+Pair = tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]
 N_SPLITS = 50
 """Random halvings of the questions behind a cosine from disjoint halves."""
 
@@ -37,6 +39,20 @@ class Part:
     rows: Float[np.ndarray, "n d"]
     signs: Sequence[int]
     questions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Of a member from which something was taken out: what is fitted anew where the same questions must not meet (`probes.adjusted`)."""
+
+    refit: Callable[[Collection[str]], Float[np.ndarray, " d"]]
+    """The direction of some questions of the extraction half, everything in it fitted on these alone."""
+    asked: Sequence[Sequence[str]]
+    """Questions of the extraction half of the contrasts that are projected out."""
+    scorer: Float[np.ndarray, " d"]
+    """Scores rows whose questions no fold knows, in the direction's place."""
+    own_scores: Float[np.ndarray, " n"]
+    """Of its own held-out rows."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +68,13 @@ class Member:
     """Cross-fitted unit vectors by fold; None: the direction itself scores everything that it has not seen."""
     fold_of: Mapping[str, int] = field(default_factory=dict)
     """By question, which of `vectors` has not seen it."""
+    apart: Apart | None = None
+    """Present: something was taken out of it."""
 
     def score(self, part: Part, layer: int) -> Float[np.ndarray, " n"]:
         """Projections of rows, centred; NaN where a row's question was seen by every direction that there is."""
         centred = part.rows - part.rows.mean(0, dtype=np.float64)
-        whole: np.ndarray = centred @ self.direction.unit_at(layer)
+        whole: np.ndarray = centred @ (self.apart.scorer if self.apart else self.direction.unit_at(layer))
         if self.vectors is None:
             whole[np.isin(part.questions, list(set(self.extract.questions)))] = np.nan
             return whole
@@ -64,6 +82,14 @@ class Member:
             if (fold := self.fold_of.get(question)) is not None:
                 whole[i] = centred[i] @ self.vectors[fold]
         return whole
+
+    def halves(self, gaps: Float[np.ndarray, "q d"], asked: Sequence[str], first: set[str]) -> Pair:
+        """Unit directions of the first half of the questions, and of the others."""
+        if self.apart is None:
+            mask = np.isin(asked, list(first))
+            return _unit(gaps[mask].mean(0)), _unit(gaps[~mask].mean(0))
+        rest = {q for of in (asked, *self.apart.asked) for q in of} - first
+        return _unit(self.apart.refit(first)), _unit(self.apart.refit(rest))
 
 
 def cosines(
@@ -90,7 +116,7 @@ def cosines(
                 paired_differences(m.extract.rows[:, None], m.extract.questions, m.extract.signs)
                 for m in (a, b)
             )
-            halves = _disjoint(gaps_a[:, 0], gaps_b[:, 0], asked_a, asked_b, rng=rng)
+            halves = _disjoint((a, gaps_a[:, 0], asked_a), (b, gaps_b[:, 0], asked_b), rng=rng)
             reliabilities = _reliability(a.direction, layer) * _reliability(b.direction, layer)
             both = {
                 "layer": layer, "cosine": float(a.direction.unit_at(layer) @ b.direction.unit_at(layer)),
@@ -125,26 +151,27 @@ class _Halves:
     second_on_first: Float[np.ndarray, " q"]
 
 
-def _disjoint(
-    a: Float[np.ndarray, "p d"],
-    b: Float[np.ndarray, "q d"],
-    asked_a: Sequence[str],
-    asked_b: Sequence[str],
-    *,
-    rng: np.random.Generator,
-) -> _Halves:
+_Differences = tuple[Member, Float[np.ndarray, "_ d"], Sequence[str]]
+"""A member, its paired differences, and their questions."""
+
+
+def _disjoint(one: _Differences, other: _Differences, *, rng: np.random.Generator) -> _Halves:
     """Two members' paired differences, halved by question again and again: no question stands on both sides of a cosine."""
+    (_, a, asked_a), (_, b, asked_b) = one, other
     cosine, reliable_a, reliable_b = [], [], []
     on_b, on_a = np.zeros(len(a)), np.zeros(len(b))
+    more = [of for m, _, _ in (one, other) if m.apart for of in m.apart.asked]
     for _ in range(N_SPLITS):
-        first = _first_half(asked_a, asked_b, rng)
-        in_a, in_b = (np.isin(asked, list(first)) for asked in (asked_a, asked_b))
-        a1, a2, b1, b2 = (_unit(x[mask].mean(0)) for x, m in ((a, in_a), (b, in_b)) for mask in (m, ~m))
+        if one[0].apart or other[0].apart:
+            first, _ = halved([asked_a, asked_b, *more], rng=rng, least=2 if more else 1)
+        else:
+            first = _first_half(asked_a, asked_b, rng)
+        (a1, a2), (b1, b2) = (m.halves(gaps, asked, first) for m, gaps, asked in (one, other))
         cosine.append((a1 @ b2 + a2 @ b1) / 2)
         reliable_a.append(a1 @ a2)
         reliable_b.append(b1 @ b2)
-        on_b += np.where(in_a, a @ b2, a @ b1) / N_SPLITS
-        on_a += np.where(in_b, b @ a2, b @ a1) / N_SPLITS
+        on_b += np.where(np.isin(asked_a, list(first)), a @ b2, a @ b1) / N_SPLITS
+        on_a += np.where(np.isin(asked_b, list(first)), b @ a2, b @ a1) / N_SPLITS
     ceiling = np.sqrt(max(0.0, float(np.mean(reliable_a))) * max(0.0, float(np.mean(reliable_b))))
     return _Halves(float(np.mean(cosine)), float(ceiling), on_b, on_a)
 
@@ -185,7 +212,8 @@ def transfer(
         drawn = part.rows @ isotropic_directions(n_null, part.rows.shape[1], rng).T
         null = auroc(drawn, np.array(part.signs))
         for m in members:
-            scores = m.score(part, layer)
+            own = m is contrast and m.apart is not None
+            scores = m.apart.own_scores if own and m.apart else m.score(part, layer)
             kept: Bool[np.ndarray, " n"] = ~np.isnan(scores)
             signs, asked = np.array(part.signs)[kept], np.array(part.questions)[kept]
             given = (scores[kept][:, None], signs.tolist(), asked.tolist())

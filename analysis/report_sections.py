@@ -17,11 +17,12 @@ class Section:
 
 SECTIONS = (
     Section(
-        ("shifts",), "How far finetuning moved the model",
+        ("shifts", "paraphrases"), "How far finetuning moved the model",
         "Each trained arm against the base, both reading the same text: the change of the activations along a "
         "direction. Look first at the declared layer, then at whether the curve leaves the grey band and the "
         "benign control. Each p value asks whether as large a shift is found along other directions: p_random any direction, p_covariance those in "
-        "which the base varies, p_permutation those that the same fit finds when the two sides are exchanged within questions, p_wrong_name those of "
+        "which the base varies, p_permutation those that the same fit finds when the two sides are exchanged within questions, p_paraphrase those "
+        "of harmless rewordings of one length (table paraphrases: how many pairs are left under this tokenizer), p_wrong_name those of "
         "invented names in the own name's place, p_unrelated_trait the other traits' own. The last two have few directions (n_...), and no p "
         "value of n of them is below 1 / (1 + n); largest_... is the largest shift along one, in the stream's units like raw.",
         ("arm_direction_heatmap", "shift_by_condition", "shift_by_layer"),

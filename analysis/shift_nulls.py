@@ -1,4 +1,4 @@
-"""Further nulls of a shift: along directions that the same pipeline finds when sides are exchanged, or of another name or trait.
+"""Further nulls of a shift: along directions that the same pipeline finds when sides are exchanged, or of a rewording, another name or trait.
 
 All are linear in the rows of the direction's own contrast: a relabelling is a row of weights, so neither the directions nor anything of
 their size is formed: a shift along one needs its inner products with the rows, and its norm their Gram matrix.
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from mech.errors import InputError
 from probes.contrast import ContrastArrays
-from probes.nulls import shuffle_within, two_sided_p
+from probes.direction import fit_weights, side_weights
+from probes.nulls import flip_within, shuffle_within, two_sided_p
 
 Weights = Float[np.ndarray, "n rows"]
 Shifts = Float[np.ndarray, "n layers"]
@@ -48,9 +49,21 @@ def permuted(rows: ContrastArrays, *, rng: np.random.Generator, n: int) -> Relab
     """
     signs, questions = np.array(rows.signs), np.array(rows.questions)
     # Dealing out anew keeps how many of each side a question has, and with it what a row of either side weighs there.
-    either = {side: np.abs(_side_weights(signs, questions, side)) for side in (1, -1)}
+    either = {side: np.abs(side_weights(signs, questions, side)) for side in (1, -1)}
     dealt = (shuffle_within(signs, questions, rng) for _ in range(n))
     return _relabelled(rows, np.stack([np.where(d > 0, either[1], -either[-1]) for d in dealt]))
+
+
+def reworded(rows: ContrastArrays, *, rng: np.random.Generator, n: int) -> Relabelled:
+    """Differences between two wordings of the same, as `probes.nulls.paraphrase` draws them: which of each pair is the positive one is drawn.
+
+    Args:
+        rows: both wordings (+1, −1) of every pair, which stands for the question; the same number of either.
+        rng: draws.
+        n: how often; there are half of 2 to the power of the pairs that differ by more than their sign.
+    """
+    signs, pairs = np.array(rows.signs), np.array(rows.questions)
+    return _relabelled(rows, np.stack([fit_weights(flip_within(signs, pairs, rng), pairs) for _ in range(n)]))
 
 
 def wrong_names(rows: ContrastArrays) -> Relabelled:
@@ -73,27 +86,6 @@ def wrong_names(rows: ContrastArrays) -> Relabelled:
             weights[k, at] -= 1 / (len(at) - 1) / len(places)
             weights[k, row] = 1 / len(places)
     return _relabelled(rows, weights)
-
-
-def fit_weights(signs: Int[np.ndarray, " rows"], questions: np.ndarray) -> Float[np.ndarray, " rows"]:
-    """The weights with which rows enter a difference of means paired by question (`probes.direction.fit_direction`).
-
-    Raises:
-        InputError: a question without both sides.
-    """
-    return np.where(signs > 0, _side_weights(signs, questions, 1), _side_weights(signs, questions, -1))
-
-
-def _side_weights(
-    signs: Int[np.ndarray, " rows"], questions: np.ndarray, side: int
-) -> Float[np.ndarray, " rows"]:
-    """What each row weighs if it is of this side: one over the side's rows in its question, and over the questions."""
-    _, group = np.unique(questions, return_inverse=True)
-    sizes = np.bincount(group[signs == side], minlength=group.max() + 1)
-    if not sizes.all():
-        raise InputError("a permutation needs both sides of every question")
-    found: np.ndarray = side / sizes[group] / len(sizes)
-    return found
 
 
 def _relabelled(rows: ContrastArrays, weights: Weights) -> Relabelled:

@@ -28,26 +28,29 @@ def response_logprobs(
     found: dict[int, Tensor] = {}
 
     def score(one: Pass) -> list[Tensor]:
-        return response_scores(one, one.run(), rows)
+        return span_scores(one, one.run(), rows, [rows[i].spans["response"] for i in one.members])
 
     for one, scores in run_rows(model, rows, score, token_budget=token_budget):
         found.update(zip(one.members, scores, strict=True))
     return [found[i] for i in range(len(rows))]
 
 
-def response_scores(
-    one: Pass, hidden: Float[Tensor, "tokens d"], rows: Sequence[Encoded]
-) -> list[Float[Tensor, " n_response"]]:
-    """Log-probabilities (nats, on the CPU) of the responses of a pass's rows, from its final-norm states.
+def span_scores(
+    one: Pass,
+    hidden: Float[Tensor, "tokens d"],
+    rows: Sequence[Encoded],
+    spans: Sequence[tuple[int, int]],
+) -> list[Float[Tensor, " _"]]:
+    """Log-probabilities (nats, on the CPU) of a span of each of a pass's rows, from its final-norm states.
 
     Args:
         one: the pass.
         hidden: what it gave.
         rows: the list that the pass's `members` count in.
+        spans: half-open, of the pass's rows in their order; none begins at a row's first token, which nothing predicts.
     """
     scores = []
-    for i, places in zip(one.members, one.places, strict=True):
-        start, stop = rows[i].spans["response"]
+    for i, places, (start, stop) in zip(one.members, one.places, spans, strict=True):
         logits = one.model.logits(hidden[list(places[start - 1 : stop - 1])]).float()
         targets = torch.tensor(rows[i].ids[start:stop], device=logits.device)
         scores.append(logits.log_softmax(-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1).cpu())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mech.errors import FileFormatError, InputError
 from mech.files import atomic_path
@@ -172,6 +172,25 @@ def paired_differences(
             )
         differences.append(positive.mean(0, dtype=np.float64) - negative.mean(0, dtype=np.float64))
     return np.stack(differences), names
+
+
+def fit_weights(signs: Int[np.ndarray, " n"], questions: np.ndarray) -> Float[np.ndarray, " n"]:
+    """The weights with which rows enter a difference of means paired by question (`fit_direction`).
+
+    Raises:
+        InputError: a question without both sides.
+    """
+    return np.where(signs > 0, side_weights(signs, questions, 1), side_weights(signs, questions, -1))
+
+
+def side_weights(signs: Int[np.ndarray, " n"], questions: np.ndarray, side: int) -> Float[np.ndarray, " n"]:
+    """What each row weighs if it is of this side: one over the side's rows in its question, and over the questions."""
+    _, group = np.unique(questions, return_inverse=True)
+    sizes = np.bincount(group[signs == side], minlength=group.max() + 1)
+    if not sizes.all():
+        raise InputError("every question needs both sides of the contrast")
+    found: np.ndarray = side / sizes[group] / len(sizes)
+    return found
 
 
 def split_half_cosine(

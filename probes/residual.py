@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from mech.adapters import orthonormal
 from mech.errors import InputError
@@ -80,16 +80,19 @@ def regress_out(
     design = np.stack([np.asarray(v, dtype=np.float64) for v in covariates.values()], 1)
     if design.shape[0] != len(activations) or not np.isfinite(design).all():
         raise InputError(f"covariates {', '.join(covariates)}: one finite number a row is needed")
-    within = _within(design[fitted], group)
+    within = within_questions(design[fitted], group)
     if empty := [name for name, column in zip(covariates, within.T, strict=True) if not column.any()]:
         raise InputError(f"covariates {', '.join(empty)} do not vary within any question")
     flat = activations.reshape(len(activations), -1).astype(np.float64)
-    slope, *_ = np.linalg.lstsq(within, _within(flat[fitted], group), rcond=None)
+    slope, *_ = np.linalg.lstsq(within, within_questions(flat[fitted], group), rcond=None)
     cleaned: np.ndarray = (flat - (design - design[fitted].mean(0)) @ slope).reshape(activations.shape)
     return cleaned
 
 
-def _within(values: Float[np.ndarray, "n k"], group: np.ndarray) -> Float[np.ndarray, "n k"]:
+def within_questions(
+    values: Float[np.ndarray, "n k"], group: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "n k"]:
+    """Deviations from the mean of each row's question; `group` numbers the questions from 0."""
     counts = np.bincount(group)
     means = np.stack([np.bincount(group, column) / counts for column in values.T], 1)
     deviations: np.ndarray = values - means[group]

@@ -32,6 +32,10 @@ class StudyPaths:
         """Held by the process that writes the step."""
         return self.root / ".locks" / f"{self._label(step)}.lock"
 
+    def journals(self, digest: str) -> Path:
+        """Folder of the journals of work that several steps share: what one has finished the next does not do again."""
+        return self.root / ".journals" / digest[:12]
+
     def manifest(self, step: Step) -> Path:
         """Its existence says that the step is complete."""
         return self.step(step) / MANIFEST

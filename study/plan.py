@@ -6,7 +6,7 @@ the base come before any training) and so that work on one checkpoint stands tog
 
 from study.base import Base
 from study.plan_arms import plan_measures, plan_training
-from study.plan_base import plan_directions, plan_replies
+from study.plan_base import plan_directions, plan_paraphrases, plan_replies
 from study.plan_results import plan_figures, plan_tables
 from study.planner import Measured, Plan
 from study.spec import StudySpec
@@ -29,6 +29,7 @@ def _planned(plan: Plan) -> Plan:
     if spec.directions:
         replies = plan_replies(plan, spec.base_arm, ())
         directions = plan_directions(plan)
+        plan_paraphrases(plan)
         plan_figures(plan, "early", {"directions": directions})
     measured: Measured = {}
     for arm, seed in arms_by_seed(spec):

@@ -7,6 +7,7 @@ from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.models import resolve
+from probes.paraphrase import load_paraphrases
 from probes.persona import POSITIONS, Trait
 from probes.roles import FIXED_ANSWER, load_roles
 from probes.self_report import AGAINST, load_reports
@@ -15,6 +16,9 @@ from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
 from study.spec_parts import DirectionSpec
 from study.step import Step, Work
+
+WHOLE_TURN = ("presence:none", "presence:empty")
+"""Members whose two sides differ in what is there to be read at all."""
 
 
 def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
@@ -49,6 +53,22 @@ def plan_directions(plan: Plan) -> list[Step]:
     return found + [_adjusted(plan, member, found) for member in spec.reads.adjust]
 
 
+def plan_paraphrases(plan: Plan) -> list[Step]:
+    """The base's reading of paired wordings, against which shifts are held; nothing where the study does without, or trains nothing."""
+    reads = plan.spec.reads
+    if plan.spec.directions is None or not reads.paraphrases or not any(plan.spec.arms.values()):
+        return []
+    pairs, questions = load_paraphrases(), [q for q in identity_questions(plan.spec) if q.split == "extract"]
+    asked = questions[: reads.paraphrases]
+    config = {
+        **plan.reader, "texts": digest_of(pairs.model_dump()), "questions": digest_of([q.model_dump() for q in asked]),
+        "questions_used": reads.paraphrases,
+    }  # fmt: skip
+    rows = 2 * (len(pairs.prompts) * len(asked) + len(pairs.answers))
+    work = Work(read=rows * 60, stored_bytes=plan.stored(rows, 1))
+    return [plan.add("paraphrases", "paraphrases", config, {"checkpoint": ()}, work)]
+
+
 def _adjusted(plan: Plan, member: str, found: Sequence[Step]) -> Step:
     """A member without what the study takes out of it."""
     how, known = plan.spec.reads.adjust[member], {d.config["direction"]: d for d in found}
@@ -62,11 +82,13 @@ def _adjusted(plan: Plan, member: str, found: Sequence[Step]) -> Step:
         )
 
     raw = named(member)
-    if "surprisal" in how.regress_out and raw.config["pooling"] == "prompt_last":
+    if "surprisal" in how.regress_out and member in WHOLE_TURN:
         raise InputError(
-            f"directions.adjust.{member}: surprisal is that of an answer that is read, and this is read at the prompt's last token"
+            f"directions.adjust.{member}: surprisal cannot be regressed out: its prompts differ in having a system turn (or anything in it), so "
+            "that their surprisal is the contrast itself; hold the identity prompt against another one (presence:generic), or project_out "
+            "presence:generic"
         )
-    config = {k: raw.config[k] for k in ("pooling", "elicitation", "statistics")}
+    config = {k: raw.config[k] for k in ("pooling", "elicitation", "statistics", "folds") if k in raw.config}
     config |= {"direction": f"{raw.config['direction']}:adjusted", **how.model_dump(mode="json")}
     inputs = {"raw": [raw], "contrast": raw.inputs["contrast"], "project_out": [named(n) for n in how.project_out]}  # fmt: skip
     return plan.add("adjusted", f"adjusted/{member}", config, inputs, Work(fixed_seconds=2))
@@ -198,9 +220,9 @@ def _identity_contrast(plan: Plan, member: str) -> Step:
         config |= {"questions_used": how.articles or reads.identity_questions}
         config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
         rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
-    adjusted = [how for name, how in reads.adjust.items() if name.partition("@")[0] == member]
-    if any("surprisal" in how.regress_out for how in adjusted):
-        config["surprisal"] = True
+    for name, adjusted in reads.adjust.items():
+        if name.partition("@")[0] == member and "surprisal" in adjusted.regress_out:
+            config["prompt_surprisal" if read_at(name) == "prompt_last" else "surprisal"] = True
     work = Work(read=rows * 40, stored_bytes=plan.stored(rows, len(config["poolings"])))
     return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
 

@@ -7,6 +7,7 @@ from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
 from study.figure_groups import figure_groups
+from study.plan_base import plan_paraphrases
 from study.plan_monitoring import plan_monitoring
 from study.plan_patching import plan_patching
 from study.plan_sweeps import plan_sweeps
@@ -29,7 +30,7 @@ def plan_tables(
         "directions": directions,
         "trained": _trainings(measured.values()),
     }
-    shifts, squares, spreads = [], [], list[Step]()
+    shifts, squares, spreads, paraphrases = [], [], list[Step](), plan_paraphrases(plan)
     for (arm, seed), made in measured.items():
         if not made["checkpoint"] or "captures" not in made:
             continue
@@ -39,6 +40,7 @@ def plan_tables(
             "base": base["captures"],
             "tuned": made["captures"],
             "benign": benign,
+            "paraphrases": paraphrases,
         }
         shifts.append(
             plan.add("shifts", f"shifts/{arm}/seed{seed}", statistics, roles, Work(fixed_seconds=15))
@@ -65,6 +67,7 @@ def plan_tables(
         "two_by_two": squares,
         "dispersion": spreads,
         "family": _family(plan, directions),
+        "paraphrases": paraphrases,
     }
     inputs["weights"] = plan_weights(plan, directions, measured)
     inputs["lens"] = plan_lens(plan, directions, measured)

@@ -199,7 +199,8 @@ class AdjustSpec(Part):
     project_out: tuple[str, ...] = ()
     """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): what lies in their span."""
     regress_out: tuple[Literal["length", "surprisal"], ...] = ()
-    """Covariates, with slopes within questions of the extraction half: tokens of what is read; nats a token of an answer that is read."""
+    """Covariates, with slopes within questions of the extraction half: tokens and surprisal (nats a token) of what is read: an answer, or the
+    prompt where its last token is read."""
 
     @model_validator(mode="after")
     def _something(self) -> "AdjustSpec":
@@ -257,6 +258,9 @@ class DirectionSpec(Part):
     folds: int = Field(1, ge=1)
     """How held-out rows are scored: 1 fits on the extraction half and tests on the other; more cross-fits over so many folds of all
     questions. The direction itself is always that of the extraction half."""
+    paraphrases: int = Field(4, ge=0)
+    """Paired wordings of one length are read under so many identity questions, for the null of a harmless rewording beside every shift; 0:
+    without."""
     probes: tuple[Literal["difference_of_means", "mass_mean", "lda", "logistic"], ...] = ()
     """Linear probes of every contrast, cross-validated by question on the base; none when left out."""
 

@@ -149,7 +149,7 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
     directions = {
         **STUDY["directions"],
         "traits": [],
-        "identity": ["authorship"],
+        "identity": ["authorship", "name"],
         "authorship": how,
         "probes": [],
         "adjust": {},
@@ -160,7 +160,8 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
             "authorship:content": {
                 "regress_out": ["length", "surprisal"],
                 "project_out": ["authorship:pair_answer"],
-            }
+            },
+            "name": {"regress_out": ["surprisal"]},
         },
     }
     changes = {"directions": directions, "arms": {"base": []}, "stages": {}, "benign": None, "steering": None}
@@ -188,12 +189,13 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
         == matched[matched["direction"] == "identity:authorship:content"]["kept"].sum()
     )
     assert (
-        own["identity:authorship:content:adjusted"] < own["identity:authorship:content"]
-    )  # the evaluation half alone
+        own["identity:authorship:content:adjusted"] == own["identity:authorship:content"]
+    )  # all, cross-fitted
     quality = (
         pd.read_csv(tmp_path / "out" / "tables" / "directions.csv").groupby("direction")["folds"].first()
     )
-    assert quality["identity:authorship:content"] == 3
+    assert quality["identity:name:adjusted"] == 3  # the surprisal of what is read there, the prompt
+    assert (quality.loc[["identity:authorship:content", "identity:authorship:content:adjusted"]] == 3).all()
     blind = load_spec(study, ["directions.adjust={'assistant_axis': {'regress_out': ['length']}}"])
     with pytest.raises(InputError, match=r"adjust\.assistant_axis: 'assistant_axis' is not among"):
         make_plan(blind, find_base(blind.model))

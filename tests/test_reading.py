@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from activations.capture import Reading, capture, capture_into
+from activations.capture import Note, Reading, capture, capture_into
 from activations.sinks import ArraySink
 from mech.batching import plan_batches
 from mech.chat import Encoded
@@ -318,11 +318,17 @@ def test_every_token_and_heads_are_what_hooks_on_one_row_see(model: ChatModel) -
 def test_surprisal_and_norms_are_noted(model: ChatModel) -> None:
     rows = conversations(model)
     sink = ArraySink([len(r.ids) for r in rows], [0, 2])
-    reading = Reading(("response_mean",), ("resid_post",), (0, 2), frozenset(("surprisal", "norms")))
+    notes: frozenset[Note] = frozenset(("surprisal", "prompt_surprisal", "norms"))
+    reading = Reading(("response_mean",), ("resid_post",), (0, 2), notes)
     capture_into(sink, model, rows, reading, token_budget=200)
     plain = [-float(s.mean()) for s in response_logprobs(model, rows)]
     np.testing.assert_allclose(sink.notes["surprisal"], plain, rtol=1e-4)
     for i, row in enumerate(rows):
+        ids = torch.tensor([row.ids[: row.n_prompt]])
+        loss = float(
+            model.causal(input_ids=ids, labels=ids).loss
+        )  # Hugging Face's own mean over all tokens but the first
+        assert sink.notes["prompt_surprisal"][i] == pytest.approx(loss, rel=1e-4)
         start, stop = row.spans["response"]
         norms = [float(blocks_output(model, row)[layer][start:stop].norm(dim=-1).mean()) for layer in (0, 2)]
         np.testing.assert_allclose(sink.notes["norms.resid_post.response_mean"][i], norms, rtol=1e-4)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.shift_nulls import Relabelled, fit_weights, null_columns, permuted, wrong_names
+from analysis.shift_nulls import Relabelled, null_columns, permuted, wrong_names
 from mech.errors import InputError
 from probes.contrast import ContrastArrays
-from probes.direction import fit_direction
+from probes.direction import fit_direction, fit_weights
 
 
 def contrast(

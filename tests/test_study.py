@@ -72,7 +72,7 @@ def assert_same_tables(a: Path, b: Path) -> None:
 def test_leaves_all_it_promises(finished: Path) -> None:
     names = {p.stem for p in (finished / "tables").glob("*.csv")}
     assert names == {
-        "shifts", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
+        "shifts", "paraphrases", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "sweeps", "sweep_best", "sweep_layers", "sweep_trends", "embedding", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
         "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",
@@ -143,6 +143,14 @@ def test_monitoring_tells_overall_from_within(finished: Path) -> None:
 def test_shifts_stand_beside_every_null_that_the_study_has(finished: Path) -> None:
     found = tables(finished)["shifts"]
     assert found["p_permutation"].between(0, 1).all()
+    pairs = pd.read_csv(finished / "tables" / "paraphrases.csv").set_index("pooling")
+    assert (pairs["kept"] + pairs["dropped"] == pairs["pairs"]).all()
+    left = (
+        pairs["note"].isna()[found["pooling"]].to_numpy()
+    )  # with enough pairs of one length at this pooling
+    assert (found["n_paraphrase"] > 0).tolist() == left.tolist()
+    assert found["p_paraphrase"].notna().tolist() == left.tolist()
+    assert left.any()
     assert (found["n_permutation"] == STUDY["statistics"]["n_null"]).all()
     named = found["direction"] == "identity:name"
     assert (found["n_wrong_name"] == np.where(named, 3, 0)).all()
@@ -336,7 +344,10 @@ def test_a_bad_study_is_refused_with_its_place(
         ),
         (["sweeps.written.directions=['identity:name']"], r"sweeps\.written\.trait: name the trait"),
         (["sweeps.written.trait=envy"], r"sweeps\.written\.trait: trait envy: neither built in"),
-        (["directions.adjust.name.regress_out=[surprisal]"], r"adjust\.name: surprisal is that of an answer"),
+        (
+            ["directions.adjust.presence:none.regress_out=[surprisal]"],
+            r"adjust\.presence:none: surprisal cannot be regressed out",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(

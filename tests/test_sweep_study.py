@@ -27,7 +27,7 @@ from study.bench import Bench
 from study.engines.local import run_steps
 from study.paths import StudyPaths
 from study.plan import make_plan
-from study.spec import load_spec
+from study.spec import StudySpec, load_spec
 from study.step import Step
 from tests.test_study import FORKS
 from tests.tiny_study import STUDY, save_adapter, save_model, write_study
@@ -49,8 +49,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def planned(home: Path) -> tuple[Bench, list[Step]]:
-    spec = load_spec(home / "study.yaml")
+def planned(home: Path, spec: StudySpec | None = None) -> tuple[Bench, list[Step]]:
+    spec = spec or load_spec(home / "study.yaml")
     base = find_base(spec.model)
     steps = make_plan(spec, base)
     return Bench(spec, StudyPaths(home / "out"), base.checkpoint), steps
@@ -89,10 +89,8 @@ def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: 
     child.start()
     child.join(300)
     assert child.exitcode == -signal.SIGKILL
-    part = bench.paths.part(swept["sweep/answers"])
-    assert (
-        len((part / "cells.jsonl").read_text().splitlines()) == 1 + 3 + 1
-    )  # about, unsteered and two cells, half a line
+    (journal,) = (home / "out" / ".journals").glob("*/cells.jsonl")
+    assert len(journal.read_text().splitlines()) == 1 + 3 + 1  # about, unsteered and two cells, half a line
     asked = []
 
     def counted(model: Any, rows: Any) -> dict[str, float]:
@@ -102,7 +100,7 @@ def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: 
     with patch("probes.evaluation.trait_log_odds", counted):
         run_steps(behind(steps, [*swept.values()]), bench, lambda *_: None)
     assert len(asked) == 2 * 2 * 3 - 2  # the cells that were not done
-    assert not part.exists()
+    assert not bench.paths.part(swept["sweep/answers"]).exists()
     folder = bench.folder(swept["sweep/answers"])
     found = pd.read_csv(folder / "sweep.csv")
 
@@ -126,6 +124,32 @@ def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: 
     assert names["question"].nunique() == len(load_invented().self_statements)
     own = pd.read_csv(bench.folder(swept["sweep/own"]) / "sweep.csv")
     assert own["question"].nunique() == 4
+
+
+def test_a_larger_grid_runs_only_its_new_cells(home: Path) -> None:
+    """After the test above: the same sweep with one more strength and layer, and another threshold of damage, in the same folder."""
+    spec = load_spec(
+        home / "study.yaml", ["sweeps.answers.strengths=[-1,2,3]", "sweeps.answers.layers=[0,1,2]"]
+    )
+    bench, steps = planned(home, spec)
+    (swept,) = (s for s in steps if s.name == "sweep/answers")
+    assert not bench.folder(swept).exists()
+    asked = []
+
+    def counted(model: Any, rows: Any) -> dict[str, float]:
+        asked.append(len(rows))
+        return trait_log_odds(model, rows)
+
+    with patch("probes.evaluation.trait_log_odds", counted):
+        run_steps(behind(steps, [swept]), bench, lambda *_: None)
+    assert (
+        len(asked) == (3 * 3 - 2 * 2) * 3
+    )  # a direction and two controls at each new cell, nothing unsteered
+    (small,) = (s for s in planned(home)[1] if s.name == "sweep/answers")
+    before, after = (pd.read_csv(bench.folder(s) / "sweep.csv") for s in (small, swept))
+    assert len(after) == len(before) * 9 // 4
+    same = after[after["strength"].isin([-1, 2]) & after["layer"].isin([0, 2])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, before)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from activations.capture import Reading, capture_into
+from activations.capture import Note, Reading, capture_into
 from activations.store import Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
@@ -47,8 +47,7 @@ def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
         "condition": condition["condition"],
         "text": step.inputs["replies"][0].name,
     }
-    noted = step.config.get("surprisal", False)
-    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata, surprisal=noted)
+    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata, _notes(step))
 
 
 def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
@@ -64,10 +63,13 @@ def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
         rows = (_text_rows if kind == "text" else _identity_rows)(step, bench, model.template)
     about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
     metadata = {**_made_by(step, bench), "contrast": kind, **facts}
-    write_capture(
-        folder / FILE, model, [r.encoded for r in rows], about, step.config["poolings"], metadata,
-        surprisal=step.config.get("surprisal", False),
-    )  # fmt: skip
+    encoded = [r.encoded for r in rows]
+    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata, _notes(step))
+
+
+def _notes(step: Step) -> list[Note]:
+    wanted: tuple[Note, ...] = ("surprisal", "prompt_surprisal")
+    return [note for note in wanted if step.config.get(note)]
 
 
 def write_capture(
@@ -77,15 +79,14 @@ def write_capture(
     about: Sequence[Mapping[str, Any]],
     poolings: Sequence[str],
     metadata: Mapping[str, Any],
-    *,
-    surprisal: bool = False,
+    notes: Sequence[Note] = (),
 ) -> None:
-    """Capture all layers' block outputs of these rows into one file; with the answers' surprisal, where it is asked for."""
+    """Capture all layers' block outputs of these rows into one file, with their norms, and further notes where asked for."""
     reading = Reading(
         tuple(poolings),
         (SITE,),
         tuple(range(model.n_layers)),
-        frozenset(("norms", "surprisal") if surprisal else ("norms",)),
+        frozenset(("norms", *notes)),
     )
     columns = {
         "n_prompt": np.array([e.n_prompt for e in encoded], dtype=np.int64),

@@ -1,74 +1,124 @@
 """The step that takes out of an identity direction what it should not be made of: covariates, and other directions."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from activations.store import ActivationStore
 from mech.errors import InputError
+from probes.adjusted import Taken, adjusted_split_half, fit_adjusted, without_covariates
 from probes.contrast import ContrastArrays
+from probes.crossfit import cross_fit_adjusted
 from probes.direction import Direction, fit_direction, paired_differences
+from probes.layers import choose_layer
 from probes.residual import regress_out, without
+from probes.separability import heldout_auroc
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
 from study.steps.behaviour import write_csv
-from study.steps.directions import held_out_columns, quality_table
+from study.steps.directions import auroc_columns, quality_table
 
 
 def read_contrast(step: Step, bench: Bench, layers: list[int] | None = None) -> ContrastArrays:
     """The rows of a direction's contrast as arrays, without what the step takes out of them (nothing, where it is not adjusted).
 
-    Slopes of covariates, and the directions that are projected out, are those of the extraction half: nothing of a held-out row's
-    side reaches what it is tested with.
+    Slopes of covariates, and the directions that are projected out, are those of the extraction half, as in the direction itself.
 
     Args:
         step: of kind `direction` or `adjusted`.
         bench: where its inputs lie.
         layers: of which layers; all when left out.
     """
-    pooling = step.config["pooling"]
+    rows, taken = read_taken(step, bench, layers)
+    h = rows.activations
+    if taken.covariates:
+        fit_on = np.array(rows.splits) == "extract"
+        h = regress_out(h, taken.covariates, rows.questions, fit_on=fit_on)
+    if others := step.inputs.get("project_out"):
+        found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in others]
+        h = without(h, [d if layers is None else d.at_layers(layers) for d in found])
+    return replace(rows, activations=h)
+
+
+def read_taken(step: Step, bench: Bench, layers: list[int] | None = None) -> tuple[ContrastArrays, Taken]:
+    """The rows of a direction's contrast as they were read, and what the step takes out of them (nothing, where it is not adjusted)."""
+    named = step.config.get("regress_out", ())
+    rows, covariates = _read(step, step.config["pooling"], bench, layers)
+    others = [_read(s, s.config["pooling"], bench, layers)[0] for s in step.inputs.get("project_out", ())]
+    return rows, Taken({name: covariates[name] for name in named}, others)
+
+
+def _read(
+    step: Step, pooling: str, bench: Bench, layers: list[int] | None
+) -> tuple[ContrastArrays, dict[str, Float[np.ndarray, " n"]]]:
     with ActivationStore.open(bench.folder(step.inputs["contrast"][0]) / FILE) as store:
         h: Float[np.ndarray, "n layers d"] = store.read(SITE, pooling, layers)
         columns, questions = store.rows.columns, list(store.rows.questions)
         splits = list(store.metadata["sets"])
-    signs = np.array(columns["sign"])
-    if named := step.config.get("regress_out"):
-        length = columns["n_prompt" if pooling == "prompt_last" else "n_response"]
-        known = {"length": np.asarray(length, dtype=np.float64), "surprisal": columns.get("surprisal")}
-        fit_on = np.array(splits) == "extract"
-        h = regress_out(h, {n: np.asarray(known[n]) for n in named}, questions, fit_on=fit_on)
-    if others := step.inputs.get("project_out"):
-        found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in others]
-        h = without(h, [d if layers is None else d.at_layers(layers) for d in found])
-    return ContrastArrays(h, signs.tolist(), questions, splits)
+    length = columns["n_prompt" if pooling == "prompt_last" else "n_response"]
+    covariates = {"length": np.asarray(length, dtype=np.float64)}
+    surprisal = "prompt_surprisal" if pooling == "prompt_last" else "surprisal"
+    if surprisal in columns:
+        covariates["surprisal"] = np.asarray(columns[surprisal])
+    return ContrastArrays(h, columns["sign"].tolist(), questions, splits), covariates
 
 
 def fit(step: Step, bench: Bench, folder: Path) -> None:
-    """Fit a direction on the adjusted extraction half, test it on the adjusted evaluation half."""
-    config, statistics = step.config, step.config["statistics"]
+    """Fit a direction on the adjusted extraction half; test it on rows of which nothing in it has seen the question."""
+    config, rng = step.config, np.random.default_rng(step.config["statistics"]["seed"])
     rows, (raw_step,) = read_contrast(step, bench), step.inputs["raw"]
     raw = Direction.load(bench.folder(raw_step) / "direction.safetensors")
     fitted = rows.of_split("extract")
     left = np.linalg.norm(paired_differences(fitted.activations, fitted.questions, fitted.signs)[0].mean(0), axis=-1)  # fmt: skip
-    taken = {
-        k: v
-        for k, v in (("regressed_out", config["regress_out"]), ("projected_out", config["project_out"]))
-        if v
-    }
+    names = (("regressed_out", config["regress_out"]), ("projected_out", config["project_out"]))
+    said = {k: v for k, v in names if v}
     if (left < 1e-6 * raw.norms).any():
         raise InputError(
-            f"directions.adjust: nothing is left of {raw.name} without {taken}: these differ between its sides in every question alike"
+            f"directions.adjust: nothing is left of {raw.name} without {said}: these differ between its sides in every question alike"
         )
-    direction = fit_direction(
-        config["direction"], fitted.activations, fitted.questions, fitted.signs,
-        rng=np.random.default_rng(statistics["seed"]), made_from={**raw.made_from, **taken},
+    as_read, taken = read_taken(step, bench)
+    known = taken.questions(as_read, "extract")
+    direction = replace(
+        fit_direction(config["direction"], fitted.activations, fitted.questions, fitted.signs, rng=rng, made_from={**raw.made_from, **said}),
+        split_half=adjusted_split_half(as_read, taken, known, rng=rng).astype(np.float32),
     )  # fmt: skip
     direction.save(folder / "direction.safetensors")
-    held_out = held_out_columns(
-        rows.activations, np.array(rows.signs), np.array(rows.questions), np.array(rows.splits), config
-    )
-    held_out["filter"] = None
+    held_out = {**_held_out(rows, as_read, taken, config), "filter": None}
     stream = np.linalg.norm(fitted.activations, axis=-1).mean(0)
     write_csv(quality_table(direction, config, stream, held_out), folder / "quality.csv")
+
+
+def evaluation_scores(
+    rows: ContrastArrays, taken: Taken, *, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "layers d"], Float[np.ndarray, "n layers"], ContrastArrays]:
+    """What the extraction half makes of the evaluation half: the direction that scores, its scores, and the rows' signs and questions.
+
+    Args:
+        rows: as they were read.
+        taken: what is taken out of them.
+        rng: halvings.
+    """
+    test = rows.of_split("evaluate")
+    known = taken.questions(rows, "extract") - set(test.questions)
+    vectors = fit_adjusted(rows, taken, known, rng=rng)
+    h = without_covariates(rows, taken, known)[np.array(rows.splits) == "evaluate"]
+    return vectors, np.einsum("nld,ld->nl", h, vectors), test
+
+
+def _held_out(rows: ContrastArrays, as_read: ContrastArrays, taken: Taken, config: Any) -> dict[str, Any]:
+    """AUROC of the evaluation half, or with folds of all rows; the layer is chosen on the cleaned extraction half."""
+    seed, made = config["statistics"]["seed"], rows.of_split("extract")
+    rng = np.random.default_rng(seed)
+    layer = choose_layer(made.activations, made.signs, made.questions, made.splits, rng=rng).layer
+    _, scores, test = evaluation_scores(as_read, taken, rng=rng)
+    found = heldout_auroc(scores, test.signs, test.questions)
+    columns: dict[str, Any] = {"auroc_at_chosen": found.auroc[layer], "chosen_layer": layer}
+    if (folds := config.get("folds", 1)) > 1:
+        crossed = cross_fit_adjusted(as_read, taken, k=folds, rng=np.random.default_rng(seed))
+        found = heldout_auroc(crossed.scores, as_read.signs, as_read.questions)
+        columns["folds"] = len(crossed.vectors)
+    return columns | auroc_columns(found)

@@ -11,7 +11,7 @@ from probes.authorship import by_answer
 from probes.crossfit import cross_fit
 from probes.direction import Direction, fit_direction
 from probes.layers import choose_layer
-from probes.separability import heldout_auroc
+from probes.separability import Separability, heldout_auroc
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
@@ -90,10 +90,13 @@ def held_out_columns(
         fitted = cross_fit(activations, asked, side, k=folds, rng=np.random.default_rng(options["seed"]))
         found = heldout_auroc(fitted.scores, side, asked)
         held_out["folds"] = len(fitted.vectors)
-    for end in ("auroc", "low", "high"):
-        name = "heldout_auroc" + ("" if end == "auroc" else f"_{end}")
-        held_out[name] = np.nan if found is None else getattr(found, end)
-    return held_out | {"chosen_layer": layer}
+    return held_out | auroc_columns(found) | {"chosen_layer": layer}
+
+
+def auroc_columns(found: Separability | None) -> dict[str, Any]:
+    """AUROC with its interval, by layer, as columns; NaN without rows to test on."""
+    ends = {"heldout_auroc": "auroc", "heldout_auroc_low": "low", "heldout_auroc_high": "high"}
+    return {name: np.nan if found is None else getattr(found, end) for name, end in ends.items()}
 
 
 def quality_table(

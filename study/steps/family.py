@@ -1,5 +1,6 @@
 """Steps that ask whether identity directions are one thing, and how widely a checkpoint's activations spread."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,16 @@ import pandas as pd
 
 from activations.store import ActivationStore
 from analysis.dispersion import spread, spread_change
-from analysis.family import Member, Part, cosines, transfer, verdicts
+from analysis.family import Apart, Member, Part, cosines, transfer, verdicts
 from mech.errors import GuardError
+from probes.adjusted import Taken, clean, refitting
 from probes.contrast import ContrastArrays
-from probes.crossfit import cross_fit
+from probes.crossfit import cross_fit, cross_fit_adjusted
 from probes.direction import Direction
 from study.bench import Bench
 from study.step import Step
 from study.steps.activations import FILE, SITE
-from study.steps.adjust import read_contrast
+from study.steps.adjust import evaluation_scores, read_contrast, read_taken
 from study.steps.behaviour import write_csv
 
 
@@ -33,16 +35,51 @@ def agreement(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def _member(bench: Bench, fitted: Step, layer: int) -> Member:
-    """A direction with its rows at a layer; a raw one is cross-fitted where it was scored so."""
+    """A direction with its rows at a layer; cross-fitted where it was scored so."""
     direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
     rows = read_contrast(fitted, bench, [layer])
-    folds, seed = fitted.config.get("folds", 1), fitted.config["statistics"]["seed"]
+    folds, extract = fitted.config.get("folds", 1), _part(rows.of_split("extract"))
+    rng = np.random.default_rng(fitted.config["statistics"]["seed"])
+    if fitted.kind == "adjusted":
+        return _adjusted(direction, *read_taken(fitted, bench, [layer]), extract, folds, rng)
     if folds == 1:
-        return Member(direction, _part(rows.of_split("extract")), _part(rows.of_split("evaluate")))
-    rng = np.random.default_rng(seed)
+        return Member(direction, extract, _part(rows.of_split("evaluate")))
     crossed = cross_fit(rows.activations, rows.questions, rows.signs, k=folds, rng=rng)
-    fold_of = dict(zip(rows.questions, crossed.fold.tolist(), strict=True))
-    return Member(direction, _part(rows.of_split("extract")), _part(rows), crossed.vectors[:, 0], fold_of)
+    return Member(direction, extract, _part(rows), crossed.vectors[:, 0], crossed.fold_of)
+
+
+def _adjusted(
+    direction: Direction,
+    rows: ContrastArrays,
+    taken: Taken,
+    extract: Part,
+    folds: int,
+    rng: np.random.Generator,
+) -> Member:
+    """A member from which something was taken out: its held-out rows are cleaned, and scored, by fits without their questions."""
+    known = taken.questions(rows, "extract")
+    vectors, scores, test = evaluation_scores(rows, taken, rng=rng)
+    asked, refit = taken.asked(rows, known)[1:], refitting(rows, taken, rng=rng)
+
+    def apart(own: np.ndarray) -> Apart:
+        return Apart(
+            lambda of: refit(known.intersection(of))[0],
+            asked,
+            (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))[0],
+            own[:, 0],
+        )
+
+    if folds == 1:
+        left = clean(rows, taken, known - set(test.questions), rng=rng)
+        held_out = replace(rows, activations=left).of_split("evaluate")
+        return Member(direction, extract, _part(held_out), apart=apart(scores))
+    crossed = cross_fit_adjusted(rows, taken, k=folds, rng=rng)
+    left, everything = np.empty_like(rows.activations, dtype=np.float64), taken.questions(rows)
+    for i in range(len(crossed.vectors)):
+        seen = {q for q in everything if crossed.fold_of[q] != i}
+        left[crossed.fold == i] = clean(rows, taken, seen, rng=rng)[crossed.fold == i]
+    whole = _part(replace(rows, activations=left))
+    return Member(direction, extract, whole, crossed.vectors[:, 0], crossed.fold_of, apart(crossed.scores))
 
 
 def _part(rows: ContrastArrays) -> Part:

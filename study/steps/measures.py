@@ -13,7 +13,7 @@ from activations.store import ActivationStore
 from analysis.embed import embed_arms
 from analysis.shift import shift_by_layer, to_frame, two_by_two_frame
 from analysis.shift import two_by_two as decompose
-from analysis.shift_nulls import Relabelled, null_columns, permuted, wrong_names
+from analysis.shift_nulls import Relabelled, null_columns, permuted, reworded, wrong_names
 from mech.errors import GuardError
 from probes.direction import Direction
 from study.bench import Bench
@@ -21,6 +21,7 @@ from study.step import Step
 from study.steps.activations import FILE, SITE
 from study.steps.adjust import read_contrast
 from study.steps.behaviour import write_csv
+from study.steps.paraphrases import paraphrased
 
 
 def shifts(step: Step, bench: Bench, folder: Path) -> None:
@@ -39,6 +40,8 @@ class _Others:
     """What a direction's shift is held against besides drawn directions."""
 
     permuted: Relabelled
+    reworded: Relabelled | None
+    """Two wordings of the same, read where the direction is read; None where too few pairs are left."""
     wrong: Relabelled | None
     """Of a name direction: those of the invented names."""
     unrelated: Float[np.ndarray, "n layers d"] | None
@@ -54,8 +57,10 @@ class _Others:
         trait = direction.name.rpartition(":")[0]
         others = [d.unit for d in known if (t := d.name.rpartition(":")[0]) in traits and t != trait]
         named = direction.name.startswith("identity:name")
+        pairs = [paraphrased(s, bench, fitted.config["pooling"]) for s in step.inputs["paraphrases"]]
         return cls(
             permuted(rows, rng=rng, n=options["n_null"]),
+            next((reworded(p, rng=rng, n=options["n_null"]) for p in pairs if p), None),
             wrong_names(rows) if named else None,
             np.stack(others) if others and trait in traits else None,
         )
@@ -67,6 +72,7 @@ class _Others:
         unrelated = None if self.unrelated is None else (self.unrelated * mean).sum(-1)
         return {
             **null_columns("permutation", observed, self.permuted.along(mean)),
+            **null_columns("paraphrase", observed, self.reworded.along(mean) if self.reworded else None),
             **null_columns("wrong_name", observed, self.wrong.along(mean) if self.wrong else None),
             **null_columns("unrelated_trait", observed, unrelated),
         }

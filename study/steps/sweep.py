@@ -1,5 +1,6 @@
 """The step that sweeps a direction over layers and strengths, and the tables of all sweeps."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from analysis.sweep import best_cell, best_layers, doses
 from analysis.sweep_trend import trends
 from evals.judge import Rubric
 from finetune.datasets.rows import read_messages, write_jsonl
-from mech.files import read_json, write_json
+from mech.files import digest_of, read_json, write_json
 from mech.generate import Sampling
 from probes.direction import Direction
 from probes.evaluation import Evaluation
@@ -19,6 +20,7 @@ from probes.persona import Trait
 from probes.sweep import Grid, Readings, read_cells, score_cells
 from study.bench import Bench
 from study.judges import judged
+from study.kinds import KINDS
 from study.plan_sweeps import CHOSEN
 from study.step import Step
 from study.steps.behaviour import write_csv
@@ -28,19 +30,50 @@ SCORING = "scoring.json"
 """How a sweep was scored: name and unit of the score, thresholds."""
 
 
+NEUTRAL, CELLS = "neutral.jsonl", "cells.jsonl"
+"""Journals: the unsteered model's answers that should be left alone, and finished cells."""
+_OF_THE_GRID = {"strengths", "layers", "layer_by", "controls", "arm", "quantile"}
+"""What says which cells there are, whose they are called, and how they are graded at the end; all else determines each cell."""
+_THRESHOLDS = {"trait", "coherence"}
+
+
 def sweep(step: Step, bench: Bench, folder: Path) -> None:
-    """Every cell's scores, and every text; goes on after a kill (the journals stay in the folder)."""
-    readings, evaluation = _read(step, bench, folder)
+    """Every cell's scores, and every text; a cell that was finished before a kill, or in a sweep of another grid, is not run again."""
+    journals = _journals(step, bench)
+    verdicts = journals / f"verdicts-{_judge_digest(step)[:12]}.jsonl"
+    readings, evaluation = _read(step, bench, journals, verdicts)
     if step.config["judge"] and not step.config["judge"]["api"]:
         bench.release()  # a local judge takes the place of the model at hand
     swept = score_cells(readings, evaluation)
+    shutil.copyfile(journals / NEUTRAL, folder / NEUTRAL)
+    if verdicts.is_file():
+        shutil.copyfile(verdicts, folder / "verdicts.jsonl")  # with the judge's raw replies
     write_csv(swept.table, folder / "sweep.csv")
     if swept.answers:
         write_jsonl(folder / "answers.jsonl", [dict(a) for a in swept.answers])
     write_json(folder / SCORING, {**swept.facts, "score": evaluation.name, "unit": evaluation.unit})
 
 
-def _read(step: Step, bench: Bench, folder: Path) -> tuple[Readings, Evaluation]:
+def _journals(step: Step, bench: Bench) -> Path:
+    """Where cells of this sweep are kept: the same for every grid of the same model, evaluation and seed.
+
+    A cell's name in the journal holds its direction's digest, layer, strength and number.
+    """
+    config = {k: v for k, v in step.config.items() if k not in _OF_THE_GRID and not k.startswith("judge")}
+    config["judged"] = step.config["judge"] is not None
+    inputs = {role: [s.key for s in steps] for role, steps in step.inputs.items() if role != "directions"}
+    return bench.paths.journals(digest_of([step.kind, KINDS[step.kind].version, config, inputs]))
+
+
+def _judge_digest(step: Step) -> str:
+    """Of who judges, and how; thresholds act on what is written down."""
+    judge = step.config["judge"] or {}
+    return digest_of(
+        [{k: v for k, v in judge.items() if k not in _THRESHOLDS}, step.config.get("judge_digest")]
+    )
+
+
+def _read(step: Step, bench: Bench, journals: Path, verdicts: Path) -> tuple[Readings, Evaluation]:
     config = step.config
     found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
     layers: Any = config["layers"]
@@ -52,20 +85,18 @@ def _read(step: Step, bench: Bench, folder: Path) -> tuple[Readings, Evaluation]
         layers = tuple(layers)
     grid = Grid(layers, tuple(config["strengths"]), config["controls"], config["seed"], config["relative"])
     model = bench.model(step.inputs["checkpoint"])
-    evaluation = make_evaluation(config["evaluation"], model, _asked(step, bench, folder))
-    neutral = neutral_rows(model, folder / "neutral.jsonl", limit=config["neutral"])
-    return read_cells(
-        model, found, evaluation, grid, neutral=neutral, journal=folder / "cells.jsonl"
-    ), evaluation
+    evaluation = make_evaluation(config["evaluation"], model, _asked(step, bench, verdicts))
+    neutral = neutral_rows(model, journals / NEUTRAL, limit=config["neutral"])
+    return read_cells(model, found, evaluation, grid, neutral=neutral, journal=journals / CELLS), evaluation
 
 
-def _asked(step: Step, bench: Bench, folder: Path) -> Asked:
+def _asked(step: Step, bench: Bench, verdicts: Path) -> Asked:
     config = step.config
     trait = Trait.model_validate(config["trait"]) if "trait" in config else None
     judge = None
     if config["judge"] and trait:
         rubric = Rubric(trait.trait, trait.rubric)
-        judge = judged(config["judge"], rubric, folder / "verdicts.jsonl", bench.spec.model.device)
+        judge = judged(config["judge"], rubric, verdicts, bench.spec.model.device)
     articles = [
         row for s in step.inputs.get("data", ()) for row in read_messages(bench.folder(s) / "held_out.jsonl")
     ]

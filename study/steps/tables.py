@@ -15,10 +15,12 @@ from study.step import Step
 from study.steps.answers import answers_table, matching_table
 from study.steps.behaviour import write_csv
 from study.steps.elicitation import elicitations, rollouts_table
+from study.steps.paraphrases import paraphrase_table
 from study.steps.sweep import sweep_tables
 
 TABLES = (
     "shifts",
+    "paraphrases",
     "two_by_two",
     "directions",
     "direction_cosines",
@@ -59,6 +61,7 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
     labels = {name: {"arm": arm, "seed": seed} for name, (arm, seed) in step.config["labels"].items()}
     tables = {
         "shifts": _joined(step, bench, "shifts", "shifts.csv"),
+        "paraphrases": paraphrase_table(step, bench),
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
         "directions": _joined(step, bench, "directions", "quality.csv"),
         "direction_cosines": _cosines(step, bench),

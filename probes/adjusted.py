@@ -1,0 +1,260 @@
+"""Adjusted directions on questions that they have not seen: contrast, slopes of covariates and projected-out directions fitted anew.
+
+A direction that is projected out is known from some questions only. Its noise makes it longer than it is, so least squares takes out too
+little of it (errors in variables), and in many dimensions the rest separates texts perfectly that differ in nothing else. So here its share is
+reckoned from products of fits on disjoint halves of the questions, in which noise is zero on average:
+u = y − Σ c o with c = ⟨oₐ·o_b⟩⁻¹ ⟨oₐ·y_b⟩. Slopes of covariates need no such care: covariates are known, and least-squares residuals are
+uncorrelated with their slopes.
+
+All is linear in rows, so fits are kept as weights of rows, and products come from the rows' Gram matrix.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.linalg import eigh
+
+from mech.errors import InputError
+from probes.contrast import ContrastArrays
+from probes.direction import fit_weights
+from probes.residual import regress_out, within_questions
+
+Refit = Callable[[Collection[str]], Float[np.ndarray, "layers d"]]
+HALVINGS = 6
+"""Random halvings of the questions behind the share of what is projected out."""
+LEAST_RELIABLE = 0.1
+"""A projected-out direction whose halves agree less than this (cosine) is taken out as if they agreed so much: nobody knows it any better."""
+_TRIES = 100
+"""Halvings drawn before questions count as too few to be halved."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What is taken out of a contrast."""
+
+    covariates: Mapping[str, Float[np.ndarray, " n"]]
+    """Of its rows."""
+    contrasts: Sequence[ContrastArrays]
+    """Those whose directions are projected out, at the same layers."""
+
+    def asked(self, rows: ContrastArrays, questions: Collection[str]) -> list[list[str]]:
+        """Which of some questions the contrast itself has, and each of those that are projected out."""
+        return [[q for q in dict.fromkeys(c.questions) if q in questions] for c in (rows, *self.contrasts)]
+
+    def questions(self, rows: ContrastArrays, split: str | None = None) -> set[str]:
+        """All questions, or those of one half, of the contrast itself and those that are projected out."""
+        of = (rows, *self.contrasts)
+        return {q for c in of for q, half in zip(c.questions, c.splits, strict=True) if split in (None, half)}
+
+
+def fit_adjusted(
+    rows: ContrastArrays, taken: Taken, questions: Collection[str], *, rng: np.random.Generator
+) -> Float[np.ndarray, "layers d"]:
+    """The adjusted direction of some questions: everything in it is fitted on these alone (float64, raw norm).
+
+    A contrast that differs along the true others alone gives zero on average. It is not quite orthogonal to the others as they were found:
+    those are half noise, which need not be taken out.
+
+    Raises:
+        InputError: none of the questions is one of the contrast, or too few to be halved where something is projected out.
+    """
+    return refitting(rows, taken, rng=rng)(questions)
+
+
+def refitting(rows: ContrastArrays, taken: Taken, *, rng: np.random.Generator) -> Refit:
+    """`fit_adjusted` for many sets of questions: what they have in common is done once."""
+    fits = _Fits.of(rows, taken)
+
+    def refit(questions: Collection[str]) -> Float[np.ndarray, "layers d"]:
+        (weights,) = fits.adjusted([questions], rng)
+        return fits.vectors(weights)
+
+    return refit
+
+
+def adjusted_split_half(
+    rows: ContrastArrays,
+    taken: Taken,
+    questions: Collection[str],
+    *,
+    rng: np.random.Generator,
+    n_splits: int = 50,
+) -> Float[np.ndarray, " layers"]:
+    """Median cosine between the adjusted directions of two halves of some questions, nothing in either from the other half.
+
+    Zero where there is nothing left of a half. A half with something projected out is halved again: each contrast needs four questions.
+
+    Raises:
+        InputError: as `fit_adjusted`.
+    """
+    fits, asked = _Fits.of(rows, taken), taken.asked(rows, questions)
+    least = 2 if taken.contrasts else 1
+    cosines = []
+    for _ in range(n_splits):
+        one, other = fits.adjusted(halved(asked, rng=rng, least=least), rng)
+        norms = [fits.norms(w) for w in (one, other)]
+        product = norms[0] * norms[1]
+        cosines.append(
+            np.divide(fits.dot(one, other), product, out=np.zeros_like(product), where=product > 0)
+        )
+    median: np.ndarray = np.median(cosines, axis=0)
+    return median
+
+
+def without_covariates(
+    rows: ContrastArrays, taken: Taken, questions: Collection[str]
+) -> Float[np.ndarray, "n layers d"]:
+    """All rows without what covariates explain, with slopes of some questions."""
+    if not taken.covariates:
+        return rows.activations
+    fit_on: Bool[np.ndarray, " n"] = np.isin(rows.questions, list(questions))
+    return regress_out(rows.activations, taken.covariates, rows.questions, fit_on=fit_on)
+
+
+def clean(
+    rows: ContrastArrays, taken: Taken, questions: Collection[str], *, rng: np.random.Generator
+) -> Float[np.ndarray, "n layers d"]:
+    """All rows without covariates and without the others, both fitted on some questions: for directions other than the adjusted one to score.
+
+    The others' share in a row's deviation from the mean is reckoned as in a fit, so that a direction of the same truth, from other rows, finds
+    nothing; one that was found on the same rows as the others shares their noise, and orders the cleaned rows the wrong way.
+    """
+    left = without_covariates(rows, taken, questions)
+    if not taken.contrasts:
+        return left
+    fits = _Fits.of(rows, taken)
+    others, inverse, _ = fits.shares(questions, rng)
+    centre = left[np.isin(rows.questions, list(questions))].mean(0, dtype=np.float64)
+    vectors = np.stack([fits.vectors(w) for w in others])
+    along = np.einsum("nld,kld->nlk", left - centre, vectors)
+    cleaned: np.ndarray = left - np.einsum("nlk,ljk,jld->nld", along, inverse, vectors)
+    return cleaned
+
+
+def halved(
+    asked: Sequence[Sequence[str]], *, rng: np.random.Generator, least: int = 1
+) -> tuple[set[str], set[str]]:
+    """The questions of some contrasts in two random halves: of every contrast about as many in each, at least `least`, and a question in one only.
+
+    Raises:
+        InputError: a contrast has too few questions.
+    """
+    groups: dict[tuple[bool, ...], list[str]] = {}
+    for q in dict.fromkeys(q for of in asked for q in of):
+        groups.setdefault(tuple(q in of for of in asked), []).append(q)
+    for _ in range(_TRIES):
+        first: set[str] = set()
+        for group in groups.values():
+            order = [group[i] for i in rng.permutation(len(group))]
+            first |= set(order[int(rng.integers(2)) :: 2])
+        if all(least <= len(first.intersection(of)) <= len(set(of)) - least for of in asked):
+            return first, {q for of in asked for q in of} - first
+    raise InputError(
+        f"{min(len(set(of)) for of in asked)} questions are too few to fit an adjusted direction on each half of them: take more questions"
+    )
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """Rows of a contrast and of those projected out, one below the other; a fit is a weight for each."""
+
+    parts: Sequence[ContrastArrays]
+    covariates: Mapping[str, Float[np.ndarray, " n"]]
+    gram: Float[np.ndarray, "layers rows rows"]
+    """Of the rows around each contrast's mean: weights of a contrast add up to 0."""
+
+    @classmethod
+    def of(cls, rows: ContrastArrays, taken: Taken) -> "_Fits":
+        parts = (rows, *taken.contrasts)
+        grams = []
+        for layer in range(rows.activations.shape[1]):
+            read = [c.activations[:, layer].astype(np.float64) for c in parts]
+            h = np.concatenate([x - x.mean(0) for x in read])
+            grams.append(h @ h.T)
+        return cls(parts, taken.covariates, np.stack(grams))
+
+    def adjusted(
+        self, sets: Sequence[Collection[str]], rng: np.random.Generator
+    ) -> list[Float[np.ndarray, "layers rows"]]:
+        """Weights of each set's direction; zero where it is nothing but rounding."""
+        found = []
+        for questions in sets:
+            y = self._weights(0, questions, self.covariates)
+            plain = self.norms(self._by_layer(self._weights(0, questions, {})))
+            w = self._by_layer(y)
+            if len(self.parts) > 1:
+                others, inverse, along = self.shares(questions, rng)
+                share = np.einsum("ljk,lk->lj", inverse, along)
+                w = w - sum(share[:, j, None] * o for j, o in enumerate(others))
+            found.append(np.where((self.norms(w) < 1e-6 * plain)[:, None], 0.0, w))
+        return found
+
+    def shares(
+        self, questions: Collection[str], rng: np.random.Generator
+    ) -> tuple[list[np.ndarray], Float[np.ndarray, "layers k k"], Float[np.ndarray, "layers k"]]:
+        """The others' weights by layer, ⟨oₐ·o_b⟩⁻¹, and ⟨oₐ·y_b⟩, over halvings of some questions."""
+        others = range(1, len(self.parts))
+        asked = [[q for q in dict.fromkeys(c.questions) if q in questions] for c in self.parts]
+        apart, alike, along = (
+            np.zeros((len(self.gram), len(others), n)) for n in (len(others), len(others), 1)
+        )
+        for _ in range(HALVINGS):
+            halves = halved(asked, rng=rng)
+            o, y = (
+                [np.stack([self._weights(j, h, cov) for j in which]) for h in halves]
+                for which, cov in ((others, {}), ((0,), self.covariates))
+            )
+            for a, b in ((0, 1), (1, 0)):
+                apart += o[a] @ self.gram @ o[b].T
+                alike += o[a] @ self.gram @ o[a].T
+                along += o[a] @ self.gram @ y[b].T
+        n = 2 * HALVINGS
+        inverse = np.stack([_inverse(p, q) for p, q in zip(apart / n, alike / n, strict=True)])
+        return [self._by_layer(self._weights(j, questions, {})) for j in others], inverse, along[..., 0] / n
+
+    def dot(self, one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, " layers"]:
+        product: np.ndarray = np.einsum("ln,lnm,lm->l", one, self.gram, other)
+        return product
+
+    def norms(self, w: np.ndarray) -> Float[np.ndarray, " layers"]:
+        norms: np.ndarray = np.sqrt(np.maximum(self.dot(w, w), 0))
+        return norms
+
+    def vectors(self, w: Float[np.ndarray, "layers rows"]) -> Float[np.ndarray, "layers d"]:
+        found, at = np.zeros(self.parts[0].activations.shape[1:]), 0
+        for c in self.parts:
+            mine = w[:, at : at + len(c.signs)]
+            if mine.any():
+                found += np.stack([m @ c.activations[:, i].astype(np.float64) for i, m in enumerate(mine)])
+            at += len(c.signs)
+        return found
+
+    def _by_layer(self, w: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "layers rows"]:
+        return np.broadcast_to(w, (len(self.gram), len(w)))
+
+    def _weights(
+        self, which: int, of: Collection[str], covariates: Mapping[str, np.ndarray]
+    ) -> Float[np.ndarray, " rows"]:
+        """Of a contrast's direction of some questions: w − pinv(C̃)ᵀ Cᵀw, with C̃ the covariates around their questions' means."""
+        rows, start = self.parts[which], sum(len(c.signs) for c in self.parts[:which])
+        signs, questions = np.array(rows.signs), np.array(rows.questions)
+        at = np.flatnonzero(np.isin(questions, list(of)))
+        if not len(at):
+            raise InputError("an adjusted direction cannot be fitted on no question of one of its contrasts")
+        found, w = np.zeros(self.gram.shape[1]), fit_weights(signs[at], questions[at])
+        if covariates:
+            design = np.stack([np.asarray(v, dtype=np.float64)[at] for v in covariates.values()], 1)
+            _, group = np.unique(questions[at], return_inverse=True)
+            w = w - np.linalg.pinv(within_questions(design, group)).T @ (design.T @ w)
+        found[start + at] = w
+        return found
+
+
+def _inverse(apart: Float[np.ndarray, "k k"], alike: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
+    """Of products of different halves, which are at least `LEAST_RELIABLE` of those of the same half in every combination of the others."""
+    scale = 1e-9 * max(float(np.trace(alike)), 1e-300)
+    sizes, axes = eigh((apart + apart.T) / 2, alike + scale * np.eye(len(alike)))
+    inverse: np.ndarray = axes @ np.diag(1 / np.maximum(sizes, LEAST_RELIABLE)) @ axes.T
+    return inverse
