@@ -300,6 +300,15 @@ def test_missing_values_are_not_drawn_as_zero():
     assert [t.get_text() for t in axes.texts] == ["not measured"]
 
 
+def test_a_figure_is_laid_out_once_and_drawn_once_a_file(tmp_path, monkeypatch):
+    drawn = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(1) or draw(self, renderer))
+    frame = study.self_recognition()
+    plots.save_figure(plots.self_recognition_bars(frame), frame, tmp_path, "recognition", "c")
+    assert len(drawn) == 2
+
+
 def test_saved_files(tmp_path):
     frame = study.self_recognition()
     figure = plots.self_recognition_bars(frame)
