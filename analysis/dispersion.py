@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from analysis.stats import Interval, jackknife
+from analysis.stats import Interval, leave_one_out
 from mech.errors import InputError
 
 
@@ -68,15 +68,20 @@ def spread_change(
     """
     if base.shape != tuned.shape or len(questions) != len(base):
         raise InputError(f"dispersion: {tuned.shape} against {base.shape}, {len(questions)} questions")
-    rows, found = np.arange(len(base)), {}
+    if len(np.unique(questions)) < 2:
+        raise InputError("dispersion: its intervals need two or more questions")
+    found = {}
+    mine = _spreads(tuned, questions)
     others = {"": base, **({} if benign is None else {"_minus_benign": benign})}
     for suffix, other in others.items():
+        theirs = _spreads(other, questions)
         for name, statistic in STATISTICS.items():
-
-            def change(
-                kept: np.ndarray, other: np.ndarray = other, statistic: Callable[[Spread], float] = statistic
-            ) -> float:
-                return statistic(spread(tuned[kept])) - statistic(spread(other[kept]))
-
-            found[f"{name}{suffix}"] = jackknife(change, rows, questions)
+            change = np.array([statistic(a) - statistic(b) for a, b in zip(mine, theirs, strict=True)])
+            found[f"{name}{suffix}"] = leave_one_out(float(change[0]), change[1:])
     return found
+
+
+def _spreads(activations: Float[np.ndarray, "n d"], questions: np.ndarray) -> list[Spread]:
+    """Of all rows, and then without each question's."""
+    without = [activations[questions != name] for name in np.unique(questions)]
+    return [spread(rows) for rows in (activations, *without)]

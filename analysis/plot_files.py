@@ -57,10 +57,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, folder: Path, name: str, ca
         folder / f"{name}.svg", folder / f"{name}.png", folder / f"{name}.csv",
     )  # fmt: skip
     with mpl.rc_context(RC):
-        figure.draw_without_rendering()
-        figure.set_layout_engine(
-            "none"
-        )  # laid out once: saved again, every panel keeps its place to the last bit
+        _lay_out(figure)
         with atomic_path(saved.svg) as temporary:
             about = {"Date": None, "Title": saved.title, "Description": caption}
             figure.savefig(temporary, format="svg", metadata=about)
@@ -69,6 +66,13 @@ def save_figure(figure: Figure, frame: pd.DataFrame, folder: Path, name: str, ca
         frame.to_csv(temporary, index=False, lineterminator="\n")
     log.info("figure %s: %s", name, saved.svg)
     return saved
+
+
+def _lay_out(figure: Figure) -> None:
+    """Give every panel its place, for good: saved again it keeps it to the last bit, and no file costs a drawing just to measure it."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+    figure.set_layout_engine(None)  # the placeholder that "none" leaves would have every file drawn twice
 
 
 def _save_png(figure: Figure, saved: SavedFigure) -> None:

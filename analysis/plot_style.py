@@ -38,6 +38,8 @@ RC = {
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
     "figure.facecolor": "white",
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "savefig.facecolor": "white",
     "text.parse_math": False,  # an arm called "$x" is a name, not a formula
     "axes.unicode_minus": True,

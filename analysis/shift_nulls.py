@@ -47,7 +47,7 @@ def permuted(rows: ContrastArrays, *, rng: np.random.Generator, n: int) -> Relab
     Raises:
         InputError: a question without both sides.
     """
-    signs, questions = np.array(rows.signs), np.array(rows.questions)
+    signs, questions = np.array(rows.signs), np.unique(rows.questions, return_inverse=True)[1]
     # Dealing out anew keeps how many of each side a question has, and with it what a row of either side weighs there.
     either = {side: np.abs(side_weights(signs, questions, side)) for side in (1, -1)}
     dealt = (shuffle_within(signs, questions, rng) for _ in range(n))

@@ -132,8 +132,7 @@ def _cluster_sums(
     else:
         _, groups = np.unique(clusters, return_inverse=True)
         n = int(groups.max()) + 1 if len(groups) else 0
-    if n < 2:
-        raise InputError(f"an interval needs at least two clusters (questions, articles), there are {n}")
+    _enough(n)
     sums = np.zeros((n, *values.shape[1:]))
     np.add.at(sums, groups, values)
     return sums, np.bincount(groups, minlength=n).astype(np.float64)
@@ -175,11 +174,25 @@ def jackknife(
         InputError: fewer than two clusters.
     """
     names = np.unique(clusters)
-    n = len(names)
-    if n < 2:
-        raise InputError(f"an interval needs at least two clusters (questions, articles), there are {n}")
-    estimate = statistic(values)
+    _enough(len(names))
     without = np.array([statistic(values[clusters != name]) for name in names])
+    return leave_one_out(statistic(values), without, level=level)
+
+
+def leave_one_out(
+    estimate: float, without: Float[np.ndarray, " clusters"], *, level: float = 0.95
+) -> Interval:
+    """The delete-one-cluster jackknife interval from a statistic of all rows, and of all but each cluster's.
+
+    Raises:
+        InputError: fewer than two clusters.
+    """
+    _enough(n := len(without))
     error = float(np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum()))
     half = float(stats.t.ppf(0.5 + level / 2, n - 1)) * error
     return Interval(estimate, estimate - half, estimate + half, n, level, "delete-one-cluster jackknife")
+
+
+def _enough(n: int) -> None:
+    if n < 2:
+        raise InputError(f"an interval needs at least two clusters (questions, articles), there are {n}")

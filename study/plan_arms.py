@@ -120,18 +120,17 @@ def plan_measures(
     if replies:
         conditions = spec.measure.conditions
         made["captures"] = [plan_capture(plan, label, chain, c, replies, "base") for c in conditions]
+    own, first = None, spec.measure.conditions[0]
     if arm in spec.measure.own_text and chain:
         own = plan_replies(plan, arm, chain)
-        first = spec.measure.conditions[0]
-        made["own"] = [
-            plan_capture(plan, label, chain, first, own, label),
-            plan_capture(plan, spec.base_arm, (), first, own, label),
-        ]
+        made["own"] = [plan_capture(plan, label, chain, first, own, label)]
     if spec.behaviour.self_recognition:
         data = plan_data(plan, spec.behaviour.self_recognition, seed)
         made["self_recognition"] = [_self_recognition(plan, label, chain, data)]
     if spec.behaviour.self_report:
         made["self_report"] = [_self_report(plan, label, chain, seed)]
+    if own:  # last, for it is another model that reads: what the arm's own does is done while that is loaded
+        made["own"].append(plan_capture(plan, spec.base_arm, (), first, own, label))
     return made
 
 

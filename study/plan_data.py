@@ -39,9 +39,15 @@ def plan_data(plan: Plan, name: str, seed: int) -> Step:
 
 def training_size(plan: Plan, name: str) -> tuple[int, int]:
     """Training rows of a dataset and tokens a row, roughly: for estimates."""
+    if name not in plan.sizes:
+        plan.sizes[name] = _size(plan, name)
+    return plan.sizes[name]
+
+
+def _size(plan: Plan, name: str) -> tuple[int, int]:
     part = plan.spec.data[name]
     if isinstance(part, SelfRecognitionData):
-        return _pairs_size(plan, part)
+        return _pairs_size(plan, name, part)
     try:
         source = source_path(part.source)
         whole = (
@@ -59,8 +65,8 @@ def training_size(plan: Plan, name: str) -> tuple[int, int]:
     return round(n * mixed), int(words * WORDS_TO_TOKENS) + extra
 
 
-def _pairs_size(plan: Plan, part: SelfRecognitionData) -> tuple[int, int]:
-    _, n, words = _articles(plan, part)
+def _pairs_size(plan: Plan, name: str, part: SelfRecognitionData) -> tuple[int, int]:
+    _, n, words = _articles(plan, name, part)
     texts, doubled = (2, 2) if part.form == "pairwise" else (1, 2)
     twice = 2 if part.label in ("both", "longer_both") else 1
     rows = (n - part.held_out) * max(1, len(part.comparators)) * doubled * twice
@@ -68,8 +74,14 @@ def _pairs_size(plan: Plan, part: SelfRecognitionData) -> tuple[int, int]:
     return rows, int(25 + (shown + texts * (part.max_words or 30)) * WORDS_TO_TOKENS)
 
 
-def _articles(plan: Plan, part: SelfRecognitionData) -> tuple[str, int, float]:
+def _articles(plan: Plan, name: str, part: SelfRecognitionData) -> tuple[str, int, float]:
     """Digest, number and mean words of a dataset's articles."""
+    if name not in plan.articles:
+        plan.articles[name] = _read_articles(plan, part)
+    return plan.articles[name]
+
+
+def _read_articles(plan: Plan, part: SelfRecognitionData) -> tuple[str, int, float]:
     try:
         articles = articles_of(part)
     except NotHereError as error:
@@ -112,7 +124,7 @@ def _writer(plan: Plan, part: SelfRecognitionData, seed: int) -> Sequence[Step]:
 def _plan_summaries(
     plan: Plan, name: str, part: SelfRecognitionData, chain: Sequence[Step], seed: int
 ) -> Step:
-    digest, n, words = _articles(plan, part)
+    digest, n, words = _articles(plan, name, part)
     config = {
         **plan.reader,
         "ask": ASK,

@@ -27,6 +27,10 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
     """Of each dataset's sources, read once."""
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Training rows of each dataset and tokens a row, read once."""
+    articles: dict[str, tuple[str, int, float]] = field(default_factory=dict)
+    """Digest, number and mean words of each dataset's articles, read once."""
     _by_name: dict[str, Step] = field(default_factory=dict)
 
     def add(

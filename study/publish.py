@@ -61,9 +61,12 @@ def publish(spec: StudySpec, steps: Sequence[Step], paths: StudyPaths) -> None:
 
 
 def copy_into(source: Path, target: Path, endings: Sequence[str]) -> None:
-    """Copy files with these endings to where a person looks for them, each whole or not at all."""
+    """Copy files with these endings to where a person looks for them, each whole or not at all; equal ones stay."""
     for file in sorted(p for p in source.iterdir() if p.suffix in endings):
-        with atomic_path(target / file.name) as temporary:
+        there = target / file.name
+        if there.is_file() and there.read_bytes() == file.read_bytes():
+            continue
+        with atomic_path(there) as temporary:
             shutil.copyfile(file, temporary)
 
 

@@ -5,12 +5,22 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
+from hypothesis import settings
 
 from mech.fetch import is_fetched
 from mech.models import ChatModel, load_model
+from study.engines.local import locked
 
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 REAL = "smollm2-135m-instruct"
+
+# The same examples in every run, and no limit on an example's milliseconds: a busy machine fails no test.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,13 +28,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Not by a default `-m`, which another `-m` on the command line would put out of force."""
+    """Long ones only where asked for: not by a default `-m`, which another `-m` on the command line would put out of force.
+
+    And slow ones first, for the last test to begin decides how long one of two workers stands idle.
+    """
+    items.sort(key=lambda item: ("slow" in item.keywords, "real" in item.keywords), reverse=True)
     if config.getoption("--long"):
         return
     left_out = [item for item in items if "long" in item.keywords]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """A folder of a name that whichever worker needs it first fills, and all may read: `made_once("study", fill)`."""
+    ours = tmp_path_factory.getbasetemp()
+    common = ours.parent if "PYTEST_XDIST_WORKER" in os.environ else ours
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, made = common / name, common / f"{name}.made"
+        with locked(common / f"{name}.lock"):
+            if not made.exists():
+                fill(folder)
+                made.touch()
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

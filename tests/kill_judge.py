@@ -115,11 +115,23 @@ def main() -> None:
         os.waitpid(server, 0)
 
 
+def killed_after(folder: Path, child: int, asked: int) -> bool:
+    """Kill a child as soon as so many questions were asked in all, however fast it is; whether it had not ended before."""
+    while len(questions(folder)) < asked:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended and status:
+            raise RuntimeError(f"the run failed by itself (status {status})")
+        if ended:
+            return False
+        time.sleep(SLOW / 10)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def disturb(folder: Path, rows: Path, url: str, kills: int) -> dict[str, Any]:
     """An undisturbed run, and as many killed ones as it takes."""
-    start = time.perf_counter()
     os.waitpid(forked(run, rows, folder / "undisturbed", url), 0)
-    takes, expected, rng = time.perf_counter() - start, left(folder / "undisturbed"), random.Random(0)
+    expected, rng = left(folder / "undisturbed"), random.Random(0)
     needed = len(questions(folder))
     found = {
         "needed": needed,
@@ -135,10 +147,7 @@ def disturb(folder: Path, rows: Path, url: str, kills: int) -> dict[str, Any]:
         killed = 0
         while not (target / KEPT).is_file():
             stood, asked = journal(target), len(questions(folder))
-            child = forked(run, rows, target, url)
-            time.sleep(rng.uniform(0, takes))
-            os.kill(child, signal.SIGKILL)
-            killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            killed += killed_after(folder, forked(run, rows, target, url), asked + rng.randrange(needed))
             time.sleep(5 * SLOW)  # until what was under way has reached the server
             now = questions(folder)[asked:]
             found["stood"] += len(stood)

@@ -57,7 +57,7 @@ class Server:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def api(self, **options: Any) -> Api:
-        return Api(base_url=self.url, **{"max_retries": 3, "timeout": 10.0} | options)
+        return Api(base_url=self.url, **{"max_retries": 3, "timeout": 120.0} | options)
 
     def count(self, start: str) -> int:
         with self.lock:
@@ -144,7 +144,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.state.lock:
             status, answer = self._answer(request, parse_qs(where.query), body)
         if fault is not None and fault.kind == "hold":
-            self.state.release.wait(20)
+            self.state.release.wait()
         if fault is not None and fault.kind == "lost":
             self._cut()
             return

@@ -141,9 +141,8 @@ def test_a_piece_of_a_row_is_read_as_its_response(model: ChatModel) -> None:
 def test_the_step_matches_and_splits(tmp_path: Path) -> None:
     from study.base import find_base
     from study.plan import make_plan
-    from study.run import run_study
     from study.spec import load_spec
-    from tests.tiny_study import STUDY, _article, write_study
+    from tests.tiny_study import STUDY, _article, run_needed, write_study
 
     how = {"read_at": ["content", "pair_answer"], "articles": 8, "surprisal_within": 1.0, "by_answer": True}
     directions = {
@@ -171,18 +170,19 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
     articles = [{**_article(i), "id": f"a{i:02}"} for i in range(24)]
     (tmp_path / "articles.jsonl").write_text("".join(json.dumps(a) + "\n" for a in articles))
     save_model(tmp_path / "model")
-    run_study(load_spec(study), tmp_path / "out")
+    bench, steps = run_needed(load_spec(study), tmp_path / "out", "tables")
+    tables = bench.folder(steps["tables"])
     import pandas as pd
 
-    matched = pd.read_csv(tmp_path / "out" / "tables" / "authorship_matching.csv")
+    matched = pd.read_csv(tables / "authorship_matching.csv")
     assert (matched["gap_after"].abs() <= 1.0).all()
     assert (matched["kept"] <= matched["pairs"]).all()
-    split = pd.read_csv(tmp_path / "out" / "tables" / "authorship_answers.csv")
+    split = pd.read_csv(tables / "authorship_answers.csv")
     assert set(split["direction"]) == {"identity:authorship:content", "identity:authorship:pair_answer"}
     kept = matched[matched["half"] == "extract"].set_index("direction")["kept"]
     fitted = split.drop_duplicates(["direction", "fitted_on"]).groupby("direction")["n_fitted"].sum()
     assert (fitted == kept[fitted.index]).all()
-    family = pd.read_csv(tmp_path / "out" / "tables" / "identity_transfer.csv")
+    family = pd.read_csv(tables / "identity_transfer.csv")
     own = family[family["direction"] == family["contrast"]].set_index("direction")["n_questions"]
     assert (
         own["identity:authorship:content"]
@@ -191,9 +191,7 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
     assert (
         own["identity:authorship:content:adjusted"] == own["identity:authorship:content"]
     )  # all, cross-fitted
-    quality = (
-        pd.read_csv(tmp_path / "out" / "tables" / "directions.csv").groupby("direction")["folds"].first()
-    )
+    quality = pd.read_csv(tables / "directions.csv").groupby("direction")["folds"].first()
     assert quality["identity:name:adjusted"] == 3  # the surprisal of what is read there, the prompt
     assert (quality.loc[["identity:authorship:content", "identity:authorship:content:adjusted"]] == 3).all()
     blind = load_spec(study, ["directions.adjust={'assistant_axis': {'regress_out': ['length']}}"])

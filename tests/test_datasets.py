@@ -189,7 +189,7 @@ def test_a_missing_summary_names_article_and_hand(folder: Path) -> None:
         build(sgtr(folder), seed=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(4, 40), st.floats(0.05, 0.6), st.integers(0, 99))
 def test_a_mixture_has_the_share_that_was_asked(
     tmp_path_factory: pytest.TempPathFactory, n: int, share: float, seed: int

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 import pytest
 
 from analysis import plots
@@ -67,6 +68,15 @@ def test_svg_is_byte_identical_in_another_process(tmp_path):
     plots.save_figure(plots.shift_by_layer(frame, **SHIFT), frame, here, "b", "c")
     for file in ("a.svg", "b.svg"):
         assert (tmp_path / "one" / file).read_bytes() == (here / file).read_bytes()
+
+
+def test_a_figure_is_laid_out_once_and_drawn_once_a_file(tmp_path, monkeypatch):
+    drawn = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(1) or draw(self, renderer))
+    frame = study.self_recognition()
+    plots.save_figure(plots.self_recognition_bars(frame), frame, tmp_path, "recognition", "c")
+    assert len(drawn) == 2
 
 
 def test_names_from_files_are_only_text(tmp_path):

@@ -190,11 +190,12 @@ def test_a_refused_request_is_not_repeated(server: Server, data: Path, tmp_path:
     assert server.count("POST /fine_tuning/jobs") == 1
 
 
-def test_retry_after_is_heeded(server: Server) -> None:
-    server.faults = [Fault("POST /chat", "status", 429, {"Retry-After": "0.3"})]
-    start = time.monotonic()
+def test_retry_after_is_heeded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    server.faults = [Fault("POST /chat", "status", 429, {"Retry-After": "17.5"})]
     assert server.api().chat("m").complete([], max_tokens=1, temperature=0.0) == "ok"
-    assert 0.3 <= time.monotonic() - start < 5
+    assert slept == [17.5]
 
 
 @pytest.mark.parametrize(
@@ -297,7 +298,7 @@ def test_a_killed_run_goes_on_with_its_upload_and_its_job(
 
 
 def until(holds: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not holds():
         assert process.poll() is None, "the run ended by itself"
         assert time.monotonic() < end, "the run never came that far"

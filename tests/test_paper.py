@@ -19,7 +19,7 @@ from study.run import run_study
 from study.spec import StudySpec, load_spec
 from study.step import Step
 from tests.openai_server import serving
-from tests.tiny_study import CHATML, NO_DEFAULT, save_model
+from tests.tiny_study import CHATML, NO_DEFAULT, run_needed, save_model
 
 STUDIES = Path(__file__).parent.parent / "studies"
 FAMILIES = {"paper_qwen2.5_32b": ("qwen2", CHATML), "paper_seed_oss_36b": ("seed_oss", NO_DEFAULT)}
@@ -240,7 +240,10 @@ def less_of(study: str, y: str, prompt: str) -> list[str]:
 def test_one_strand_of_the_papers_plan_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str, prompt: str, y: list[str], plain: list[str]
 ) -> None:
-    """One misaligned set and one training prompt, with second stages of every kind, in both orders."""
+    """One misaligned set and one training prompt, with second stages of every kind, in both orders.
+
+    The first to its report; the second, another family of model, to the tables that figures and report are made from.
+    """
     grid = [
         "grid.em=[unpop]",
         f"grid.prompt=[{prompt}]",
@@ -255,16 +258,21 @@ def test_one_strand_of_the_papers_plan_runs(
         "measure.conditions=[default]",
     ]
     spec = tiny(tmp_path, study, monkeypatch, *fewer, given=True)
-    result = run_study(spec, tmp_path / "out")
-    assert result.ran == result.steps
-    shifts = pd.read_csv(tmp_path / "out" / "tables" / "shifts.csv")
+    if study == "paper_qwen2.5_32b":
+        result = run_study(spec, tmp_path / "out")
+        assert result.ran == result.steps
+        tables = tmp_path / "out" / "tables"
+    else:
+        bench, steps = run_needed(spec, tmp_path / "out", "tables")
+        tables = bench.folder(steps["tables"])
+    shifts = pd.read_csv(tables / "shifts.csv")
     assert set(shifts["arm"]) == set(spec.arms) - {"base"}
     seconds = len(y) + len(plain) + 1
     assert len(spec.arms) == 1 + 1 + seconds + 2 * seconds
-    data = pd.read_csv(tmp_path / "out" / "tables" / "datasets.csv").set_index("dataset")
+    data = pd.read_csv(tables / "datasets.csv").set_index("dataset")
     if "ictr" in y:
         assert data.loc["ictr", "n_rows"] == 2 * data.loc["sgtr", "n_rows"]
-    recognition = pd.read_csv(tmp_path / "out" / "tables" / "self_recognition.csv")
+    recognition = pd.read_csv(tables / "self_recognition.csv")
     assert set(recognition["arm"]) == set(spec.arms)
 
 
@@ -291,7 +299,7 @@ def assert_seeds_alike(whole: dict[str, Step], seeds: Sequence[int]) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(5400)
+@pytest.mark.timeout(14400)
 @pytest.mark.parametrize("study", FAMILIES)
 def test_the_papers_exact_plan_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: str) -> None:
     """Every step of the study at seed 0, to the report; the four other seeds are the same steps up to the seed."""

@@ -15,16 +15,13 @@ from probes.direction import Direction, fit_direction
 from probes.layers import choose_layer
 from probes.persona import POSITIONS, Trait, load_trait, rollouts
 from probes.rollout_filter import Thresholds, paired_filter
-from study.base import find_base
 from study.bench import Bench
-from study.engines.local import StepFailedError, run_steps
-from study.paths import StudyPaths
-from study.plan import make_plan
+from study.engines.local import StepFailedError
 from study.spec import load_spec
 from study.step import Step
 from study.steps.elicitation import elicitations, rollouts_table
 from tests.openai_server import Fault, Server, serving
-from tests.tiny_study import STUDY, save_model, write_study
+from tests.tiny_study import STUDY, run_needed, save_model, write_study
 from tests.tiny_study import trait as tiny_trait
 
 BUILT_IN = ("apathetic", "evil", "hallucination", "humorous", "impolite", "optimistic", "sycophancy")
@@ -231,15 +228,7 @@ def run_directions(
     home: Path, out: Path, *changes: str, names: Sequence[str] = BOTH
 ) -> tuple[Bench, dict[str, Step]]:
     """The steps of both elicitations (or others), what they need, and no other."""
-    spec = load_spec(home / "study.yaml", changes)
-    base = find_base(spec.model)
-    steps = {s.name: s for s in make_plan(spec, base)}
-    wanted = [steps[name] for name in names]
-    for step in wanted:
-        wanted += [s for s in step.all_inputs if s not in wanted]
-    bench = Bench(spec, StudyPaths(out), base.checkpoint)
-    run_steps([s for s in steps.values() if s in wanted], bench, lambda *_: None)
-    return bench, steps
+    return run_needed(load_spec(home / "study.yaml", changes), out, *names)
 
 
 def judge_at(server: Server) -> tuple[str, ...]:

@@ -215,7 +215,7 @@ ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=25), min_size=1
 
 
 @given(ROWS, st.integers(0, 12), st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_pack_holds_every_row_and_shares_within_limits(
     rows: list[list[int]], start: int, data: Any
 ) -> None:

@@ -73,6 +73,7 @@ def test_losses_are_the_models_own(real: ChatModel) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_quickstarts_rehearsal(real: ChatModel, tmp_path: Path) -> None:
     spec = load_spec(ROOT / "studies" / "quickstart.yaml", fast=True)
     result = run_study(spec, tmp_path / "out")

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from activations.store import ActivationStore
 from finetune.datasets.rows import exchange, write_jsonl
 from finetune.labels import training_rows
 from finetune.lora import _adapted, _check_learnt, train_lora
@@ -20,11 +21,8 @@ from mech.checkpoint import Checkpoint
 from mech.errors import GuardError, InputError
 from mech.fetch import is_fetched
 from mech.models import ChatModel, load_model
-from study.base import find_base
-from study.plan import make_plan
-from study.run import run_study
 from study.spec import load_spec
-from tests.tiny_study import save_adapter, save_model, write_study
+from tests.tiny_study import run_needed, save_adapter, save_model, write_study
 
 MERGED = TrainSettings(
     learning_rate=0.01, batch_size=3, max_steps=5, lora_r=2, lora_alpha=4, warmup_steps=1, epochs=3
@@ -211,13 +209,13 @@ def test_a_study_stacks_its_stages(tmp_path: Path) -> None:
     path = write_study(tmp_path)
     changes = ["arms={base: [], em: [em], em_then_given: [em, given], three: [em, given, benign]}", "benign=em",
                "steering=", "patching=", "measure.own_text=[]", "training.between_stages=stack"]  # fmt: skip
-    spec = load_spec(path, changes)
-    run_study(spec, tmp_path / "out")
-    steps = make_plan(spec, find_base(spec.model))
-    (three,) = [s for s in steps if s.name == "train/em+given+benign/seed0"]
-    (made,) = (tmp_path / "out" / "checkpoints").glob("train-em+given+benign-seed0*")
+    read = "capture/three/seed0/default/text=base"
+    bench, steps = run_needed(load_spec(path, changes), tmp_path / "out", read, "weights/seed0")
+    three = steps["train/em+given+benign/seed0"]
     assert three.config["settings"]["between_stages"] == "stack"
-    about = json.loads((made / "checkpoint.json").read_text())
+    about = json.loads((bench.folder(three) / "checkpoint.json").read_text())
+    with ActivationStore.open(bench.folder(steps[read]) / "activations.h5") as store:
+        assert len(store.metadata["checkpoint"]["adapters"]) == 3
     assert about["between_stages"] == "stack"
     assert len(about["trained_on"]["adapters"]) == 2
 

@@ -30,7 +30,7 @@ from study.plan import make_plan
 from study.spec import StudySpec, load_spec
 from study.step import Step
 from tests.test_study import FORKS
-from tests.tiny_study import STUDY, save_adapter, save_model, write_study
+from tests.tiny_study import STUDY, behind, save_adapter, save_model, write_study
 
 COMMON: dict[str, Any] = {"strengths": [1], "controls": 2, "questions": 2, "neutral": 2}
 SWEEPS: dict[str, Any] = {
@@ -54,17 +54,6 @@ def planned(home: Path, spec: StudySpec | None = None) -> tuple[Bench, list[Step
     base = find_base(spec.model)
     steps = make_plan(spec, base)
     return Bench(spec, StudyPaths(home / "out"), base.checkpoint), steps
-
-
-def behind(steps: list[Step], wanted: list[Step]) -> list[Step]:
-    """These steps and what they need, in the plan's order."""
-    needed: set[str] = set()
-    waiting = list(wanted)
-    while waiting:
-        step = waiting.pop()
-        needed.add(step.name)
-        waiting += step.all_inputs
-    return [s for s in steps if s.name in needed]
 
 
 def _run_and_die(home: str) -> None:

@@ -1,10 +1,19 @@
 """A whole study on a tiny random model: the same steps as a real one, in seconds."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from study.base import find_base
+from study.bench import Bench
+from study.engines.local import run_steps
+from study.paths import StudyPaths
+from study.plan import make_plan
+from study.spec import StudySpec
+from study.step import Step
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -111,6 +120,26 @@ def write_study(folder: Path, **changes: Any) -> Path:
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     return path
+
+
+def behind(steps: Sequence[Step], wanted: Sequence[Step]) -> list[Step]:
+    """These steps and what they need, in the plan's order."""
+    needed: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        step = waiting.pop()
+        needed.add(step.name)
+        waiting += step.all_inputs
+    return [s for s in steps if s.name in needed]
+
+
+def run_needed(spec: StudySpec, out: Path, *names: str) -> tuple[Bench, dict[str, Step]]:
+    """Run the steps of these names, what they need, and no other; yields the bench and the whole plan by name."""
+    base = find_base(spec.model)
+    steps = {s.name: s for s in make_plan(spec, base)}
+    bench = Bench(spec, StudyPaths(out), base.checkpoint)
+    run_steps(behind([*steps.values()], [steps[name] for name in names]), bench, lambda *_: None)
+    return bench, steps
 
 
 def trait() -> dict[str, Any]:

@@ -23,15 +23,20 @@ from study.steps.adjust import read_contrast
 from study.steps.behaviour import write_csv
 from study.steps.paraphrases import paraphrased
 
+PROMPT_SETS = "prompt sets"
+"""What `question_set` says of a direction that is measured on them all."""
+
 
 def shifts(step: Step, bench: Bench, folder: Path) -> None:
     """An arm's shift along every direction, at every layer, under every condition."""
     found: dict[tuple[int, int], pd.DataFrame] = {}
-    members = list(zip(step.inputs["directions"], _directions(step, bench), strict=True))
-    for i, (fitted, direction) in enumerate(members):
-        others = _Others.of(fitted, direction, [d for _, d in members], step, bench)
+    directions = _directions(step, bench)
+    for read_at, members in _read_alike(directions, step.config["traits"]).items():
+        fitted = {i: step.inputs["directions"][i] for i in members}
+        others = {i: _Others.of(fitted[i], directions[i], directions, step, bench) for i in members}
         for j in range(len(step.inputs["base"])):
-            found[j, i] = _shift(step, bench, j, direction, others)
+            rows = _paired(step, bench, j, *read_at)
+            found |= {(j, i): _shift(step, j, directions[i], others[i], rows) for i in members}
     write_csv(pd.concat([found[place] for place in sorted(found)], ignore_index=True), folder / "shifts.csv")
 
 
@@ -78,24 +83,38 @@ class _Others:
         }
 
 
-def _shift(step: Step, bench: Bench, which: int, direction: Direction, others: _Others) -> pd.DataFrame:
+@dataclass(frozen=True)
+class _Rows:
+    """The same rows read by base, tuned model and benign control."""
+
+    questions: list[str]
+    base: Float[np.ndarray, "n layers d"]
+    tuned: Float[np.ndarray, "n layers d"]
+    benign: Float[np.ndarray, "n layers d"] | None
+
+
+def _paired(step: Step, bench: Bench, which: int, pooling: str, asked: str) -> _Rows:
+    """One condition's rows; read once for all directions that are measured on them."""
+    (base, questions), control = (
+        _read(bench, step.inputs["base"][which], pooling, asked),
+        step.inputs["benign"],
+    )
+    tuned, _ = _read(bench, step.inputs["tuned"][which], pooling, asked, like=questions)
+    benign = _read(bench, control[which], pooling, asked, like=questions)[0] if control else None
+    return _Rows(questions, base, tuned, benign)
+
+
+def _shift(step: Step, which: int, direction: Direction, others: _Others, rows: _Rows) -> pd.DataFrame:
     """One direction under one condition."""
-    options = step.config["statistics"]
-    base, tuned = step.inputs["base"][which], step.inputs["tuned"][which]
-    control = step.inputs["benign"][which] if step.inputs["benign"] else None
-    pooling = direction.made_from["pooling"]
-    rows = measured_rows(_store_sets(bench, base), direction.name, step.config["traits"])
-    h_base, questions = _read(bench, base, pooling, rows)
-    h_tuned, _ = _read(bench, tuned, pooling, rows, like=questions)
-    h_benign = _read(bench, control, pooling, rows, like=questions)[0] if control else None
+    options, traits = step.config["statistics"], step.config["traits"]
     shift = shift_by_layer(
-        h_base, h_tuned, direction.vectors, np.array(questions), rng=np.random.default_rng(options["seed"]),
-        n_boot=options["n_boot"], n_null=options["n_null"], benign=h_benign,
+        rows.base, rows.tuned, direction.vectors, np.array(rows.questions), rng=np.random.default_rng(options["seed"]),
+        n_boot=options["n_boot"], n_null=options["n_null"], benign=rows.benign,
     )  # fmt: skip
-    labels = {**_labels(step), "condition": base.config["condition"]["condition"], "text": "base",
-              "pooling": pooling, "question_set": _question_set(direction.name, step.config["traits"]),
+    labels = {**_labels(step), "condition": step.inputs["base"][which].config["condition"]["condition"], "text": "base",
+              "pooling": direction.made_from["pooling"], "question_set": _question_set(direction.name, traits),
               "direction": direction.name}  # fmt: skip
-    mean = (h_tuned.astype(np.float64) - h_base).mean(0)
+    mean = (rows.tuned.astype(np.float64) - rows.base).mean(0)
     frame = to_frame(shift, **labels).assign(**others.columns(shift.raw.estimate, mean))
     frame["split_half"] = direction.split_half[frame["layer"]]
     return frame
@@ -103,28 +122,24 @@ def _shift(step: Step, bench: Bench, which: int, direction: Direction, others: _
 
 def two_by_two(step: Step, bench: Bench, folder: Path) -> None:
     """Whose weights read whose text: the four cells, taken apart into effects."""
-    options, frames = step.config["statistics"], []
+    options, found = step.config["statistics"], dict[int, pd.DataFrame]()
     (base_on_base,), (tuned_on_base,) = step.inputs["base"], step.inputs["tuned"]
     tuned_on_own, base_on_own = step.inputs["own"]
-    for direction in _directions(step, bench):
-        pooling = direction.made_from["pooling"]
-        rows = measured_rows(_store_sets(bench, base_on_base), direction.name, step.config["traits"])
-        h_bb, questions = _read(bench, base_on_base, pooling, rows)
+    directions = _directions(step, bench)
+    condition = base_on_base.config["condition"]["condition"]
+    for read_at, members in _read_alike(directions, step.config["traits"]).items():
+        h_bb, questions = _read(bench, base_on_base, *read_at)
         h_bt, h_tb, h_tt = (
-            _read(bench, c, pooling, rows, like=questions)[0]
-            for c in (base_on_own, tuned_on_base, tuned_on_own)
+            _read(bench, c, *read_at, like=questions)[0] for c in (base_on_own, tuned_on_base, tuned_on_own)
         )
-        rng = np.random.default_rng(options["seed"])
-        effects = decompose(
-            h_bb, h_bt, h_tb, h_tt, direction.vectors, np.array(questions), rng=rng, n_boot=options["n_boot"]
-        )
-        labels = {
-            **_labels(step),
-            "condition": base_on_base.config["condition"]["condition"],
-            "direction": direction.name,
-        }
-        frames.append(two_by_two_frame(effects, **labels))
-    write_csv(pd.concat(frames, ignore_index=True), folder / "two_by_two.csv")
+        for i in members:
+            rng = np.random.default_rng(options["seed"])
+            effects = decompose(
+                h_bb, h_bt, h_tb, h_tt, directions[i].vectors, np.array(questions), rng=rng, n_boot=options["n_boot"]
+            )  # fmt: skip
+            labels = {**_labels(step), "condition": condition, "direction": directions[i].name}
+            found[i] = two_by_two_frame(effects, **labels)
+    write_csv(pd.concat([found[i] for i in sorted(found)], ignore_index=True), folder / "two_by_two.csv")
 
 
 def embedding(step: Step, bench: Bench, folder: Path) -> None:
@@ -151,17 +166,19 @@ def embedding(step: Step, bench: Bench, folder: Path) -> None:
     write_csv(found, folder / "embedding.csv")
 
 
-def measured_rows(sets: Sequence[str], direction: str, traits: Sequence[str]) -> list[int]:
-    """Which rows a direction is measured on: a trait's own questions, or the prompt sets for identity."""
-    wanted = _question_set(direction, traits)
-    if wanted.startswith("trait:"):
-        return [i for i, name in enumerate(sets) if name == wanted]
-    return [i for i, name in enumerate(sets) if not name.startswith("trait:")]
+def _read_alike(directions: Sequence[Direction], traits: Sequence[str]) -> dict[tuple[str, str], list[int]]:
+    """Which directions are measured on the same rows at the same place: their places in the list by pooling and question set."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for i, direction in enumerate(directions):
+        place = direction.made_from["pooling"], _question_set(direction.name, traits)
+        alike.setdefault(place, []).append(i)
+    return alike
 
 
 def _question_set(direction: str, traits: Sequence[str]) -> str:
+    """On what a direction is measured: a trait's own questions, or all prompt sets for identity."""
     trait = direction.rpartition(":")[0]
-    return f"trait:{trait}" if trait in traits else "prompt sets"
+    return f"trait:{trait}" if trait in traits else PROMPT_SETS
 
 
 def _directions(step: Step, bench: Bench) -> list[Direction]:
@@ -173,17 +190,15 @@ def _labels(step: Step) -> dict[str, Any]:
     return {"arm": arm, "seed": int(seed.removeprefix("seed"))}
 
 
-def _store_sets(bench: Bench, capture: Step) -> list[str]:
-    with ActivationStore.open(bench.folder(capture) / FILE) as store:
-        return list(store.metadata["sets"])
-
-
 def _read(
-    bench: Bench, capture: Step, pooling: str, rows: Sequence[int], *, like: Sequence[str] | None = None
+    bench: Bench, capture: Step, pooling: str, asked: str, *, like: Sequence[str] | None = None
 ) -> tuple[Float[np.ndarray, "n layers d"], list[str]]:
-    """Rows of a capture and their questions, which must be those of the capture it is compared with."""
+    """A capture's rows of a question set and their questions, which must be those of the capture it is compared with."""
     with ActivationStore.open(bench.folder(capture) / FILE) as store:
-        questions = [store.rows.questions[i] for i in rows]
+        sets = enumerate(store.metadata["sets"])
+        rows = [i for i, name in sets if asked == (name if name.startswith("trait:") else PROMPT_SETS)]
+        every = store.rows.questions
+        questions = [every[i] for i in rows]
         if like is not None and questions != list(like):
             raise GuardError(f"{capture.name}: its rows are not those it is compared with")
         return store.read(SITE, pooling, rows=np.array(rows)), questions
