@@ -36,6 +36,16 @@ class Sampling:
     """Rows decoded together; changes the speed, not the samples."""
 
 
+_SHAPING = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "repetition_penalty",
+    "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "min_length", "min_new_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty", "guidance_scale",
+    "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "watermarking_config", "stop_strings", "max_time",
+)  # fmt: skip
+"""What a model's `generation_config.json` may ask for and is not done here: it would bend the distribution that is sampled from, by
+the padding too (Qwen2.5's repetition penalty counts padding as said)."""
+
+
 @torch.no_grad()
 def generate(
     model: ChatModel,
@@ -88,9 +98,7 @@ def _generate_batch(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **dict.fromkeys(_SHAPING),
             eos_token_id=stops or None,
             pad_token_id=pad,
             logits_processor=noise,

@@ -268,7 +268,12 @@ def _merged(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
     for i, adapter in enumerate(checkpoint.adapters):
         model = put_adapter(model, adapter.path)
         if last or i + 1 < len(checkpoint.adapters):
-            model = model.merge_and_unload(safe_merge=True)
+            try:
+                model = model.merge_and_unload(safe_merge=True)
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"{adapter.path}: cannot be merged ({str(error).splitlines()[0]})"
+                ) from error
     return model
 
 
@@ -332,6 +337,10 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         in_file = set(stored.keys())
     in_model = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    # PEFT saves embedding and head whole beside an adapter that touches them; it has put them on the model.
+    ends = (wrapped.get_input_embeddings(), wrapped.get_output_embeddings())
+    names = [name for name, module in wrapped.named_modules() if module in ends]
+    in_file -= {f"{name}{layer}.weight" for name in names for layer in ("", ".base_layer")} - in_model
     if in_file != in_model:
         odd = sorted(in_file ^ in_model)[:3]
         raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")
