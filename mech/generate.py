@@ -5,6 +5,7 @@ taking the largest, which is exactly sampling from the softmax; each row has its
 the caller's seed and the row's number, so batch size and order change nothing but rounding.
 """
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,11 +155,14 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         while contexts:
             contexts.pop().__exit__(None, None, None)
 
-    def enter(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leave()
-        past = kwargs.get("past_key_values")
+        given = (
+            inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        )  # GPT-2 names no ids
+        past = given.get("past_key_values")
         first = past is None or past.get_seq_length() == 0
-        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"][..., 0]
+        ids = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"][..., 0]
         context = declared(prompt if first else _ANSWER, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)

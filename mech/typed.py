@@ -13,6 +13,9 @@ from mech.files import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 
+_UNKNOWN = "extra_forbidden"
+"""What pydantic calls a key that is not known."""
+
 
 def read_typed(path: Path, kind: type[T]) -> T:
     """Read a YAML file as a frozen pydantic model; a file that has not changed is read once.
@@ -32,9 +35,10 @@ def first_problem(error: ValidationError, *kinds: type[BaseModel]) -> str:
         error: what pydantic raised.
         kinds: the model that was to be made, or the models of a union.
     """
-    first, *others = error.errors()
-    place, said = ".".join(map(str, first["loc"])), str(first["msg"])
-    if first["type"] == "extra_forbidden":
+    # A key that is not known first: what it was meant to be may be what is missing.
+    first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != _UNKNOWN)
+    place, said = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == _UNKNOWN:
         near = get_close_matches(str(first["loc"][-1]), _fields(kinds, first["loc"][:-1]), n=1)
         said = "no such key" + (f"; did you mean {near[0]}?" if near else "")
     more = f" (and {len(others)} more)" if others else ""

@@ -168,6 +168,23 @@ def test_a_vector_by_layer_is_indexed_by_layer(model: ChatModel, rows: list[Enco
     assert np.array_equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_generation_is_steered_where_ids_have_no_name(family: str, tmp_path: Path) -> None:
+    """GPT-2's head hands its decoder the ids by place; against a plain loop without a cache."""
+    other = load_model(str(save_model(tmp_path / "m", family=family)))
+    prompts = [other.template.encode_prompt([{"role": "user", "content": "Who? " * n}]) for n in (1, 3)]
+    vector = torch.randn(other.d_model, generator=torch.manual_seed(2)) * 3
+    with intervene(other, Add(vector, layers=[LAYER], positions="generated")):
+        texts = generate(other, prompts, Sampling(max_new_tokens=5))
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = list(prompt.ids)
+        for _ in range(5):
+            mask = (torch.arange(len(ids)) >= len(prompt.ids)).view(1, -1, 1)
+            row = Encoded(tuple(ids), len(ids), 0, "")
+            ids.append(int(by_hand(other, row, lambda h, m=mask: h + m * vector)[-1].argmax()))
+        assert text == other.tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True)
+
+
 def seen_positions(model: ChatModel, prompts: list[Encoded], positions: str) -> list[Tensor]:
     """Which tokens of each forward pass of a generation are edited."""
     changed: list[Tensor] = []

@@ -303,6 +303,10 @@ def test_a_full_disk_loses_nothing(home: Path, finished: Path, monkeypatch: pyte
         ({"arms": {"em": ["em"]}}, "one arm, and only one, must be the base"),
         ({"arms": {"base": [], "again": []}}, "one arm, and only one, must be the base"),
         ({"data": {"em": {"kind": "messages"}}}, r"data\.em\.messages\.source"),
+        (
+            {"data": {"em": {"kind": "messages", "sorce": "x"}}},
+            r"sorce: no such key; did you mean source\? \(and \d more\)",
+        ),
     ],
 )
 def test_a_bad_study_is_refused_with_its_place(
