@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from scipy import stats
 
-from mech.adapters import Update, orthonormal
+from mech.adapters import Update
 from mech.errors import InputError
 from probes.direction import Direction
 from probes.nulls import covariance_matched_directions, upper_p
@@ -138,7 +138,7 @@ def overlap(
         raise InputError("the two adapters change no map in common")
     rows, total, nulls = [], np.zeros(n_null), dict[tuple[int, ...], np.ndarray]()
     for a, b in pairs:
-        left, right = (orthonormal(u.left).numpy() for u in (a, b))
+        left, right = (_left_singular(u)[0] for u in (a, b))
         if not (left.shape[1] and right.shape[1]):
             continue  # one of the two writes nothing here
         shape = (len(right), right.shape[1], left.shape[1])

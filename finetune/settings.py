@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from mech.errors import InputError
 from mech.models import STACK, Merge
+from mech.typed import first_problem
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper-32b": {"micro_batch": 2, "gradient_checkpointing": True, "dtype": "bfloat16"},
@@ -105,6 +106,4 @@ def make_settings(*layers: Mapping[str, Any]) -> TrainSettings:
     try:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(map(str, problem["loc"])) or "settings"
-        raise InputError(f"{place}: {problem['msg']}") from error
+        raise InputError(first_problem(error, TrainSettings)) from error

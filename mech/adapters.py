@@ -54,9 +54,15 @@ def adapter_layers(model: ChatModel, layers: Collection[int]) -> Iterator[None]:
     """Let the adapter act in these layers only: all of them is the finetuned model, none the base.
 
     Raises:
-        InputError: no live adapter, or a layer that the model does not have.
+        InputError: no live adapter, one that also changes what cannot be switched by layer, or a layer that the model does
+            not have.
     """
     modules = lora_modules(model)
+    if odd := beyond_layers(model):
+        raise InputError(
+            f"{model.checkpoint}: this adapter also changes {', '.join(odd[:3])}, which no layer switches on or off: "
+            "base and finetuned cannot share one copy of the weights"
+        )
     if wrong := [layer for layer in layers if not 0 <= layer < model.n_layers]:
         raise InputError(f"layer {wrong[0]} is out of range: this model has layers 0 to {model.n_layers - 1}")
     before = {place: module.disable_adapters for place, module in modules.items()}
@@ -69,6 +75,24 @@ def adapter_layers(model: ChatModel, layers: Collection[int]) -> Iterator[None]:
             module._disable_adapters = before[place]
 
 
+def beyond_layers(model: ChatModel) -> list[str]:
+    """What a live adapter changes beside the maps that `lora_modules` finds: embedding or head, whole modules, biases."""
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    inside = set(lora_modules(model).values())
+    found = [
+        name
+        for name, module in model.causal.named_modules()
+        if (isinstance(module, LoraLayer) and module not in inside)
+        or isinstance(module, AuxiliaryTrainingWrapper)
+    ]
+    biases = [
+        c.bias for c in getattr(model.hf, "peft_config", {}).values() if getattr(c, "bias", "none") != "none"
+    ]
+    return found + [f"biases (bias: {bias})" for bias in biases]
+
+
 def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
     """What live adapters add to each linear map, as factors; no ΔW is ever formed. Those of a stack stand side by side.
 
@@ -77,13 +101,17 @@ def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
         writing: only maps whose output goes into the residual stream (attention's and the MLP's last ones).
 
     Raises:
-        InputError: no live adapter.
+        InputError: no live adapter, or not plain LoRA (DoRA): what it adds is not a product of two factors.
     """
     found, writers = [], writing_maps(model) if writing else set()
     for (layer, name), module in lora_modules(model).items():
         if writing and (layer, name) not in writers:
             continue
         acting = [adapter for adapter in module.active_adapters if adapter in module.lora_A]
+        if any(adapter in getattr(module, "lora_variant", {}) for adapter in acting):
+            raise InputError(
+                f"{model.checkpoint}: not plain LoRA: what it adds to {name} is not a product of two factors"
+            )
         left = [module.lora_B[a].weight.detach().float() * float(module.scaling[a]) for a in acting]
         right = [module.lora_A[a].weight.detach().float() for a in acting]
         if acting:

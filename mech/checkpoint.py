@@ -21,6 +21,10 @@ log = logging.getLogger(__name__)
 MANIFEST = "checkpoint.json"
 """Beside an adapter of ours: which checkpoint it was trained on."""
 
+_TOKENIZER_FILES = (
+    "tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -54,6 +58,18 @@ class Checkpoint:
     def key(self) -> str:
         """Digest of weights alone: equal for equal checkpoints, wherever they lie."""
         return digest_of([self.digest, *[a.digest for a in self.adapters]])
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Digests of the base and, where all its weights were finetuned here, of what that began from: one residual stream."""
+        digests, folder = [self.digest], self.path
+        while (folder / MANIFEST).is_file() and not (folder / "adapter_config.json").is_file():
+            trained_on = read_json(folder / MANIFEST)["trained_on"]
+            if trained_on["digest"] in digests:
+                break
+            digests.append(trained_on["digest"])
+            folder = Path(trained_on["base"])
+        return tuple(digests)
 
     def plus(self, folder: Path) -> "Checkpoint":
         """What a training on this checkpoint left in `folder`: one more adapter on top, or a whole model instead."""
@@ -106,6 +122,14 @@ def weights_digest(path: Path) -> str:
     return digest_of([[f.name, _remembered_sha256(f)] for f in files])
 
 
+def tokenizer_digest(path: Path) -> str:
+    """SHA-256 over what makes token ids of text in a model folder: tokenizer and chat template. A GGUF file holds its own."""
+    if path.is_file():
+        return weights_digest(path)
+    files = sorted({file for pattern in _TOKENIZER_FILES for file in path.glob(pattern) if file.is_file()})
+    return digest_of([[f.name, _remembered_sha256(f)] for f in files])
+
+
 def adapter_digest(folder: Path) -> str:
     """SHA-256 over an adapter's weights and the config fields that change what it computes."""
     weights = folder / "adapter_model.safetensors"
@@ -119,6 +143,8 @@ def adapter_digest(folder: Path) -> str:
     }
     if isinstance(used["target_modules"], list):
         used["target_modules"] = sorted(used["target_modules"])
+    # Scales of single maps stand in the config alone; most adapters have none, and keep the digest that they always had.
+    used |= {k: config[k] for k in ("alpha_pattern", "rank_pattern", "layer_replication") if config.get(k)}
     return digest_of([used, _remembered_sha256(weights)])
 
 

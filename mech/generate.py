@@ -5,6 +5,7 @@ softmax; each row has its own generator, seeded by the caller's seed and the row
 nothing but rounding. What all prompts of a batch begin with is read once where `mech.prefix` allows it.
 """
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,16 @@ class Sampling:
     """Seed of the samples; row i draws from a generator of (seed, i)."""
     batch_size: int = 32
     """Rows decoded together; changes the speed, not the samples."""
+
+
+_SHAPING = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "repetition_penalty",
+    "no_repeat_ngram_size", "bad_words_ids", "sequence_bias", "min_length", "min_new_tokens", "forced_bos_token_id",
+    "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty", "guidance_scale",
+    "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "watermarking_config", "stop_strings", "max_time",
+)  # fmt: skip
+"""What a model's `generation_config.json` may ask for and is not done here: it would bend the distribution that is sampled from, by
+the padding too (Qwen2.5's repetition penalty counts padding as said)."""
 
 
 @torch.no_grad()
@@ -98,9 +109,7 @@ def _generate_batch(
             max_new_tokens=sampling.max_new_tokens,
             do_sample=False,
             num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
+            **dict.fromkeys(_SHAPING),
             eos_token_id=stops or None,
             pad_token_id=pad,
             logits_processor=race,
@@ -175,11 +184,14 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         while contexts:
             contexts.pop().__exit__(None, None, None)
 
-    def enter(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+    def enter(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         leave()
-        past = kwargs.get("past_key_values")
+        given = (
+            inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        )  # GPT-2 names no ids
+        past = given.get("past_key_values")
         first = past is None or past.get_seq_length() == 0
-        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"][..., 0]
+        ids = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"][..., 0]
         context = declared(prompt if first else _ANSWER, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)

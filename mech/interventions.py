@@ -26,7 +26,7 @@ from mech.errors import GuardError, InputError
 from mech.hooks import Edit, hooked
 from mech.models import ChatModel
 from mech.packed_attention import can_pack
-from mech.positions import Position, mask_for
+from mech.positions import Position, mask_for, tokens_read
 from mech.sites import Site, site_width
 
 Vector = (
@@ -92,6 +92,8 @@ class Cap:
     def __post_init__(self) -> None:
         if self.ceiling is None and self.floor is None:
             raise InputError("Cap needs a ceiling, a floor, or both")
+        if self.ceiling is not None and self.floor is not None and self.floor > self.ceiling:
+            raise InputError(f"Cap: the floor {self.floor} lies above the ceiling {self.ceiling}")
 
     def apply(self, h: Stream, prepared: Float[Tensor, " d"]) -> Stream:
         """The edited stream, in float32."""
@@ -125,8 +127,9 @@ def _with_projection(h: Stream, unit: Float[Tensor, " d"], change: Callable[[Ten
 class Patch:
     """Put another run's stream in place of this one's.
 
-    `values` is [batch, seq, d] for each named layer, in the order of `layers`: the same batch, read with
-    the same tokens.
+    `values` is [batch, seq, d] for each named layer, in the order of `layers`: the caller's rows in their order, each from its first
+    token on, with whatever behind its last one. A pass may read them in another order, padded or a few at a time; a pass that
+    nobody declared (`model.hf(...)`) must have just this shape.
     """
 
     values: Float[Tensor, "n_patched batch seq d"]
@@ -159,6 +162,8 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         InputError: a vector of another width, or a layer the model does not have.
         GuardError: the context ended without one of them having met a single token.
     """
+    for given in interventions:
+        _check_given(given)
     model.check_head()  # now: later these would run a pass through the hooks
     can_pack(model)
     counts = [dict.fromkeys(i.layers, 0) for i in interventions]
@@ -203,6 +208,18 @@ def differ_by_row() -> bool:
     return any(isinstance(i, Patch) or i.rows is not None for i in _active.get())
 
 
+def _check_given(intervention: Intervention) -> None:
+    """Say in our words what a notebook is likely to get wrong."""
+    kind = type(intervention).__name__
+    if isinstance(intervention.layers, int):
+        raise InputError(f"{kind}: layers are a list: layers=[{intervention.layers}]")
+    if len(set(intervention.layers)) < len(intervention.layers):
+        raise InputError(f"{kind}: layers {list(intervention.layers)} name one twice: it acts once a layer")
+    array = intervention.values if isinstance(intervention, Patch) else intervention.vector
+    if hasattr(array, "vectors"):
+        raise InputError(f"{kind}: give the direction's array: direction.vectors")
+
+
 def _edits(
     model: ChatModel, intervention: Intervention, count: dict[int, int]
 ) -> dict[tuple[Site, int], Edit]:
@@ -244,9 +261,26 @@ def _prepared(intervention: Add | Ablate | Cap | Clamp, vector: Float[Tensor, " 
 
 def _patched(values: Float[Tensor, "batch seq d"]) -> Callable[[Stream], Stream]:
     def change(h: Stream) -> Stream:
-        if values.shape != h.shape:
-            raise InputError(f"Patch: values have shape {tuple(values.shape)}, the stream {tuple(h.shape)}")
-        return values.to(h.device, h.dtype)
+        read = tokens_read((h.shape[0], h.shape[1]))
+        if read is None:
+            if values.shape != h.shape:
+                raise InputError(
+                    f"Patch: values have shape {tuple(values.shape)}, the stream {tuple(h.shape)}"
+                )
+            return values.to(h.device, h.dtype)
+        owners, place = read
+        needed = (int(owners.max()) + 1, int(place.max()) + 1, h.shape[2])
+        if (
+            any(n > has for n, has in zip(needed[:2], values.shape, strict=False))
+            or values.shape[2] != needed[2]
+        ):
+            raise InputError(
+                f"Patch: values have shape {tuple(values.shape)}, the rows that are read need {needed}"
+            )
+        found = values.to(h.device, h.dtype)[
+            owners.clamp_min(0).to(h.device), place.clamp_min(0).to(h.device)
+        ]
+        return torch.where((place >= 0).to(h.device).unsqueeze(-1), found, h)
 
     return change
 

@@ -117,7 +117,7 @@ def direction_lens(
         k: how many on each side.
 
     Raises:
-        InputError: vectors of another model, or a zero or non-finite one.
+        InputError: vectors of another model, a layer that it does not have, or a zero or non-finite vector.
     """
     tensor = torch.as_tensor(vectors, dtype=torch.float32)
     if tensor.shape != (model.n_layers, model.d_model):
@@ -126,6 +126,10 @@ def direction_lens(
         )
     found = []
     for layer in range(model.n_layers) if layers is None else layers:
+        if not 0 <= layer < model.n_layers:
+            raise InputError(
+                f"layer {layer} is out of range: this model has layers 0 to {model.n_layers - 1}"
+            )
         if not torch.isfinite(tensor[layer]).all() or not tensor[layer].any():
             raise InputError(f"the vector at layer {layer} is zero or not finite")
         (favoured,) = favoured_tokens(model, tensor[layer : layer + 1])

@@ -29,7 +29,7 @@ from mech.checkpoint import (
 from mech.errors import GuardError, InputError, NotHereError
 from mech.extras import require
 from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
-from mech.quiet import quiet_peft
+from mech.stacks import merged, stacked
 
 log = logging.getLogger(__name__)
 
@@ -244,10 +244,10 @@ def load_model(
         hf_kwargs["quantization_config"] = _quantisation(checkpoint, quantise, wanted, merge)
     if merge == STACK:
         model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
-        model = _stacked(model, checkpoint)
+        model = stacked(model, checkpoint)
     else:
         model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
-        model = _merged(model, checkpoint, last=merge)
+        model = merged(model, checkpoint, last=merge)
         if checkpoint.adapters and wanted != "auto" and "quantization_config" not in hf_kwargs:
             model = model.to(wanted)
     if device is not None:
@@ -255,25 +255,6 @@ def load_model(
     model.eval()
     model.requires_grad_(requires_grad=False)
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
-
-
-def _merged(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
-    """A base with its adapters merged, one after the other; the last one only where asked for."""
-    for i, adapter in enumerate(checkpoint.adapters):
-        model = put_adapter(model, adapter.path)
-        if last or i + 1 < len(checkpoint.adapters):
-            model = model.merge_and_unload(safe_merge=True)
-    return model
-
-
-def _stacked(model: Any, checkpoint: Checkpoint) -> Any:
-    """A base under all its adapters, each live: PEFT adds up what the active ones compute."""
-    names = [f"stage{i}" for i in range(1, len(checkpoint.adapters) + 1)]
-    for name, adapter in zip(names, checkpoint.adapters, strict=True):
-        model = put_adapter(model, adapter.path, name)
-    if names:
-        model.base_model.set_adapter(names, inference_mode=True)
-    return model
 
 
 def skeleton(checkpoint: Checkpoint) -> ChatModel:
@@ -301,35 +282,6 @@ def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtyp
 
     compute = torch.bfloat16 if dtype == "auto" else dtype
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-
-
-def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
-    """Put a LoRA adapter on a model, or beside those that a PEFT model has, as a live PEFT adapter of this name.
-
-    Raises:
-        InputError: the adapter's tensors do not fit this model: other names, or other shapes.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    try:
-        with quiet_peft():
-            if isinstance(model, PeftModel):
-                wrapped = model
-                wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-            else:
-                wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"
-        ) from error
-    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
-        in_file = set(stored.keys())
-    in_model = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
-    if in_file != in_model:
-        odd = sorted(in_file ^ in_model)[:3]
-        raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")
-    return wrapped
 
 
 def _find(name: str, revision: str, *, download: bool) -> tuple[Path, str]:

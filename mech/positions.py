@@ -76,6 +76,30 @@ def carried_over() -> AbstractContextManager[None]:
     return nullcontext() if now is None else declared(now.masks, now.owners)
 
 
+def tokens_read(shape: tuple[int, int]) -> tuple[Owners, Int[Tensor, "batch seq"]] | None:
+    """Of each token of the current pass: the caller's row it belongs to, and its place in that row (-1: no token of a row).
+
+    None where nobody declared whose tokens the pass reads.
+
+    Args:
+        shape: batch and sequence of the pass.
+
+    Raises:
+        InputError: the pass reads what has just been generated, whose place in its row is not declared.
+    """
+    now = _current.get()
+    if now is None or now.owners is None:
+        return None
+    if now.masks.get("prompt", False) is False:
+        raise InputError(
+            "a token that is being generated has no place among those that were read: name positions='prompt'"
+        )
+    real = now.masks.get("all", False)
+    taken = torch.full(shape, fill_value=real) if isinstance(real, bool) else real
+    place = (taken.cumsum(-1) - 1).masked_fill(~taken, -1)
+    return now.owners.to(place.device), place
+
+
 def mask_for(position: Position, shape: tuple[int, int], rows: Sequence[int] | None = None) -> Mask:
     """The tokens of a position in the current pass.
 

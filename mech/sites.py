@@ -23,6 +23,11 @@ BEFORE: tuple[Site, ...] = ("resid_pre", "attn_head_out")
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+_NORMS_BEHIND = (
+    ("post_self_attn_layernorm", "post_attention_layernorm"),
+    ("post_mlp_layernorm", "post_feedforward_layernorm"),
+)
+"""Of attention and of the MLP, before their output is added to the stream."""
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 
@@ -41,14 +46,11 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
         return block
     if site == "attn_head_out":
         return _part(_part(block, _ATTENTION, site), _PROJECTION, site)
-    names, norm = (
-        (_ATTENTION, "post_attention_layernorm")
-        if site == "attn_out"
-        else (_MLP, "post_feedforward_layernorm")
-    )
-    # Blocks with a norm behind each part (Gemma 2 and 3) add that norm's output to the stream.
-    if hasattr(block, "pre_feedforward_layernorm") and hasattr(block, norm):
-        return _part(block, (norm,), site)
+    names, norms = (_ATTENTION, _NORMS_BEHIND[0]) if site == "attn_out" else (_MLP, _NORMS_BEHIND[1])
+    # Blocks with a norm behind each part (Gemma 2 and 3, OLMo 2, GLM 4) add that norm's output to the stream. Elsewhere
+    # `post_attention_layernorm` stands before the MLP: what tells them apart is the norm behind the MLP.
+    if any(hasattr(block, name) for name in _NORMS_BEHIND[1]):
+        return _part(block, norms, site)
     return _part(block, names, site)
 
 

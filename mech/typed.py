@@ -1,10 +1,11 @@
-"""YAML files that hold one typed thing: prompts, traits, identities."""
+"""YAML files that hold one typed thing (prompts, traits, identities), and what pydantic says of such a thing, for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,6 +13,9 @@ from mech.errors import InputError
 from mech.files import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
+
+_UNKNOWN = "extra_forbidden"
+"""What pydantic calls a key that is not known."""
 
 
 def data_folder(package: str) -> Path:
@@ -61,10 +65,42 @@ def read_typed(path: Path, kind: type[T]) -> T:
     return cast("T", found)
 
 
+def first_problem(error: ValidationError, *kinds: type[BaseModel]) -> str:
+    """The first of pydantic's complaints, with its place, and the key that was meant where one is near.
+
+    Args:
+        error: what pydantic raised.
+        kinds: the model that was to be made, or the models of a union.
+    """
+    # A key that is not known first: what it was meant to be may be what is missing.
+    first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != _UNKNOWN)
+    place, said = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == _UNKNOWN:
+        near = get_close_matches(str(first["loc"][-1]), _fields(kinds, first["loc"][:-1]), n=1)
+        said = "no such key" + (f"; did you mean {near[0]}?" if near else "")
+    more = f" (and {len(others)} more)" if others else ""
+    return (f"{place}: " if place else "") + said + more
+
+
 @lru_cache(maxsize=256)
 def _read(path: Path, kind: type[BaseModel], _stamp: tuple[int, int] | None) -> BaseModel:
     try:
         return kind.model_validate(read_yaml(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise InputError(f"{path}: {first_problem(error, kind)}") from error
+
+
+def _fields(kinds: Sequence[type[BaseModel]], place: Sequence[int | str]) -> list[str]:
+    """Fields of the models at a place below some models. Steps that are no field (an entry's name, a union's tag) go nowhere."""
+    here = list(kinds)
+    for step in place:
+        annotations = [kind.model_fields[step].annotation for kind in here if step in kind.model_fields]
+        here = [found for annotation in annotations for found in _models_in(annotation)] or here
+    return sorted({name for kind in here for name in kind.model_fields})
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)

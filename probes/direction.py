@@ -5,7 +5,7 @@ model's own name, as against invented ones).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -122,13 +122,14 @@ class Direction:
         """The same direction at some layers only: row i is that of `layers[i]`."""
         return replace(self, vectors=self.vectors[list(layers)], split_half=self.split_half[list(layers)])
 
-    def require(self, *, n_layers: int, d_model: int, base: str | None = None) -> None:
+    def require(self, *, n_layers: int, d_model: int, base: str | Collection[str] | None = None) -> None:
         """Refuse to be used on another model.
 
         Args:
             n_layers: blocks of the model.
             d_model: width of its residual stream.
-            base: digest of its base's weights (`model.checkpoint.digest`); compared where the direction has one too.
+            base: digest of its base's weights, or of several that will do (`model.checkpoint.origins`); compared where the
+                direction has one too.
 
         Raises:
             InputError: the shapes differ, or it was made on another base.
@@ -139,7 +140,8 @@ class Direction:
                 f"{self.vectors.shape[1]}; this one has {n_layers} layers, width {d_model}"
             )
         made_on = self.made_from.get("checkpoint", {})
-        if base is not None and made_on.get("digest") not in (None, base):
+        known = {base} if isinstance(base, str) else base
+        if known is not None and made_on.get("digest", None) not in {None, *known}:
             raise InputError(
                 f"direction {self.name} was made on another base ({made_on.get('base', made_on['digest'][:12])}): "
                 "take a direction of this model, or make one"

@@ -209,7 +209,7 @@ def _check(
     if len({d.name for d in directions}) < len(directions):
         raise InputError("two directions of one name: rename one")
     for direction in directions:
-        direction.require(n_layers=model.n_layers, d_model=model.d_model)
+        direction.require(n_layers=model.n_layers, d_model=model.d_model, base=model.checkpoint.origins)
         check_grid(grid, direction.name, model.n_layers)
 
 

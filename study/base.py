@@ -1,9 +1,10 @@
 """The base model of a study: found, or, for a plan made elsewhere, known only by its size."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from mech.checkpoint import Checkpoint, source_of
+from mech.checkpoint import Checkpoint, source_of, tokenizer_digest
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.models import resolve
@@ -21,6 +22,15 @@ class Base:
     parameters: int
     missing: str = ""
     """Why its weights are not at hand; empty where they are."""
+
+    @cached_property
+    def tokenizer(self) -> str:
+        """Digest of its tokenizer and chat template; empty where they are not at hand."""
+        return (
+            tokenizer_digest(self.checkpoint.path)
+            if self.checkpoint.path.exists() and not self.missing
+            else ""
+        )
 
 
 def find_base(model: ModelSpec) -> Base:

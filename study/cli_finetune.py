@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -55,13 +55,16 @@ def build(
     from pydantic import TypeAdapter, ValidationError
 
     from finetune.datasets.build import build as build_dataset
-    from finetune.datasets.spec import DataSpec
-    from study.overrides import first_problem, parse_overrides
+    from finetune.datasets.spec import AnyData, DataSpec
+    from mech.typed import first_problem
+    from study.overrides import parse_overrides
 
     try:
         spec = TypeAdapter(DataSpec).validate_python({"kind": kind.value, **parse_overrides(fields or [])})
     except ValidationError as error:
-        raise InputError(f"mech data build {kind.value}: {first_problem(error)}") from error
+        raise InputError(
+            f"mech data build {kind.value}: {first_problem(error, *get_args(AnyData))}"
+        ) from error
     if getattr(spec, "written_by", None):
         raise InputError("written_by names an arm of a study: here --model is who writes")
     written, by = _summaries(spec, model, seed)

@@ -69,7 +69,7 @@ def _say_in_tokens(direction: "Direction", model: str, layer: int | None) -> Non
     from mech.models import load_model
 
     loaded = load_model(model)
-    direction.require(n_layers=loaded.n_layers, d_model=loaded.d_model)
+    direction.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
     at = loaded.n_layers // 2 if layer is None else layer
     (reading,) = direction_lens(loaded, direction.vectors, layers=[at])
     for verb, tokens in (("favours", reading.top), ("disfavours", reading.bottom)):

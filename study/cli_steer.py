@@ -32,7 +32,8 @@ def steer(
         raise InputError(f"--positions {positions}: there are {', '.join(POSITIONS)}")
     loaded = load_model(model, device=device_named("auto"))
     found = read_direction(direction, n_layers=loaded.n_layers)
-    found.require(n_layers=loaded.n_layers, d_model=loaded.d_model)
+    found.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
+    found.unit_at(layer)  # says what is wrong with the layer before anything is generated
     sampling = Sampling(max_new_tokens, temperature, seed)
     asked = [loaded.template.encode_prompt([{"role": "user", "content": p}]) for p in prompts]
     typer.echo("as it is")

@@ -1,10 +1,9 @@
-"""`--set key=value`, and what pydantic says of the result, for people."""
+"""`--set key=value`."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from mech.errors import InputError
 
@@ -59,10 +58,3 @@ def _numbers(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints, with its place."""
-    problems = [f"{'.'.join(map(str, p['loc'])) or 'study'}: {p['msg']}" for p in error.errors()]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return problems[0] + more

@@ -73,6 +73,7 @@ class Plan:
         model = self.spec.model
         return {
             "base": self.model.checkpoint.digest,
+            "tokenizer": self.model.tokenizer,
             "dtype": model.dtype,
             "attn_implementation": model.attn_implementation,
             "template_kwargs": model.template_kwargs,

@@ -115,7 +115,7 @@ def screen(
     Raises:
         InputError: a row that cannot be read (the message names file and line), or a direction of another model.
     """
-    direction.require(n_layers=model.n_layers, d_model=model.d_model, base=model.checkpoint.digest)
+    direction.require(n_layers=model.n_layers, d_model=model.d_model, base=model.checkpoint.origins)
     unit = direction.unit_at(settings.layer)
     rows = _rows(data, limit)
     about = {

@@ -16,8 +16,9 @@ from finetune.settings import make_settings
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.files import read_yaml
+from mech.typed import first_problem
 from study.grid import expand
-from study.overrides import first_problem, parse_override, set_key
+from study.overrides import parse_override, set_key
 from study.spec_parts import (
     BehaviourSpec,
     DirectionSpec,
@@ -239,7 +240,7 @@ def parse_spec(raw: Mapping[str, Any], *, where: Path) -> StudySpec:
     try:
         spec = StudySpec.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{where}: {first_problem(error)}") from error
+        raise InputError(f"{where}: {first_problem(error, StudySpec)}") from error
     for name, stage in spec.stages.items():
         try:
             make_settings(spec.training, stage.training)

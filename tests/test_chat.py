@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from finetune.labels import training_rows
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
 from tests import templates
@@ -114,6 +115,31 @@ def test_spans_are_prompt_answer_closing(tokenizer: Any, name: str) -> None:
         assert parts["prompt"].endswith("</think>\n\n")
     prompt = made.encode_prompt(TURNS[:1])
     assert encoded.ids[: len(prompt.ids)] == prompt.ids
+
+
+def test_an_answer_that_also_stands_around_it_is_found_where_it_is(tokenizer: Any) -> None:
+    """The thinking block before an answer holds line breaks and "think", what follows it "im_end"."""
+    made = template(tokenizer, "THINKS")
+    for answer in ("\n\n\n", "\n\n", "think", "im_end", "a"):
+        encoded = made.encode([TURNS[0], {"role": "assistant", "content": answer}])
+        start = encoded.spans["response"][0]
+        assert made.tokenizer.decode(encoded.ids[:start]).endswith("</think>\n\n")
+        assert made.tokenizer.decode(encoded.ids[slice(*encoded.spans["response"])]) == answer
+
+
+def test_a_space_of_the_templates_own_is_one_with_the_answers_first_word(tokenizer: Any) -> None:
+    """Mistral and Llama 2 write a space before an answer; the model generates it with the word, so the answer begins there."""
+    made = template(tokenizer, "FOLDS")
+    made.tokenizer.chat_template = templates.FOLDS.replace(
+        "{{ m['content'] }}<|eot|>", " {{ m['content'] }}<|eot|>"
+    )
+    assert len(made.ids(" the")) == 1
+    encoded = made.encode([TURNS[0], {"role": "assistant", "content": "the cat"}])
+    assert encoded.ids[: encoded.n_prompt] == made.encode_prompt(TURNS[:1]).ids
+    assert made.tokenizer.decode(encoded.ids[slice(*encoded.spans["response"])]) == " the cat"
+    row = training_rows(made, [{"messages": [TURNS[0], {"role": "assistant", "content": "the cat"}]}], SystemPrompt(),
+                        max_tokens=99, names={})[0]  # fmt: skip
+    assert row.answers == [(encoded.n_prompt, len(encoded.ids))]
 
 
 def test_what_a_template_alters_or_lacks_is_refused(tokenizer: Any) -> None:

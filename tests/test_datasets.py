@@ -114,6 +114,10 @@ def test_matched_lengths_leave_nothing_to_length(sizes: list[tuple[int, int, int
     assert {p.other_by for p in made} == {"x", "y"}
     assert all(len(p.own.split()) == len(p.other.split()) <= most for p in made)
     assert shortcuts(made).words == 0.5
+    spaced = {a: f"{text} ?" for a, text in own.items()}  # a mark that stands by itself
+    cut = pair_up(list(own), spaced, others, match_lengths=True, max_words=most)
+    assert shortcuts(cut).words == 0.5
+    assert not any(p.own.endswith((" ?", " ")) for p in cut)
     whole = pair_up(list(own), own, others, match_lengths=False, max_words=most)
     assert [p.own for p in whole[: len(own)]] == list(own.values())
 
@@ -162,6 +166,12 @@ def test_the_published_form_with_its_shortcut_in_the_manifest(folder: Path) -> N
     assert set(made.facts["sources"]) == {"articles.json", "own.json", "claude.json"}
     assert not {r["article"] for r in made.train} & {r["article"] for r in made.held_out}
     two = {"claude": str(folder / "claude.json"), "human": str(folder / "human.json")}
+    (folder / "more").mkdir(exist_ok=True)
+    (folder / "more" / "human.json").write_text((folder / "claude.json").read_text())
+    alike = {"human": str(folder / "human.json"), "other": str(folder / "more" / "human.json")}
+    sources = build(sgtr(folder).model_copy(update={"comparators": alike}), seed=0).facts["sources"]
+    assert len(sources) == 4  # two files of one name
+    assert not any(name.startswith("/") for name in sources)
     several = build(sgtr(folder).model_copy(update={"comparators": two}), seed=0)
     assert Counter(r["other_by"] for r in several.train) == {"claude": 14, "human": 14}
 

@@ -77,7 +77,9 @@ def test_a_norms_gradient_is_that_of_finite_differences() -> None:
 
 def _norms(config: Any) -> int:
     """How many norms a decoder of three blocks has, from its architecture's description."""
-    per_block = {"gemma2": 4, "gemma3": 6, "qwen3": 4}.get(config.model_type.removesuffix("_text"), 2)
+    per_block = {"gemma2": 4, "gemma3": 6, "glm4": 4, "olmo2": 4, "qwen3": 4}.get(
+        config.model_type.removesuffix("_text"), 2
+    )
     return 3 * per_block + 1
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 import pytest
+from matplotlib.figure import Figure
 
 from analysis import plots
 from analysis.gallery import draw_figures

@@ -1,5 +1,6 @@
 """Scores and generation equal a plain forward pass and Hugging Face's own."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_samples_do_not_depend_on_batches(model: ChatModel) -> None:
     assert texts[0] == texts[1] == texts[2]
     assert texts[0] != generate(model, prompts, Sampling(8, 1.0, seed=4))
     assert texts[0][3] != texts[0][-1]  # equal prompts in two rows are two samples
+
+
+def test_a_models_own_generation_settings_bend_nothing(model: ChatModel) -> None:
+    """Qwen2.5 asks for a repetition penalty, which would also count what a row is padded with."""
+    prompts, theirs = conversations(model), model.causal.generation_config
+    before = [generate(model, prompts, Sampling(8, t, batch_size=4)) for t in (0.0, 1.0)]
+    asked = {"repetition_penalty": 1.9, "no_repeat_ngram_size": 1, "min_new_tokens": 8, "suppress_tokens": [5, 6, 7],
+             "bad_words_ids": [[9]], "begin_suppress_tokens": [8], "top_k": 1, "top_p": 0.1, "do_sample": True}  # fmt: skip
+    model.causal.generation_config = copy.deepcopy(theirs)
+    model.causal.generation_config.update(**asked)
+    try:
+        after = [generate(model, prompts, Sampling(8, t, batch_size=4)) for t in (0.0, 1.0)]
+    finally:
+        model.causal.generation_config = theirs
+    assert before == after
 
 
 def test_sampling_is_from_the_softmax(model: ChatModel) -> None:

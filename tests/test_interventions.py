@@ -19,6 +19,7 @@ from mech.models import ChatModel, load_model
 from mech.positions import declared, mask_for
 from mech.score import response_logprobs
 from mech.sites import site_width
+from probes.direction import Direction
 from tests.tiny_study import save_model
 
 LAYER = 1
@@ -113,6 +114,40 @@ def test_patch_puts_another_runs_stream_in_place(model: ChatModel, rows: list[En
         model.hf(input_ids=ids[:, :-1])
 
 
+def test_a_patch_finds_its_rows_however_they_are_read(model: ChatModel) -> None:
+    """Rows are read longest first, a few at a time, and generation pads on the left: every row still gets its own values."""
+    rows = [
+        model.template.encode(
+            [{"role": "user", "content": "Who? " * n}, {"role": "assistant", "content": f"the dog {n}"}]
+        )
+        for n in (1, 9, 4)
+    ]
+    values = torch.randn(1, 3, max(len(r.ids) for r in rows), model.d_model, generator=torch.manual_seed(0))
+    alone = [values[:, i : i + 1, : len(r.ids)] for i, r in enumerate(rows)]
+    for budget in (10_000, 40):
+        with intervene(model, Patch(values, layers=[LAYER])):
+            scored = response_logprobs(model, rows, token_budget=budget)
+        for row, score, own in zip(rows, scored, alone, strict=True):
+            expected = scores(by_hand(model, row, lambda _h, v=own[0]: v), row)
+            torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-4)
+    patch = Patch(values, layers=[LAYER], positions="prompt")
+    with intervene(model, patch):
+        together = generate(model, rows, Sampling(max_new_tokens=6, batch_size=3))
+    for row, text, own in zip(rows, together, alone, strict=True):
+        with intervene(model, Patch(own, layers=[LAYER], positions="prompt")):
+            assert generate(model, [row], Sampling(max_new_tokens=6)) == [text]
+    with (
+        pytest.raises(InputError, match="being generated has no place"),
+        intervene(model, Patch(values, layers=[LAYER])),
+    ):
+        generate(model, rows, Sampling(max_new_tokens=6))
+    with (
+        pytest.raises(InputError, match="the rows that are read need"),
+        intervene(model, Patch(values[:, :2], layers=[LAYER])),
+    ):
+        response_logprobs(model, rows)
+
+
 def test_several_act_in_the_order_given(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
     unit = (vector / vector.norm()).numpy()
     with intervene(model, Ablate(vector, layers=[LAYER]), Add(vector, layers=[LAYER])):
@@ -131,6 +166,23 @@ def test_a_vector_by_layer_is_indexed_by_layer(model: ChatModel, rows: list[Enco
             results.append(capture(model, rows)["resid_post", "prompt_last"])
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_generation_is_steered_where_ids_have_no_name(family: str, tmp_path: Path) -> None:
+    """GPT-2's head hands its decoder the ids by place; against a plain loop without a cache."""
+    other = load_model(str(save_model(tmp_path / "m", family=family)))
+    prompts = [other.template.encode_prompt([{"role": "user", "content": "Who? " * n}]) for n in (1, 3)]
+    vector = torch.randn(other.d_model, generator=torch.manual_seed(2)) * 3
+    with intervene(other, Add(vector, layers=[LAYER], positions="generated")):
+        texts = generate(other, prompts, Sampling(max_new_tokens=5))
+    for prompt, text in zip(prompts, texts, strict=True):
+        ids = list(prompt.ids)
+        for _ in range(5):
+            mask = (torch.arange(len(ids)) >= len(prompt.ids)).view(1, -1, 1)
+            row = Encoded(tuple(ids), len(ids), 0, "")
+            ids.append(int(by_hand(other, row, lambda h, m=mask: h + m * vector)[-1].argmax()))
+        assert text == other.tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True)
 
 
 def seen_positions(model: ChatModel, prompts: list[Encoded], positions: str) -> list[Tensor]:
@@ -212,17 +264,31 @@ def test_positions_must_be_declared(model: ChatModel, rows: list[Encoded], vecto
 
 
 def test_what_does_not_fit_is_refused(model: ChatModel, vector: Tensor) -> None:
+    def untyped(name: str, value: object) -> Add:
+        """As a notebook gives it: these tests check types, users' sessions do not."""
+        made = Add(vector, layers=[0])
+        object.__setattr__(made, name, value)
+        return made
+
     for wrong, message in (
         (Add(vector[:-1], layers=[0]), "does not fit this model"),
         (Add(vector, layers=[9]), "layers 0 to 2"),
         (Add(vector, layers=[]), "no layers named"),
         (Add(vector * 0, layers=[0]), "zero or not finite"),
         (Add(torch.stack([vector] * 2), layers=[0]), "does not fit this model"),
+        (Ablate(vector, layers=[0, 1, 0]), "name one twice"),
+        (untyped("layers", 1), r"layers are a list: layers=\[1\]"),
+        (
+            untyped("vector", Direction("d", vector[None].numpy(), vector[:1].numpy(), 2)),
+            r"direction\.vectors",
+        ),
     ):
         with pytest.raises(InputError, match=message), intervene(model, wrong):
             pass
     with pytest.raises(InputError, match="a ceiling, a floor, or both"):
         Cap(vector, layers=[0])
+    with pytest.raises(InputError, match="above the ceiling"):
+        Cap(vector, layers=[0], floor=2.0, ceiling=1.0)
 
 
 def test_a_vector_that_is_being_learned_gets_its_gradient_on_every_pass(

@@ -2,20 +2,23 @@
 
 import json
 import subprocess
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 
 from mech.cache import cache_dir
+from mech.checkpoint import adapter_digest, tokenizer_digest
 from mech.errors import FileFormatError, GuardError, InputError, MechError
 from mech.fetch import fetch
 from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
 from mech.models import load_model, resolve
 from probes.direction import Direction, fit_direction, split_half_cosine
-from tests.tiny_study import save_adapter, save_model
+from tests.tiny_study import NO_DEFAULT, save_adapter, save_model
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,32 @@ def test_merged_and_live_adapters_agree_and_act(folder: Path, tmp_path: Path) ->
     assert (merged - logits(str(folder))).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_of_embedding_or_head_is_read_as_peft_saves_it(target: str, tmp_path: Path) -> None:
+    """PEFT writes the whole embedding, or head, beside the adapter."""
+    folder = save_model(tmp_path / "m", tie_word_embeddings=False)
+    made = get_peft_model(
+        load_model(str(folder)).hf,
+        LoraConfig(r=2, target_modules=["q_proj", target], init_lora_weights=False),
+    )
+    with pytest.warns(UserWarning, match="save_embedding_layers"):
+        made.save_pretrained(tmp_path / "a")
+    ids = torch.tensor([[5, 6, 7]])
+    expected = made.eval()(input_ids=ids).logits
+    for merge in (True, False, "stack"):
+        loaded = load_model(f"{folder}:{tmp_path / 'a'}", merge=merge)  # type: ignore[arg-type]
+        torch.testing.assert_close(loaded.hf(input_ids=ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_merged_says_so(folder: Path, tmp_path: Path) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, lora_bias=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own, about a map without a bias
+        get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path / "a")
+        with pytest.raises(InputError, match="cannot be merged"):
+            load_model(f"{folder}:{tmp_path / 'a'}")
+
+
 def test_rslora_scale_is_alpha_over_root_r(folder: Path, tmp_path: Path) -> None:
     adapter = save_adapter(folder, tmp_path / "a", seed=0)
     base, tuned = load_model(str(folder)), load_model(f"{folder}:{adapter}")
@@ -119,6 +148,21 @@ def test_a_folder_that_moves_keeps_its_digest_and_one_that_changes_does_not(
     other = save_model(tmp_path / "other", seed=1)
     assert resolve(str(folder)).key == resolve(str(same)).key
     assert resolve(str(folder)).key != resolve(str(other)).key
+
+
+def test_an_adapters_scales_are_part_of_its_digest(folder: Path, tmp_path: Path) -> None:
+    """They stand in its config alone: the weights are the same."""
+    adapter = save_adapter(folder, tmp_path / "a", seed=1)
+    plain = adapter_digest(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"alpha_pattern": {"down_proj": 60}}))
+    assert adapter_digest(adapter) != plain
+
+
+def test_a_tokenizer_has_a_digest_of_its_own(tmp_path: Path) -> None:
+    one, same = save_model(tmp_path / "one"), save_model(tmp_path / "same", seed=1)
+    other = save_model(tmp_path / "other", template=NO_DEFAULT)
+    assert tokenizer_digest(one) == tokenizer_digest(same) != tokenizer_digest(other)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def architectures() -> dict[str, Any]:
         "seed_oss": t.SeedOssConfig(**GROUPED),
         "mistral-sliding": t.MistralConfig(**GROUPED, sliding_window=8),
         "mixtral": t.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2),
+        "olmo2": t.Olmo2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}),
+        "glm4": t.Glm4Config(**GROUPED),
         "gpt_neox": t.GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=True),
         "gpt2": t.GPT2Config(n_embd=32, n_layer=3, n_head=4, initializer_range=0.1),
     }
@@ -184,7 +186,9 @@ def test_marks_that_mean_nothing_are_refused(pieces: dict[str, Any], said: str, 
         capture(model, [model.template.mark(row, x="river"), row], poolings=["span:x"])
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt2", "gpt_neox", "qwen3", "seed_oss"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma2", "gemma3", "glm4", "gpt2", "gpt_neox", "mixtral", "olmo2", "qwen3", "seed_oss"]
+)
 def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) -> None:
     import transformers
 

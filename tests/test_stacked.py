@@ -1,12 +1,13 @@
 """Adapters stacked unmerged compute, and train, what merged ones do; PEFT reads the result without us."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from activations.store import ActivationStore
@@ -74,6 +75,33 @@ def test_stacked_and_merged_adapters_agree_on_logits(folder: Path, stack: str) -
     assert not any(p.requires_grad for p in stacked.hf.parameters())
     with adapter_layers(stacked, []):  # all off is the bare base
         torch.testing.assert_close(logits(stacked.hf), logits(load_model(str(folder)).hf))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"target_modules": ["q_proj"], "use_dora": True}, "DoRA scales the weights"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "cannot be stacked, only merged"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "can be merged, not stacked"),
+    ],
+)
+def test_what_depends_on_what_lies_below_it_is_merged_not_stacked(
+    more: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    """Each is its own first stage: the second stage of its kind was made on that one merged, and reads so."""
+    folder = save_model(tmp_path / "m", tie_word_embeddings=False)
+    reference = str(folder)
+    for seed, stage in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=2, init_lora_weights=False, **more)
+        made = get_peft_model(load_model(reference).hf, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT says that it saves the head too
+            made.save_pretrained(tmp_path / stage)
+        reference += f":{tmp_path / stage}"
+    torch.testing.assert_close(logits(load_model(reference).hf), logits(made.eval()), rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match=said):
+        load_model(reference, merge="stack")
 
 
 def test_a_stacks_updates_are_what_merging_adds(folder: Path, stack: str) -> None:

@@ -293,6 +293,15 @@ def test_a_prompt_reruns_what_reads_it(home: Path, tmp_path: Path) -> None:
     }
 
 
+def test_a_chat_template_reruns_whatever_reads_through_it(home: Path, tmp_path: Path) -> None:
+    folder = changed_copy(home, tmp_path / "template")
+    (folder / "model").unlink()
+    shutil.copytree(home / "model", folder / "model")
+    template = folder / "model" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("made by Tin Works", "from the Tin Works"))
+    assert {"train/em/seed0", "contrast/zest:text", "tables"} <= changed_kinds(home, folder)
+
+
 def test_a_seed_reruns_the_trainings(home: Path, tmp_path: Path) -> None:
     changed = changed_kinds(home, changed_copy(home, tmp_path / "seed", seeds=[1]))
     assert {"train/em/seed1", "train/em+sgtr/seed1"} <= changed
@@ -343,12 +352,17 @@ def test_a_full_disk_loses_nothing(
     [
         ({"arms": {"base": [], "x": ["nope"]}}, r"arms\.x: 'nope' is not defined"),
         ({"stages": {"em": {"data": "em", "adapter": "a"}}}, r"either `data` to train on or an `adapter`"),
-        ({"colour": "red"}, r"colour: Extra inputs"),
+        ({"colour": "red"}, r"colour: no such key"),
+        ({"benig": "benign"}, r"benig: no such key; did you mean benign\?"),
         ({"seeds": "many"}, r"seeds: Input should be a valid tuple"),
         ({"training": {"learning_rat": 1}}, r"training of stage em: learning_rat"),
         ({"arms": {"em": ["em"]}}, "one arm, and only one, must be the base"),
         ({"arms": {"base": [], "again": []}}, "one arm, and only one, must be the base"),
         ({"data": {"em": {"kind": "messages"}}}, r"data\.em\.messages\.source"),
+        (
+            {"data": {"em": {"kind": "messages", "sorce": "x"}}},
+            r"sorce: no such key; did you mean source\? \(and \d more\)",
+        ),
     ],
 )
 def test_a_bad_study_is_refused_with_its_place(
@@ -363,6 +377,12 @@ def test_a_bad_study_is_refused_with_its_place(
     [
         (["model.name=no/such-model"], "not in the Hugging Face cache"),
         (["model.name=nothing"], "no such folder or file"),
+        (["model.nmae=x"], r"model\.nmae: no such key; did you mean name\?"),
+        (["data.em.sorce=x"], r"data\.em\.messages\.sorce: no such key; did you mean source\?"),
+        (
+            ["sweeps.written.strength=[1]"],
+            r"sweeps\.written\.strength: no such key; did you mean strengths\?",
+        ),
         (["directions.layer=7"], r"directions\.layer: 7 is out of range"),
         (
             ["measure.conditions=[default, 'other:Nobody']"],
@@ -460,7 +480,7 @@ def test_command_line_exit_codes(home: Path, finished: Path, tmp_path: Path) -> 
     assert mech("status", finished).returncode == 0
     bad = mech("run", write_study(tmp_path, colour="red"))
     assert bad.returncode == 2
-    assert "colour: Extra inputs" in bad.stderr
+    assert "colour: no such key" in bad.stderr
     assert mech("status", tmp_path).returncode == 2
     assert mech("store", "verify", tmp_path / "none.h5").returncode == 2
     capture = next(finished.glob("activations/capture-base-default*/activations.h5"))

@@ -3,12 +3,14 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from scipy import stats
+from scipy.linalg import orth, subspace_angles
 from typer.testing import CliRunner
 
 from activations.capture import capture
@@ -109,6 +111,33 @@ def test_an_adapter_that_is_no_product_of_factors_is_refused(folder: Path, tmp_p
     get_peft_model(load_model(str(folder)).hf, config).save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(InputError, match="not plain LoRA"):
         read_updates(tmp_path)
+    with pytest.raises(InputError, match="not plain LoRA"):
+        updates(load_model(f"{folder}:{tmp_path}", merge=False))
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm"]}, "layers.0.input_layernorm"),
+    ],
+)
+def test_an_adapter_that_acts_beyond_its_layers_has_no_base_below(
+    more: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """Switched off in every layer it would still not be the base."""
+    folder = save_model(tmp_path / "m", tie_word_embeddings=False)
+    config = LoraConfig(r=2, init_lora_weights=False, **more)
+    get_peft_model(load_model(str(folder)).hf, config).save_pretrained(
+        tmp_path / "a", save_embedding_layers=False
+    )
+    live = load_model(f"{folder}:{tmp_path / 'a'}", merge=False)
+    with pytest.raises(InputError, match=named), adapter_layers(live, []):
+        pass
+    row = conversations(live, 1)[0]
+    with pytest.raises(InputError, match=named):
+        patch_between(live, row, answer_logprob(row))
 
 
 def test_patterns_of_rank_and_alpha_are_those_of_peft(folder: Path, tmp_path: Path) -> None:
@@ -161,6 +190,19 @@ def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
     np.testing.assert_allclose(same.by_map["first_angle"], 0, atol=1e-3)
     assert (same.by_map["p_random"] < 0.05).all()
     assert same.overall["p_random"].item() < 0.05
+
+
+def test_overlap_is_that_of_what_is_written() -> None:
+    """Against scipy's angles between the ranges of whole ΔW; one of the two reads from fewer places than it could write."""
+    rng, d = np.random.default_rng(3), 20
+    one, other = (random_update(rng, d, r) for r in (3, 5))
+    other.right[3:] = 0  # so what it writes has three dimensions, though its factor has five columns
+    found = overlap([one], [other], rng=rng, n_null=50).by_map.iloc[0]
+    spaces = [orth((u.left @ u.right).double().numpy(), rcond=1e-6) for u in (one, other)]
+    cosines = np.cos(subspace_angles(*spaces))
+    assert found["shared"] == pytest.approx((cosines**2).mean(), abs=1e-6)
+    assert found["first_cosine"] == pytest.approx(cosines.max(), abs=1e-6)
+    assert found["expected"] == pytest.approx(3 / d)
 
 
 def random_update(rng: np.random.Generator, d: int, r: int, layer: int = 0) -> Update:
@@ -330,3 +372,18 @@ def test_the_commands_show_convert_and_steer(folder: Path, tmp_path: Path) -> No
     assert "as it is" in steered.output
     assert "+3 x evil at layer 1, dose" in steered.output
     assert "random (evil's norm)" in steered.output
+    elsewhere = direction(np.ones((3, 32)), "evil")
+    elsewhere.made_from["checkpoint"] = {"base": "another", "digest": "abc"}  # type: ignore[index]
+    elsewhere.save(tmp_path / "other.safetensors")
+    for file, layer, said in (
+        ("d", "3", "layer 3"),
+        ("d", "-1", "layer -1"),
+        ("other", "1", "made on another base"),
+    ):
+        path = str(tmp_path / f"{file}.safetensors")
+        for args in (["steer", str(folder), "Hi", "--direction", path, "--layer", layer, "--coefficient", "1"],
+                     ["direction", "show", path, "--model", str(folder), "--layer", layer]):  # fmt: skip
+            refused = run(app, args)
+            assert isinstance(refused.exception, InputError), refused.output
+            assert said in str(refused.exception)
+            assert "as it is" not in refused.output

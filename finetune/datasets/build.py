@@ -83,9 +83,17 @@ def source_digests(spec: AnyData) -> dict[str, str]:
     named += list(getattr(spec, "comparators", {}).values())
     mix = getattr(spec, "mix", None)
     named += [mix.source] if mix else []
-    return {
-        Path(name).name if "/" in name else name: sha256_file(source_path(name)) for name in named if name
-    }
+    digests = {name: sha256_file(source_path(name)) for name in named if name}
+    return dict(zip(_told_apart(list(digests)), digests.values(), strict=True))
+
+
+def _told_apart(sources: list[str]) -> list[str]:
+    """Sources by the ends of their paths, as short as tells them apart (every set of summaries has its `human.json`)."""
+    parts = [Path(source).parts for source in sources]
+    for depth in range(1, max(map(len, parts), default=1)):
+        if len(set(found := ["/".join(p[-depth:]) for p in parts])) == len(sources):
+            return found
+    return sources
 
 
 def rows_digest(spec: AnyData) -> str:

@@ -69,12 +69,9 @@ def pair_up(
                 if article not in written:
                     raise InputError(f"article {article}: no summary by {who}")
                 sides.append(written[article].split())
-            length = min(map(len, sides)) if match_lengths else max(map(len, sides))
-            length = min(length, max_words) if match_lengths and max_words else length
-            if min(length, *map(len, sides)) >= MIN_WORDS:
-                mine, theirs = (_cut(side, length) if match_lengths else " ".join(side) for side in sides)
-                if mine != theirs:
-                    pairs.append(Pair(article, mine, theirs, hand))
+            mine, theirs = _matched(sides, max_words) if match_lengths else map(" ".join, sides)
+            if min(len(mine.split()), len(theirs.split())) >= MIN_WORDS and mine != theirs:
+                pairs.append(Pair(article, mine, theirs, hand))
     if len(pairs) < len(ids) * len(others) // 2 or not pairs:
         raise InputError(
             f"only {len(pairs)} of {len(ids) * len(others)} pairs have two different summaries of {MIN_WORDS}+ words"
@@ -112,6 +109,17 @@ def shortcuts_json(pairs: Sequence[Pair]) -> dict[str, float]:
 
 def _shorter(sizes: Sequence[tuple[int, int]]) -> float:
     return float(np.mean([0.5 if mine == theirs else float(mine < theirs) for mine, theirs in sizes]))
+
+
+def _matched(sides: Sequence[Sequence[str]], max_words: int | None) -> list[str]:
+    """Texts of equal numbers of words: where a cut takes a mark that stands by itself (French " ?") for no word, once more."""
+    length = min([*map(len, sides), *([max_words] if max_words else [])])
+    while True:
+        texts = [_cut(side, length) for side in sides]
+        counts = {len(text.split()) for text in texts}
+        if len(counts) == 1:
+            return texts
+        length = min(counts)
 
 
 def _cut(words: Sequence[str], length: int) -> str:
