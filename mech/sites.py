@@ -4,7 +4,7 @@ Layers count from 0 and name block outputs: `resid_post` of layer l is Hugging F
 (except after the last block, where Hugging Face has applied the final norm) and TransformerLens's
 `blocks.l.hook_resid_post`.
 
-`attn_head_out` is what the heads hand to attention's output projection, one head behind the other: [heads · d_head] wide.
+`attn_head_out` is what the heads hand to attention's output projection, one head after the other: [heads · d_head] wide.
 """
 
 from typing import Any, Literal, get_args
@@ -46,7 +46,7 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
         if site == "attn_out"
         else (_MLP, "post_feedforward_layernorm")
     )
-    # Blocks with a norm behind each part (Gemma 2 and 3) add that norm's output to the stream.
+    # Blocks with a norm after each part (Gemma 2 and 3) add that norm's output to the stream.
     if hasattr(block, "pre_feedforward_layernorm") and hasattr(block, norm):
         return _part(block, (norm,), site)
     return _part(block, names, site)

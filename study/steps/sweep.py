@@ -29,7 +29,7 @@ SCORING = "scoring.json"
 
 
 def sweep(step: Step, bench: Bench, folder: Path) -> None:
-    """Every cell's scores, and every text; goes on after a kill (the journals stay in the folder)."""
+    """Every cell's scores, and every text; continues after a kill (the journals stay in the folder)."""
     readings, evaluation = _read(step, bench, folder)
     if step.config["judge"] and not step.config["judge"]["api"]:
         bench.release()  # a local judge takes the place of the model at hand
