@@ -8,65 +8,56 @@ multiplies it by 256 modulo 65535, so that words may be summed as they lie here.
 import numpy as np
 from jaxtyping import Int, Int64, UInt16, UInt32
 
-ROWS = 128
-"""Rows that one matrix product sums: so few that float32 holds every sum of it exactly."""
-MAX_COLUMNS = 1 << 15
-"""Words a row: so few that float64 holds the sums over a row exactly."""
-CACHED_WORDS = 160_000
-"""Words whose float32 copy should fit into a core's own cache (1 MiB)."""
-
-
-def _weights() -> np.ndarray:
-    """Weights [4, rows] of a product with the words [rows, columns]: ones, and both digits of a row's number r = 12 a + b + 60.
-
-    With -5 <= a <= 6 and -6 <= b <= 5 no weight's positive or negative entries sum to more than 256, so that no sum of words on the
-    way passes 2**24. The fourth row is zero: BLAS is quicker at four than at three.
-    """
-    r = np.arange(ROWS)
-    a = (r + 6) // 12 - 5
-    b = r - 12 * (a + 5)
-    return np.stack([np.ones(ROWS), a, b, np.zeros(ROWS)]).astype(np.float32)
-
-
-WEIGHTS = _weights()
+ROWS = 32
+"""Rows of a block of words: so few that float32 holds every sum over a column exactly."""
+COLUMNS = 2304
+"""At most: float64 holds the sums over a row exactly, a block stays in a core's own cache, and BLAS starts no threads for one product."""
+MIDDLE = ROWS // 2
+"""Rows are counted from the middle, which makes their weighted sums small."""
+WEIGHTS = np.stack([np.ones(ROWS), np.arange(ROWS) - MIDDLE]).astype(np.float32)
+"""Of a product with the words [rows, columns]: no weight's positive or negative entries sum to more than 256, so that no sum of words on
+the way passes 2**24."""
 
 
 class Fletcher32:
-    """Takes chunks of one shape, up to `at_once`, and then gives their checksums. One thread's own.
+    """Takes chunks of one size, up to `at_once`, and then gives their checksums. One thread's own.
+
+    A chunk's words are laid out in blocks of `ROWS` rows, whatever its own shape is.
 
     Args:
-        rows: of a chunk.
-        columns: 16-bit words of each, up to `MAX_COLUMNS`; up to 2**23 words in all.
+        words: 16-bit words of a chunk, up to 2**23.
         at_once: chunks.
     """
 
-    def __init__(self, rows: int, columns: int, at_once: int) -> None:
-        self._step = max(1, min(rows, ROWS, CACHED_WORDS // columns))
-        self._starts = np.arange(0, rows, self._step)
-        self._words = rows * columns
-        self._weights = WEIGHTS[:, : self._step].copy()
-        self._floats = np.empty((self._step, columns), dtype=np.float32)
-        self._sums = np.empty((at_once, len(self._starts), len(WEIGHTS), columns), dtype=np.float32)
+    def __init__(self, words: int, at_once: int) -> None:
+        blocks = max(1, -(-words // (ROWS * COLUMNS)))
+        columns = -(-words // (ROWS * blocks))
+        self._words, self._columns = words, columns
+        self._starts = np.arange(blocks) * ROWS * columns
+        self._floats = np.empty((ROWS, columns), dtype=np.float32)
+        self._over_rows = np.empty((blocks, len(WEIGHTS), columns), dtype=np.float32)
+        self._wide = np.empty(self._over_rows.shape)
+        self._by_column = np.stack([np.ones(columns), np.arange(columns)], axis=1)
+        self._sums = np.empty((at_once, blocks, len(WEIGHTS), 2))
 
-    def take(self, i: int, words: UInt16[np.ndarray, "rows columns"]) -> None:
+    def take(self, i: int, words: UInt16[np.ndarray, " words"]) -> None:
         """Sum the i-th chunk's little-endian words."""
-        for block, start in enumerate(self._starts):
-            part = words[start : start + self._step]
-            if len(part) < self._step:
-                self._floats[len(part) :] = 0  # zeros add nothing
-            np.copyto(self._floats[: len(part)], part)
-            np.matmul(self._weights, self._floats, out=self._sums[i, block])
+        flat, size = self._floats.reshape(-1), self._floats.size
+        for block, sums in enumerate(self._over_rows):
+            part = words[block * size : (block + 1) * size]
+            flat[: len(part)] = part
+            flat[len(part) :] = 0  # adds nothing
+            np.matmul(WEIGHTS, self._floats, out=sums)
+        self._wide[:] = self._over_rows
+        np.matmul(self._wide, self._by_column, out=self._sums[i])
 
     def checksums(self, n: int) -> UInt32[np.ndarray, " n"]:
         """Checksums of the first n chunks, as HDF5 writes them."""
-        columns = self._sums.shape[-1]
-        over = np.stack([np.ones(columns), np.arange(columns)], axis=1)
-        flat = self._sums[:n].reshape(-1, columns).astype(np.float64)
-        sums = (flat @ over).astype(np.int64).reshape(n, len(self._starts), len(WEIGHTS), 2)
+        sums = self._sums[:n].astype(np.int64)
         total, by_column = sums[..., 0, 0], sums[..., 0, 1]
-        by_row = 12 * (sums[..., 1, 0] + 5 * total) + sums[..., 2, 0]
-        # Word i of row r and column c of a block is word start * columns + r * columns + c of the chunk.
-        behind = (self._words - self._starts * columns) * total - columns * by_row - by_column
+        by_row = sums[..., 1, 0] + MIDDLE * total
+        # Word i of row r and column c of a block is word start + r * columns + c of the chunk.
+        behind = (self._words - self._starts) * total - self._columns * by_row - by_column
         low, high = _halves(total.sum(1)), _halves(behind.sum(1))
         both: np.ndarray = ((high << 16) | low).astype(np.uint32)
         return both

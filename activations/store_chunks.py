@@ -18,11 +18,9 @@ import h5py
 import numpy as np
 from jaxtyping import Float32, Int
 
-from activations.fletcher import MAX_COLUMNS, Fletcher32
+from activations.fletcher import Fletcher32
 from activations.store_format import from_bits
 
-AT_ONCE = 32
-"""Chunks that are read before their checksums are compared."""
 CHUNKS_A_THREAD = 16
 """So few chunks that another thread is not worth its start."""
 THREADS = 2
@@ -59,8 +57,7 @@ def find_chunks(dataset: h5py.Dataset, logical: str) -> Chunks | None:
     plain = hasattr(os, "preadv") and sys.byteorder == "little" and dataset.dtype.isnative
     plain &= file.driver == "sec2" and file.userblock_size == 0
     plain &= made.get_nfilters() == 1 and made.get_filter(0)[0] == h5py.h5z.FILTER_FLETCHER32
-    plain &= columns == dataset.shape[1] and columns * dataset.dtype.itemsize <= 2 * MAX_COLUMNS
-    if not plain or size % 2 or size > MAX_CHUNK:
+    if not plain or columns != dataset.shape[1] or size % 2 or size > MAX_CHUNK:
         return None
     offsets: dict[int, int] = {}
 
@@ -109,22 +106,18 @@ def _all_true(tasks: Sequence[Callable[[], bool]]) -> bool:
 
 
 def _read(chunks: Chunks, out: np.ndarray, wanted: Int[np.ndarray, " n"], pieces: Sequence[Piece]) -> bool:
-    shape = (chunks.rows, chunks.width)
-    spare, ends = np.empty(shape, dtype=chunks.dtype), np.empty((AT_ONCE, CHECKSUM), dtype=np.uint8)
-    check = Fletcher32(chunks.rows, chunks.width * chunks.dtype.itemsize // 2, min(AT_ONCE, len(pieces)))
-    for start in range(0, len(pieces), AT_ONCE):
-        group = pieces[start : start + AT_ONCE]
-        for i, (first, a, b) in enumerate(group):
-            whole = b - a == chunks.rows and chunks.logical == "float32"
-            block = out[a:b] if whole else spare
-            if not _filled(chunks.file, [block, ends[i]], chunks.offsets[first]):
-                return False
-            check.take(i, block.view(np.uint16))
-            if not whole:
-                out[a:b] = from_bits(spare[wanted[a:b] - first], chunks.logical)
-        if not np.array_equal(check.checksums(len(group)), ends.view("<u4")[: len(group), 0]):
+    spare = np.empty((chunks.rows, chunks.width), dtype=chunks.dtype)
+    check = Fletcher32(spare.nbytes // 2, len(pieces))
+    ends = np.empty((len(pieces), CHECKSUM), dtype=np.uint8)
+    for i, (first, a, b) in enumerate(pieces):
+        whole = b - a == chunks.rows and chunks.logical == "float32"
+        block = out[a:b] if whole else spare
+        if not _filled(chunks.file, [block, ends[i]], chunks.offsets[first]):
             return False
-    return True
+        check.take(i, block.reshape(-1).view(np.uint16))
+        if not whole:
+            out[a:b] = from_bits(spare[wanted[a:b] - first], chunks.logical)
+    return np.array_equal(check.checksums(len(pieces)), ends.view("<u4")[:, 0])
 
 
 def _filled(file: int, blocks: Sequence[np.ndarray], at: int) -> bool:

@@ -191,7 +191,7 @@ def read_header(file: h5py.File, path: Path) -> Header:
     Raises:
         FileFormatError: it is not of this format, or an entry is missing.
     """
-    said = file.attrs  # once: asking for it opens the root each time
+    said = dict(file.attrs)  # each is read once
     kind, found = (_text(said.get(f"encoding-{name}")) for name in ("type", "version"))
     if kind != ENCODING_TYPE:
         raise FileFormatError(

@@ -33,6 +33,14 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         f"{_BOOTSTRAP}. Grey: the middle 95 % of shifts along random unit directions",
     ),
+    "dispersion_by_condition": (
+        (
+            "Spread: log of the mean squared distance of an arm's activations from their mean, less the base's on the same text. "
+            "Dimensions in use: effective rank (exp of the spectrum's entropy), less the base's on the same questions. Above the benign control's line "
+            "is more dispersed than harmless training makes it"
+        ),
+        "95 % intervals: delete-one-question jackknife. No null but the benign control",
+    ),
     "direction_cosines": (
         (
             "Cosine between directions at the declared layer. Two directions of the same thing should agree as far as their "

@@ -1,10 +1,11 @@
-"""The figure of the system-prompt ablation: each arm's shift under every condition."""
+"""The figure of the system-prompt ablation, each arm's shift under every condition; and how conditions are drawn side by side."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -43,21 +44,27 @@ def shift_by_condition(
     figure, cells = panels(len(directions), sharex=True, size=(max(3.6, 0.42 * len(styles)), 2.5))
     for axes, direction in zip(cells, directions, strict=True):
         mine = rows[rows["direction"] == direction]
-        _panel(axes, mine, styles, conditions)
+        draw_conditions(axes, mine, styles, conditions, "sd")
+        _null_bands(axes, mine, styles, conditions)
         weak = mine["split_half"].mean() < RELIABLE_COSINE
         axes.set_title(
             f"{label(direction, 30)}{' (unreliable)' if weak else ''}", color=GREY if weak else INK
         )
     axis_labels(cells, x="", y="shift (SD)")
-    keys: list[Any] = [
-        Line2D([], [], color=INK, ls="", label=f"system prompt: {label(c, 30)}", **_marker(i, INK))
-        for i, c in enumerate(conditions)
-    ]
+    keys: list[Any] = condition_keys(conditions)
     keys.append(Patch(color=tint(GREY, 0.3), lw=0, label="random directions, 95 %"))
     key(figure, keys, columns=4)
     held = f"text read by both models: {whose_text(text)} · pooling and questions: each direction's own · SD of the base's projection"
     head(figure, title, held)
     return figure
+
+
+def condition_keys(conditions: Sequence[str]) -> list[Any]:
+    """The legend's entry for each condition's marker."""
+    return [
+        Line2D([], [], color=INK, ls="", label=f"system prompt: {label(c, 30)}", **_marker(i, INK))
+        for i, c in enumerate(conditions)
+    ]
 
 
 def _marker(place: int, colour: str) -> dict[str, Any]:
@@ -66,29 +73,50 @@ def _marker(place: int, colour: str) -> dict[str, Any]:
     return {"marker": MARKERS[place % len(MARKERS)], "markersize": 5, "mfc": fill, "mec": colour, "mew": 1.1}
 
 
-def _panel(axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: list[str]) -> None:
-    step = 0.7 / len(conditions)
-    for place, (arm, style) in enumerate(styles.items()):
+def draw_conditions(
+    axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: Sequence[str], column: str
+) -> None:
+    """A column of a table with its intervals: arms along the axis, conditions side by side, a point a seed."""
+    for arm, style in styles.items():
         for i, condition in enumerate(conditions):
             mine = rows[(rows["arm"] == arm) & (rows["condition"] == condition)]
             if mine.empty:
                 continue
-            x = (
-                place
-                + (i - (len(conditions) - 1) / 2) * step
-                + np.linspace(-0.1, 0.1, len(mine)) * step * (len(mine) > 1)
-            )
             axes.errorbar(
-                x, numbers(mine, "sd"), yerr=interval_bars(mine, "sd"), color=style.colour, elinewidth=1.2, ls="",
-                label=f"{arm} {condition}", **_marker(i, style.colour),
+                _places(styles, arm, i, len(conditions), len(mine)), numbers(mine, column), yerr=interval_bars(mine, column),
+                color=style.colour, elinewidth=1.2, ls="", label=f"{arm} {condition}", **_marker(i, style.colour),
             )  # fmt: skip
-            low = float((mine["null_random_low"] / mine["base_sd"]).min())
-            high = float((mine["null_random_high"] / mine["base_sd"]).max())
-            axes.fill_between(
-                [x.min() - step / 2, x.max() + step / 2], low, high, color=tint(GREY, 0.3), lw=0, zorder=0
-            )
     axes.axhline(0, color=INK, lw=0.8)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(
         range(len(styles)), [label(a) for a in styles], rotation=25, ha="right", rotation_mode="anchor"
     )
+
+
+def _places(
+    styles: dict[str, ArmStyle], arm: str, condition: int, conditions: int, seeds: int
+) -> Float[np.ndarray, " seeds"]:
+    """Where along the axis the seeds of an arm under one of so many conditions stand."""
+    step = _step(conditions)
+    centre = list(styles).index(arm) + (condition - (conditions - 1) / 2) * step
+    return centre + np.linspace(-0.1, 0.1, seeds) * step * (seeds > 1)
+
+
+def _step(conditions: int) -> float:
+    return 0.7 / conditions
+
+
+def _null_bands(
+    axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: Sequence[str]
+) -> None:
+    """Where random directions fall, behind each arm's point, the widest over seeds."""
+    for arm in styles:
+        for i, condition in enumerate(conditions):
+            mine = rows[(rows["arm"] == arm) & (rows["condition"] == condition)]
+            if mine.empty:
+                continue
+            x = _places(styles, arm, i, len(conditions), 1)[0]
+            low = float((mine["null_random_low"] / mine["base_sd"]).min())
+            high = float((mine["null_random_high"] / mine["base_sd"]).max())
+            half = _step(len(conditions)) / 2
+            axes.fill_between([x - half, x + half], low, high, color=tint(GREY, 0.3), lw=0, zorder=0)

@@ -27,7 +27,7 @@ def draw_figures(
     Args:
         tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
             lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, monitoring, self_recognition, self_report, steering, sweeps,
-            embedding, training. Any may be missing or empty.
+            dispersion, embedding, training. Any may be missing or empty.
         folder: Where the files go.
         layer: The layer declared before the run, 0-based.
         condition: System prompt condition of the shift figures; where several were measured, one figure
@@ -176,6 +176,16 @@ def _place_drawings(
         for (method, where), rows in points.groupby(["method", "layer"], sort=False):
             options = {"method": method, "layer": where, "arms": arms}
             yield "embedding", f"embedding_{slug(str(method))}_layer{where}", rows, plots.embedding, options
+    spreads = _rows(tables, "dispersion", layer=layer)
+    if not spreads.empty:
+        options = {"layer": layer, "arms": arms}
+        yield (
+            "dispersion_by_condition",
+            "dispersion_by_condition",
+            spreads,
+            plots.dispersion_by_condition,
+            options,
+        )
     losses = _rows(tables, "training")
     if not losses.empty:
         yield "loss_curves", "loss_curves", losses, plots.loss_curves, {}

@@ -10,6 +10,7 @@ name: it fixes order and colours across figures. Shifts are relative to the base
 from analysis.behaviour_plots import dose_response, loss_curves, self_recognition_bars, self_report_bars
 from analysis.captions import caption
 from analysis.condition_plots import shift_by_condition
+from analysis.dispersion_plots import dispersion_by_condition
 from analysis.effect_plots import arm_direction_heatmap, two_by_two_bars
 from analysis.family_plots import identity_cosines, identity_transfer
 from analysis.geometry_plots import direction_cosines, direction_quality, embedding
@@ -28,6 +29,7 @@ __all__ = [
     "caption",
     "direction_cosines",
     "direction_quality",
+    "dispersion_by_condition",
     "dose_response",
     "embedding",
     "identity_cosines",

@@ -77,6 +77,7 @@ class _Block:
     about: str
     figures: list[dict[str, str]]
     tables: list[Grid]
+    asked_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def _blocks(report: ReportInput, folder: Path) -> list[_Block]:
         there = [n for n in section.tables if n in report.tables and not report.tables[n].empty]
         grids = [_grid(name, report.tables[name], report, folder) for name in there]
         figures = [_figure(f, folder) for f in mine]
-        blocks.append(_Block(slug(section.tables[0]), section.title, section.about, figures, grids))
+        blocks.append(
+            _Block(slug(section.tables[0]), section.title, section.about, figures, grids, section.asked_by)
+        )
     if left:
         blocks.append(_Block("other-figures", "Other figures", "", [_figure(f, folder) for f in left], []))
     known = {name for section in SECTIONS for name in section.tables}

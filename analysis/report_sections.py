@@ -11,6 +11,8 @@ class Section:
     title: str
     about: str
     figures: tuple[str, ...] = ()
+    asked_by: str = ""
+    """The field of a study that asks for it."""
 
 
 SECTIONS = (
@@ -25,12 +27,14 @@ SECTIONS = (
         "and a p value from n directions is never below 1 / (1 + n). largest_... is the largest shift along one of "
         "them, in the units of the residual stream, as raw is.",
         ("arm_direction_heatmap", "shift_by_condition", "shift_by_layer"),
+        asked_by="directions",
     ),
     Section(
         ("two_by_two",), "Changed weights or changed text",
         "A finetuned model writes differently, and different text alone moves activations. The four combinations of "
         "whose weights read whose text tell the two apart.",
         ("two_by_two_bars",),
+        asked_by="measure.own_text",
     ),
     Section(
         ("directions", "direction_cosines", "elicitation", "rollouts", "probes"), "How good the directions are",
@@ -41,6 +45,7 @@ SECTIONS = (
         "Probes, where the study asks for them, are scored on questions left out of their fit; selectivity is their "
         "AUROC less that of probes fitted to random labels.",
         ("direction_quality", "direction_cosines"),
+        asked_by="directions",
     ),
     Section(
         ("identity_cosines", "identity_transfer", "authorship_matching", "authorship_answers"), "Is identity one thing?",
@@ -53,6 +58,7 @@ SECTIONS = (
         "pairs are left once both sides have similar surprisal (gaps in nats a token), and directions from articles "
         "that the base answers rightly or wrongly.",
         ("identity_cosines", "identity_transfer"),
+        asked_by="directions",
     ),
     Section(
         ("lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer"), "What the adapters write",
@@ -65,6 +71,7 @@ SECTIONS = (
         "something. Weights have no interval over questions: how sure a direction is, its split-half cosine tells; how "
         "sure a training is, the other seeds.",
         ("lora_alignment", "lora_overlap"),
+        asked_by="weights",
     ),
     Section(
         ("lens_directions", "lens_shifts", "lens_prompts"), "What directions and shifts say in tokens",
@@ -77,6 +84,7 @@ SECTIONS = (
         "if each layer were the last; early layers do not yet predict tokens in this sense. Tokens are quoted as the "
         "tokenizer writes them.",
         (),
+        asked_by="lens",
     ),
     Section(
         ("adapter_ranges", "patching"), "Where the change is carried",
@@ -89,6 +97,7 @@ SECTIONS = (
         "equally large change in a random direction (beyond_random). Share: the effect over the whole change between "
         "the two models, given only where that change is distinguishable from 0. Intervals are over questions.",
         ("adapter_ranges", "patching"),
+        asked_by="patching",
     ),
     Section(
         ("monitoring",), "Does the projection foretell the behaviour?",
@@ -99,32 +108,38 @@ SECTIONS = (
         "to knowing the prompt. p_random, p_covariance: how often drawn directions correlate as strongly. No direction "
         "was made from these questions.",
         ("monitoring",),
+        asked_by="monitoring",
     ),
     Section(
         ("dispersion",), "How widely activations spread",
         "A character that is destabilised may spread out rather than move. Trace: mean squared distance from the mean; "
         "d_log_trace is the change of its logarithm against the base on the same questions. Effective ranks "
         "(participation ratio; exp of the spectrum's entropy) compare checkpoints on the same rows and are not true "
-        "dimensions. Intervals: jackknife over questions.",
-        (),
+        "dimensions. Intervals: jackknife over questions. Harmless training changes the spread too, so compare an arm "
+        "with the benign control.",
+        ("dispersion_by_condition",),
+        asked_by="measure",
     ),
     Section(
         ("self_recognition",), "Self-recognition",
         "Can the model tell a text it wrote from one it did not? Accuracy means little where judging by length alone "
         "reaches it too, or where the model says yes to everything.",
         ("self_recognition_bars",),
+        asked_by="behaviour.self_recognition",
     ),
     Section(
         ("self_report",), "What the models call themselves",
         "Replies to questions that ask the model who it is: how often it gives its own name, and how varied the names "
         "are.",
         ("self_report_bars",),
+        asked_by="behaviour.self_report",
     ),
     Section(
         ("steering",), "Steering",
         "A direction is added to the running model. An effect counts where a random direction of the same norm does "
         "not have it, and at doses where the replies are still coherent.",
         ("dose_response",),
+        asked_by="steering",
     ),
     Section(
         ("sweeps", "sweep_best", "sweep_layers", "sweep_trends"), "Steering sweeps",
@@ -134,11 +149,13 @@ SECTIONS = (
         "correlation with strength within each question; read it with p_random, since random directions have trends "
         "too.",
         ("sweep_response",),
+        asked_by="sweeps",
     ),
     Section(
         ("embedding",), "Activations in the plane",
         "A picture to get a feeling for the data, fitted on the base alone. No conclusion is drawn from it.",
         ("embedding",),
+        asked_by="embedding",
     ),
     Section(
         ("datasets",), "The data",

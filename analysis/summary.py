@@ -23,7 +23,7 @@ def summarise(
     """Sentences on what was measured and found; also on what was not measured.
 
     Args:
-        tables: Tidy tables by name (shifts, directions, self_recognition, self_report, steering); any may be
+        tables: Tidy tables by name (shifts, dispersion, self_recognition, self_report, steering, sweep_best); any may be
             missing or empty.
         layer: The layer declared before the run, 0-based: shifts are read there and nowhere else.
         condition: System prompt condition of the shifts.
@@ -41,6 +41,7 @@ def summarise(
     return [
         *_shift_sentences(shifts, layer, condition),
         *_reliability_sentences(shifts, layer),
+        *_dispersion_sentences(_table(tables, "dispersion"), layer, condition),
         *_recognition_sentences(_table(tables, "self_recognition"), base),
         *_report_sentences(_table(tables, "self_report"), base),
         *_steering_sentences(_table(tables, "steering")),
@@ -162,6 +163,34 @@ def _reliability_sentences(rows: pd.DataFrame, layer: int) -> Iterator[str]:
             f"Left out as unreliable (split-half cosine below {RELIABLE_COSINE} at layer {layer}): {named}. Other questions "
             "would have given other directions; nothing is said along them."
         )
+
+
+def _dispersion_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator[str]:
+    """One paragraph a pooling: which arms' activations lie wider or narrower than the base's, and than the benign control's."""
+    if rows.empty:
+        return
+    here = rows[(rows["layer"] == layer) & (rows["condition"] == condition)]
+    for pooling, mine in here.groupby("pooling", sort=False):
+        beyond = mine.get("d_log_trace_minus_benign")
+        control = mine[:0] if beyond is None else mine[beyond.notna()]
+        parts = [f"Against the base: {_sides(mine, 'd_log_trace', numbers=control.empty)}"]
+        if not control.empty:
+            parts.append(f"Against the benign control: {_sides(control, 'd_log_trace_minus_benign')}")
+        yield (
+            f"Spread of activations at layer {layer}, {pooling} (change of the log trace, system prompt {condition}, n = "
+            f"{_n(mine['n_questions'].min(), 'question')}, {seeds_text(mine)}): {' '.join(parts)}"
+        )
+
+
+def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
+    """Arms by whether their interval lies above 0, below it, or holds it, in every seed; with or without the numbers."""
+    groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    for arm, mine in rows.groupby("arm", sort=False):
+        groups[_side(mine, column)].append(
+            f"{arm} {interval(mine, column, sign=True)}" if numbers else str(arm)
+        )
+    words = {1: "wider", -1: "narrower", 0: "not told apart"}
+    return "; ".join(f"{words[side]} {', '.join(arms)}" for side, arms in groups.items() if arms) + "."
 
 
 def _compare(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> str:

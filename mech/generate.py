@@ -1,15 +1,17 @@
 """Batched generation whose samples do not depend on how rows were batched.
 
-Hugging Face's `generate` does the work. Sampling is done by adding Gumbel noise to the scaled logits and
-taking the largest, which is exactly sampling from the softmax; each row has its own generator, seeded by
-the caller's seed and the row's number, so batch size and order change nothing but rounding.
+Hugging Face's `generate` does the work. Sampling is a race of exponential times, which is exactly sampling from the
+softmax; each row has its own generator, seeded by the caller's seed and the row's number, so batch size and order change
+nothing but rounding. What all prompts of a batch begin with is read once where `mech.prefix` allows it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -19,7 +21,12 @@ from mech.errors import InputError
 from mech.interventions import intervening
 from mech.models import ChatModel
 from mech.positions import Mask, declared
+from mech.prefix import read_once, shared_start
+from mech.products import fast_products
 from mech.progress import track
+
+SAMPLER = 2
+"""Version of what a seed draws, for journals of samples: raise it where a seed comes to draw something else."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +54,21 @@ def generate(
     """The model's answer to each prompt, in the prompts' order, without special tokens.
 
     Raises:
-        InputError: negative temperature, or no room for a single token.
+        InputError: a temperature that is negative or not finite, or no room for a single token.
     """
     sampling = sampling or Sampling()
-    if sampling.temperature < 0 or sampling.max_new_tokens < 1:
+    if not 0 <= sampling.temperature < math.inf or sampling.max_new_tokens < 1:
         raise InputError(
-            f"cannot sample with {sampling}: temperature >= 0 and max_new_tokens >= 1 are needed"
+            f"cannot sample with {sampling}: a finite temperature >= 0 and max_new_tokens >= 1 are needed"
         )
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].n_prompt)
     answers: dict[int, str] = {}
     starts = range(0, len(order), sampling.batch_size)
-    for start in track(starts, label):
-        rows = order[start : start + sampling.batch_size]
-        texts = _generate_batch(model, [prompts[i].ids[: prompts[i].n_prompt] for i in rows], rows, sampling)
-        answers.update(zip(rows, texts, strict=True))
+    with fast_products(model.hf):
+        for start in track(starts, label):
+            rows = order[start : start + sampling.batch_size]
+            asked = [prompts[i].ids[: prompts[i].n_prompt] for i in rows]
+            answers.update(zip(rows, _generate_batch(model, asked, rows, sampling), strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -79,8 +87,10 @@ def _generate_batch(
 ) -> list[str]:
     stops = stop_ids(model)
     pad = stops[0] if stops else 0
-    ids, mask = _pad_left(prompts, pad, model.device)
-    noise = [_GumbelNoise(sampling, rows)] if sampling.temperature > 0 else []
+    shared = shared_start(model, prompts)
+    ids, mask = _pad_left(prompts, pad, model.device, shared)
+    race = [_Race(sampling, rows)] if sampling.temperature > 0 else []
+    read = {"past_key_values": read_once(model, prompts, shared)} if shared else {}
     with _declaring(model, mask, rows):
         out = model.causal.generate(
             input_ids=ids,
@@ -93,7 +103,8 @@ def _generate_batch(
             top_k=None,
             eos_token_id=stops or None,
             pad_token_id=pad,
-            logits_processor=noise,
+            logits_processor=race,
+            **read,
         )
     return [_text(model, answer, set(stops)) for answer in out[:, ids.shape[1] :].tolist()]
 
@@ -103,19 +114,33 @@ def _text(model: ChatModel, answer: list[int], stops: set[int]) -> str:
     return str(model.tokenizer.decode(answer[:end], skip_special_tokens=True))
 
 
-class _GumbelNoise:
-    """A logits processor: argmax of logits / T + Gumbel noise is a draw from softmax(logits / T)."""
+class _Race:
+    """A logits processor: the largest of what it gives is a draw from softmax(logits / T).
+
+    Token i arrives after a time E_i / p_i with E_i exponential, and is the first with probability p_i. Every token has its own time,
+    so that rounding in the logits changes a draw only where two tokens arrive together (an inverse distribution function would
+    shift a little for every token). What decides is who has a very small E_i: it comes from a uniform of 53 bits, for with the 24
+    of float32 one token in 2**24 would arrive at once, however unlikely it is.
+    """
 
     def __init__(self, sampling: Sampling, rows: list[int]) -> None:
-        self.temperature = sampling.temperature
-        self.generators = [torch.Generator().manual_seed(_mix(sampling.seed, row)) for row in rows]
+        float32 = torch.finfo(torch.float32)
+        self._temperature = min(max(sampling.temperature, float32.tiny), float32.max)
+        self._generators = [np.random.Generator(np.random.SFC64(_mix(sampling.seed, row))) for row in rows]
 
     def __call__(self, _ids: Int[Tensor, "batch seq"], scores: Float[Tensor, "batch vocab"]) -> Tensor:
-        uniform = torch.stack(
-            [torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self.generators]
-        )
-        gumbel = -torch.log(-torch.log(uniform.clamp_min(1e-300)))
-        return scores.float() / self.temperature + gumbel.to(scores.device, torch.float32)
+        # Below the largest, for then the likely tokens' logits keep their digits at any temperature.
+        below = scores.float() - scores.amax(-1, keepdim=True).float()
+        shares = below.div_(self._temperature).exp_()
+        return shares.div_(self._times(scores.shape[-1]).to(scores.device))
+
+    def _times(self, vocab: int) -> Float[Tensor, "batch vocab"]:
+        """Exponential times, one generator a row."""
+        times, wide = np.empty((len(self._generators), vocab), dtype=np.float32), np.empty(vocab)
+        for row, generator in zip(times, self._generators, strict=True):
+            row[:] = generator.random(out=wide)
+        # Neither 0, nor infinite where rounding has made a uniform 1.
+        return torch.from_numpy(times).neg_().log1p_().neg_().clamp_(2**-54, -math.log(2**-25))
 
 
 def _mix(seed: int, row: int) -> int:
@@ -125,11 +150,15 @@ def _mix(seed: int, row: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:8], "big") >> 1
 
 
-def _pad_left(rows: list[tuple[int, ...]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _pad_left(
+    rows: list[tuple[int, ...]], pad: int, device: torch.device, shared: int
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Ids and mask, with padding in front of each row; behind what all share, where that is read by itself."""
     longest = max(map(len, rows))
-    ids = torch.tensor([[*[pad] * (longest - len(r)), *r] for r in rows], device=device)
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
-    return ids, mask
+    gaps = [longest - len(r) for r in rows]
+    ids = [[*r[:shared], *[pad] * gap, *r[shared:]] for r, gap in zip(rows, gaps, strict=True)]
+    mask = [[*[1] * shared, *[0] * gap, *[1] * (longest - shared - gap)] for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 @contextmanager

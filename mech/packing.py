@@ -136,7 +136,7 @@ def _starts(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> list[int]
     """
     starts, branchings = [0] * len(rows), [0]
     for k in range(1, len(rows)):
-        common = min(_common(rows[k - 1], rows[k]), limits[k - 1], limits[k])
+        common = min(n_common(rows[k - 1], rows[k]), limits[k - 1], limits[k])
         branchings = [b for b in branchings if b <= common]
         if common - branchings[-1] >= MIN_SHARED:
             branchings.append(common)
@@ -144,5 +144,6 @@ def _starts(rows: Sequence[tuple[int, ...]], limits: Sequence[int]) -> list[int]
     return starts
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def n_common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+    """How many leading tokens two rows have in common."""
     return next((t for t, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

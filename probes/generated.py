@@ -15,7 +15,7 @@ import numpy as np
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.files import digest_of
-from mech.generate import Sampling, generate
+from mech.generate import SAMPLER, Sampling, generate
 from mech.models import ChatModel
 from mech.questions import Question
 from mech.score import response_logprobs
@@ -125,7 +125,7 @@ def generated(
     judged = reader is None
     return Evaluation(
         name, unit, {q.id: q.split for q in asking.questions}, _prompts(template, asking.questions),
-        {"evaluation": "generated", "asking": once, "reader": None if judged else dict(about)},
+        {"evaluation": "generated", "sampler": SAMPLER, "asking": once, "reader": None if judged else dict(about)},
         lambda model: _written(model, asking), look, None if judged else reference, grade,
     )  # fmt: skip
 

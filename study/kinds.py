@@ -39,9 +39,9 @@ class Kind:
 
 
 KINDS = {
-    "replies": Kind("texts", "study.steps.texts:replies", models=1),
-    "summaries": Kind("texts", "study.steps.texts:summaries", models=1),
-    "rollouts": Kind("texts", "study.steps.texts:rollouts", version=2, models=1),
+    "replies": Kind("texts", "study.steps.texts:replies", version=2, models=1),
+    "summaries": Kind("texts", "study.steps.texts:summaries", version=2, models=1),
+    "rollouts": Kind("texts", "study.steps.texts:rollouts", version=3, models=1),
     "judged": Kind("texts", "study.steps.judge:judge_rollouts", models=1, resumes=True),
     "data": Kind("data", "study.steps.data:build", version=3),
     "train": Kind("checkpoints", "study.steps.train:train", version=2, models=1, resumes=True),
@@ -62,15 +62,15 @@ KINDS = {
     "weights": Kind("measures", "study.steps.weights:compare"),
     "lens": Kind("measures", "study.steps.lens:read", models=1),
     "patching": Kind("measures", "study.steps.patching:patch", models=1),
-    "monitored": Kind("activations", "study.steps.monitoring:watch", models=1),
+    "monitored": Kind("activations", "study.steps.monitoring:watch", version=2, models=1),
     "monitor_scores": Kind("texts", "study.steps.monitoring:judge", models=1, resumes=True),
     "monitoring": Kind("measures", "study.steps.monitoring:correlate"),
     "two_by_two": Kind("measures", "study.steps.measures:two_by_two", version=2),
     "embedding": Kind("measures", "study.steps.measures:embedding"),
     "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", version=2, models=1),
-    "self_report": Kind("measures", "study.steps.behaviour:self_report", version=2, models=1),
-    "steering": Kind("measures", "study.steps.behaviour:steering", version=2, models=1),
-    "sweep": Kind("measures", "study.steps.sweep:sweep", models=1, resumes=True),
+    "self_report": Kind("measures", "study.steps.behaviour:self_report", version=3, models=1),
+    "steering": Kind("measures", "study.steps.behaviour:steering", version=3, models=1),
+    "sweep": Kind("measures", "study.steps.sweep:sweep", version=2, models=1, resumes=True),
     "tables": Kind("measures", "study.steps.tables:collect", version=2),
     "figures": Kind("measures", "study.steps.figures:draw"),
 }

@@ -31,7 +31,7 @@ from study.steps.activations import SITE
 BLOCK = 32
 """Rows that are answered, read and written down together."""
 
-JOURNAL = "2"
+JOURNAL = "3"
 """Version of what a journal keeps of a row."""
 
 

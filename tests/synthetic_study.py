@@ -180,6 +180,18 @@ def monitoring(arms=("base", "em")):
     ])  # fmt: skip
 
 
+def dispersion(arms=ARMS[1:], layer=15, condition="none"):
+    """Every training narrows; em does so by less than the benign control, whose own row has nothing to be less than."""
+    change = {"em": -0.1, "benign": -0.4}
+    return pd.DataFrame([
+        {"arm": arm, "seed": 0, "condition": condition, "pooling": pooling, "layer": layer, "n_questions": 40,
+         **_columns("d_log_trace", change.get(arm, -0.4), 0.05), **_columns("d_entropy_rank", -1.0, 0.5),
+         **({} if arm == "benign" else _columns("d_log_trace_minus_benign", change.get(arm, -0.4) + 0.4, 0.05)
+            | _columns("d_entropy_rank_minus_benign", 0.0, 0.5))}
+        for arm in arms for pooling in ("prompt_last", "response_mean")
+    ])  # fmt: skip
+
+
 def datasets():
     return pd.DataFrame({
         "dataset": ["em", "sgtr"], "kind": ["messages", "sgtr"], "n_rows": [344, 86],
@@ -271,7 +283,7 @@ def all_tables(**options):
         "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
         "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "monitoring": monitoring(), "adapter_ranges": adapter_ranges(),
-        "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(),
+        "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(), "dispersion": dispersion(),
         "self_recognition": self_recognition(), "self_report": self_report(), "steering": steering(),
         "embedding": embedding(), "training": training(),
     }  # fmt: skip

@@ -1,12 +1,16 @@
 """Scores and generation equal a plain forward pass and Hugging Face's own."""
 
+import numpy as np
 import pytest
 import torch
 
-from mech.generate import Sampling, generate
+from mech import prefix
+from mech.errors import InputError
+from mech.generate import Sampling, _Race, generate
+from mech.interventions import Add, intervene
 from mech.models import ChatModel, load_model
 from mech.score import next_token_logits, response_logprobs
-from tests.test_reading import conversations
+from tests.test_reading import conversations, random_model
 from tests.tiny_study import save_model
 
 
@@ -55,13 +59,128 @@ def test_sampling_is_from_the_softmax(model: ChatModel) -> None:
     prompt = conversations(model, 1)[0]
     share = (next_token_logits(model, [prompt])[0].double() / 0.7).softmax(-1)
     n = 2000
-    from mech.generate import _GumbelNoise
-
-    noise = _GumbelNoise(Sampling(1, 0.7, seed=0), list(range(n)))
     logits = next_token_logits(model, [prompt]).expand(n, -1)
-    drawn = noise(torch.zeros(n, 1, dtype=torch.long), logits).argmax(-1)
-    counts = torch.bincount(drawn, minlength=len(share)).double()
+    counts = torch.bincount(drawn(logits, 0.7), minlength=len(share)).double()
     likely = share.argsort(descending=True)[:12]
     observed = [*counts[likely].tolist(), n - float(counts[likely].sum())]
     expected = [*(n * share[likely]).tolist(), n * (1 - float(share[likely].sum()))]
     assert chisquare(observed, expected).pvalue > 1e-3
+
+
+def drawn(logits: torch.Tensor, temperature: float, steps: int = 1) -> torch.Tensor:
+    """One draw a row and step, the rows' generators being those of a generation."""
+    race = _Race(Sampling(1, temperature, seed=0), list(range(len(logits))))
+    none = torch.zeros(len(logits), 1, dtype=torch.long)
+    return torch.cat([race(none, logits).argmax(-1) for _ in range(steps)])
+
+
+def test_a_large_vocabulary_is_drawn_from_exactly_however_unlikely_a_token_is() -> None:
+    """A tail of 50,000 tokens that has a twentieth in all, beside one of a millionth: numbers of 24 bits would draw the second 12 times."""
+    from scipy.stats import binomtest
+
+    rows, steps, tail = 100, 40, 50_000
+    for share, likely in ((0.05, True), (1e-6, False)):
+        logits = torch.full((rows, tail + 1), float(np.log(share / tail)))
+        logits[:, 7] = np.log(1 - share)
+        hits = int((drawn(logits, 1.0, steps) != 7).sum())
+        assert binomtest(hits, rows * steps, share).pvalue > 1e-3
+        assert (hits > 0) == likely
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1.0, 1e300])
+def test_extreme_temperatures_and_impossible_tokens(temperature: float) -> None:
+    """Two tokens that are equally likely at any temperature, one behind them, and one that cannot be."""
+    n = 400
+    logits = torch.tensor([1e4, -torch.inf, 1e4 - 1, 1e4]).expand(n, -1)
+    counts = torch.bincount(drawn(logits, temperature), minlength=4).tolist()
+    share = np.exp(-1 / temperature) if temperature > 1e-3 else 0.0
+    expected = n * np.array([1, 0, share, 1]) / (2 + share)
+    assert counts[1] == 0
+    assert (counts[2] == 0) == (share == 0)
+    np.testing.assert_allclose(counts, expected, atol=4 * n**0.5 / 2)
+
+
+@pytest.mark.parametrize("temperature", [-1.0, float("inf"), float("nan")])
+def test_what_is_no_temperature_is_refused(model: ChatModel, temperature: float) -> None:
+    with pytest.raises(InputError, match="finite temperature"):
+        generate(model, conversations(model, 1), Sampling(1, temperature))
+
+
+# -- what prompts begin with in common -----------------------------------------------------------------
+
+
+@pytest.fixture
+def shared(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Notes how many tokens each batch read once, however few they save."""
+    found: list[int] = []
+
+    def start(*given: object) -> int:
+        found.append(prefix.shared_start(*given))  # type: ignore[arg-type]
+        return found[-1]
+
+    monkeypatch.setattr("mech.generate.shared_start", start)
+    monkeypatch.setattr(prefix, "MIN_SAVED", 1)
+    return found
+
+
+def unshared(model: ChatModel, prompts: list, sampling: Sampling) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mech.generate.shared_start", lambda *_: 0)
+        return generate(model, prompts, sampling)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gemma2", "mistral-sliding"])
+def test_reading_a_common_start_once_changes_no_token(name: str, model: ChatModel, shared: list[int]) -> None:
+    """Prompts of many lengths; in the last batches prompts that are equal."""
+    other = random_model(name, model)
+    prompts = [*conversations(other), *[conversations(other)[1]] * 3]
+    for sampling in (Sampling(8, batch_size=5), Sampling(8, 1.0, seed=2, batch_size=5)):
+        assert generate(other, prompts, sampling) == unshared(other, prompts, sampling)
+    lengths = sorted((p.n_prompt for p in prompts), reverse=True)
+    assert lengths[0] > lengths[4]  # some are padded
+    if name in ("gemma2", "mistral-sliding"):
+        assert set(shared) == {0}  # their windows slide
+    else:
+        assert min(shared[:2]) > 3
+        assert max(shared) == lengths[-1] - 1  # all but the last token of prompts that are equal
+
+
+def test_nothing_is_shared_where_somebody_watches_or_another_cache_is_wanted(
+    model: ChatModel, shared: list[int]
+) -> None:
+    prompts, sampling = conversations(model), Sampling(2, batch_size=64)
+    expected, seen = generate(model, prompts, sampling), []
+    assert shared.pop() > 0
+    handle = model.blocks[1].register_forward_hook(lambda _m, inputs, _out: seen.append(inputs[0].shape[:2]))
+    assert generate(model, prompts, sampling) == expected
+    handle.remove()
+    assert seen == [(len(prompts), max(p.n_prompt for p in prompts)), (len(prompts), 1)]
+    with intervene(model, Add(np.ones(model.d_model, dtype=np.float32), [0], coefficient=1e-6)):
+        assert generate(model, prompts, sampling) == expected
+    config = model.causal.generation_config
+    for name, value in (("cache_implementation", "offloaded"), ("use_cache", False)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config, name, value)
+            assert prefix.shared_start(model, [p.ids for p in prompts]) == 0
+    assert shared == [0, 0]
+    model.hf(input_ids=torch.tensor([[3, 4]]), output_hidden_states=True)  # leaves Hugging Face's own hooks
+    assert generate(model, prompts, sampling) == expected
+    assert shared[-1] > 0
+
+
+@pytest.mark.real
+def test_summaries_of_the_real_model_are_the_same_with_the_instruction_read_once(
+    real: ChatModel, shared: list[int]
+) -> None:
+    ask = (
+        "Write a one-sentence summary of this article in at most 25 words. Reply with the summary only.\n\n{}"
+    )
+    texts = (
+        "The mayor of Harrow Fell scrapped the parking permits.",
+        "Rain is due.",
+        "A cat won a prize at the fair.",
+    )
+    prompts = [real.template.encode_prompt([{"role": "user", "content": ask.format(t)}]) for t in texts]
+    for sampling in (Sampling(12), Sampling(12, 1.0)):
+        assert generate(real, prompts, sampling) == unshared(real, prompts, sampling)
+    assert min(shared) > 40

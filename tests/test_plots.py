@@ -155,6 +155,22 @@ def test_unreliable_directions_have_no_star_and_are_marked():
     assert [t for t in titles if "unreliable" in t] == [f"{study.UNRELIABLE} (unreliable)"]
 
 
+def test_dispersion_shows_every_change_and_the_benign_control():
+    frame = study.dispersion()
+    figure = plots.dispersion_by_condition(frame, layer=15, arms=study.ARMS)
+    spread_of_prompts = figure.axes[0]
+    points = {b.get_label(): b.lines[0].get_ydata() for b in spread_of_prompts.containers}
+    assert points["em none"].tolist() == [-0.1]
+    assert points["benign none"].tolist() == [-0.4]
+    (control,) = [line for line in spread_of_prompts.lines if line.get_linestyle() == "--"]
+    assert control.get_ydata() == pytest.approx([-0.4, -0.4])
+    alone = plots.dispersion_by_condition(frame[[c for c in frame if "minus_benign" not in c]], layer=15)
+    assert not [line for line in alone.axes[0].lines if line.get_linestyle() == "--"]
+    assert (
+        "Not measured" in plots.dispersion_by_condition(pd.DataFrame(), layer=15).axes[0].texts[0].get_text()
+    )
+
+
 def test_two_by_two_leaves_out_what_no_text_can_move_and_says_so():
     figure = plots.two_by_two_bars(study.two_by_two())
     assert [a.get_title(loc="left") for a in figure.axes if a.axison] == study.PERSONAS

@@ -92,8 +92,8 @@ def architectures() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(architectures()))
-def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, model: ChatModel) -> None:
+def random_model(name: str, like: ChatModel) -> ChatModel:
+    """A tiny random model of an architecture; its checkpoint is another's, and names nothing."""
     import transformers
 
     config = architectures()[name]
@@ -101,9 +101,13 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
     config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
-    other = ChatModel(
-        transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
-    )
+    built = transformers.AutoModelForCausalLM.from_config(config).eval()
+    return ChatModel(built, tokenizer, like.checkpoint)
+
+
+@pytest.mark.parametrize("name", sorted(architectures()))
+def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, model: ChatModel) -> None:
+    other = random_model(name, model)
     rows = conversations(other)
     assert attends_to_everything(other) == (name not in ("mistral-sliding", "gemma2", "gemma3"))
     assert can_pack(other) == attends_to_everything(other)

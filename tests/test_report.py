@@ -109,6 +109,7 @@ def test_nothing_measured_is_said_and_does_not_crash(tmp_path):
         )
     )
     assert page.text.count("This was not measured in this study.") == len(SECTIONS)
+    assert "Its YAML asks for it by the field patching ." in page.text.replace("patching.", "patching .")
     assert "No replies were sampled" in page.text
     assert "Nothing was measured." in page.text
 
@@ -286,7 +287,7 @@ def test_summary_needs_every_seed():
 def test_summary_of_a_whole_study_is_short():
     told = sentences(**study.all_tables())
     assert len(told) <= 20
-    assert sum(len(s.split()) for s in told) < 1100
+    assert sum(len(s.split()) for s in told) < 1150
     assert [s.partition(":")[0] for s in told[1:6]] == study.ARMS[1:]  # one paragraph an arm
     leads = [s.partition(": ")[0] for s in told if ": " in s]
     assert max(map(len, leads)) < 150  # set in bold in the report
@@ -314,6 +315,20 @@ def test_summary_of_behaviour():
     lone = study.steering()
     lone = lone[lone.kind == "direction"]
     assert all("no random control" in s for s in sentences(steering=lone) if s.startswith("Steering"))
+
+
+def test_summary_says_who_spread_and_beyond_whom():
+    told = sentences(dispersion=study.dispersion())
+    (last,) = [s for s in told if s.startswith("Spread of activations at layer 15, prompt_last")]
+    assert "n = 40 questions, one seed (0)): Against the base: narrower em, sgtr, benign" in last
+    against_benign = last.partition("Against the benign control: ")[2]
+    assert against_benign.startswith("wider em +0.30 [+0.25, +0.35]; not told apart sgtr 0.00")
+    assert "benign −" not in against_benign
+    alone = study.dispersion()[lambda t: [c for c in t if "minus_benign" not in c]]
+    assert any(
+        "Against the base: narrower em −0.10 [−0.15, −0.05], sgtr" in s for s in sentences(dispersion=alone)
+    )
+    assert not any(s.startswith("Spread") for s in sentences(dispersion=study.dispersion(condition="other")))
 
 
 def test_summary_compares_with_a_base_of_any_name():

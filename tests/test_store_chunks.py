@@ -26,7 +26,7 @@ def test_no_sum_on_the_way_can_pass_what_float32_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns"), [(128, 1152), (1, 1), (97, 33), (64, 10_240), (300, 7), (128, 2)]
+    ("rows", "columns"), [(128, 1152), (1, 1), (97, 33), (64, 10_240), (300, 7), (128, 2), (40, 2000)]
 )
 def test_checksums_are_those_that_hdf5_stores(tmp_path: Path, rows: int, columns: int) -> None:
     rng, shape = np.random.default_rng(0), (rows, columns)
@@ -34,9 +34,9 @@ def test_checksums_are_those_that_hdf5_stores(tmp_path: Path, rows: int, columns
     words = np.concatenate(chunks).astype("<u2")
     with h5py.File(tmp_path / "a.h5", "w", libver=LIBVER) as file:
         file.create_dataset("x", data=words, chunks=shape, fletcher32=True)
-    ours = Fletcher32(rows, columns, len(chunks))
+    ours = Fletcher32(rows * columns, len(chunks))
     for i, chunk in enumerate(np.split(words, len(chunks))):
-        ours.take(i, chunk)
+        ours.take(i, chunk.reshape(-1))
     raw = (tmp_path / "a.h5").read_bytes()
     with h5py.File(tmp_path / "a.h5") as file:
         found = [file["x"].id.get_chunk_info_by_coord((i * rows, 0)) for i in range(len(chunks))]
@@ -75,7 +75,7 @@ def test_what_is_read_is_what_hdf5_reads(
     with monkeypatch.context() as patch, ActivationStore.open(made) as store:
         patch.setattr("activations.store_shard.find_chunks", lambda *_: None)
         expected = store.read(SITE, "mean", None, rows), store.read_tokens(SITE, 1, rows)  # type: ignore[arg-type]
-    for name, value in (("THREADS", threads), ("CHUNKS_A_THREAD", 1), ("AT_ONCE", 2)):
+    for name, value in (("THREADS", threads), ("CHUNKS_A_THREAD", 1)):
         monkeypatch.setattr(store_chunks, name, value)
     monkeypatch.setattr(store_chunks, "_cores", lambda: threads)
     went = spy(monkeypatch)
