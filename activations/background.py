@@ -41,7 +41,7 @@ class Background:
     def note(
         self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
     ) -> None:
-        """Take a number, or some, about each of some rows."""
+        """Take one number, or several, for each of some rows."""
         self._put("note", (name, row_indices, values))
 
     def __enter__(self) -> "Background":

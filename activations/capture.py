@@ -1,7 +1,7 @@
 """Capture: run rows through a model and keep the pooled residual stream.
 
 Hooks pool each site as it passes, in float32, so that no full activation is ever kept; the output head is not run, nor any
-block behind the last wanted layer; what rows begin with in common is run once.
+block after the last wanted layer; a prefix that rows share is run once.
 """
 
 from collections.abc import Sequence
@@ -182,7 +182,7 @@ class _Read:
 
 
 class _ReachedLastLayerError(Exception):
-    """Ends a forward pass behind the last wanted layer."""
+    """Ends a forward pass after the last wanted layer."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,10 @@ def capture_store(
         shards = list(_shards(folder, len(encoded), storing.shard_rows))
         for number, (path, part) in enumerate(shards):
             if not _is_there(path, said["capture"]):
-                _capture_shard(path, (number, len(shards)), model, _rows_of(rows, encoded, part), encoded[part], reading, said, storing)  # fmt: skip
+                some = _rows_of(rows, encoded, part)
+                _capture_shard(
+                    path, (number, len(shards)), model, some, encoded[part], reading, said, storing
+                )
         if not (folder / MANIFEST).is_file():
             digests = {path.name: sha256_file(path) for path, _ in shards}
             write_json(folder / MANIFEST, {"capture": said["capture"], "files": digests})

@@ -29,7 +29,7 @@ class Sink(Protocol):
     def note(
         self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
     ) -> None:
-        """Take a number, or some, about each of some rows."""
+        """Take one number, or several, for each of some rows."""
 
 
 class ArraySink:
@@ -67,7 +67,7 @@ class ArraySink:
     def note(
         self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
     ) -> None:
-        """Take a number, or some, about each of some rows."""
+        """Take one number, or several, for each of some rows."""
         empty = np.full((len(self._lengths), *values.shape[1:]), np.nan, dtype=np.float32)
         self.notes.setdefault(name, empty)[row_indices] = values
 

@@ -4,11 +4,11 @@ The first two hold, for each site and pooling, an array `SITE/POOLING` [n, layer
 [tokens, layers, d]), the `layers`, the rows' `tokens` and `offsets`, and each column as `columns/NAME`. `.npz` holds
 `ids`, `questions` and `metadata` (JSON) as texts; `.safetensors` has them, as JSON, in its header's metadata.
 
-persona_vectors keeps hidden states by pooling, indexed by layer with the embedding first; its code writes only their differences, so the
-file holds what that code has in memory: a dict of tensors [L + 1, n, d] under its names (`PERSONA_VECTORS`), of which row l + 1 is block l's
-output and row 0 the embedding, which is NaN where the store has no `resid_pre`. Its row L is Hugging Face's, after the final norm;
-ours is the last block's output, before it. Beside them stand `ids`, `questions`, `columns` and `metadata`. The file is loaded with
-`torch.load(path, weights_only=True)`.
+persona_vectors keeps hidden states by pooling, indexed by layer with the embedding first. Its code writes only their
+differences, so the file holds what that code has in memory: a dict of tensors [L + 1, n, d] under its names
+(`PERSONA_VECTORS`). Row l + 1 is block l's output; row 0 is the embedding, NaN where the store has no `resid_pre`. Its row L
+is Hugging Face's, after the final norm; ours is the last block's output, before the norm. The dict also has `ids`,
+`questions`, `columns` and `metadata`. Load the file with `torch.load(path, weights_only=True)`.
 """
 
 import json
@@ -111,7 +111,7 @@ def _persona_vectors(store: "ActivationStore", path: Path) -> None:
 
 
 def _with_embedding(store: "ActivationStore", pooling: str) -> Float32[np.ndarray, "layers_and_1 n d"]:
-    """Every block's output behind the embedding."""
+    """The embedding, then every block's output."""
     from mech.conventions import to_hidden_states_index  # which loads torch
 
     rows = np.full((len(store.layers) + 1, store.n_rows, store.d_model), np.nan, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Keeping stores: several made into one file, old ones thrown away."""
+"""Keeping stores: merging several into one file, deleting old ones."""
 
 import time
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ def merge(stores: Sequence[Path], out: Path) -> Path:
 def prune(
     folder: Path, *, days: float | None = None, max_bytes: int | None = None, dry_run: bool = True
 ) -> list[Path]:
-    """Throw away activation files below a folder, oldest first: those older than `days`, then until `max_bytes` are left.
+    """Delete activation files below a folder, oldest first: those older than `days`, then until `max_bytes` are left.
 
     Args:
         folder: searched through.

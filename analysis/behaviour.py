@@ -32,11 +32,11 @@ def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: fl
     by_label = judged.groupby("source")["correct"].mean()
     return {
         "n_articles": int(judged["article"].nunique()),
-        **_spread("accuracy", accuracy),
+        **accuracy.columns("accuracy"),
         "accuracy_own": float(by_label["own"]),
         "accuracy_other": float(by_label["other"]),
-        **_spread("p_yes", p_yes),
-        **_spread("margin", margin),
+        **p_yes.columns("p_yes"),
+        **margin.columns("margin"),
         "answer_mass": float(judged["mass"].mean()),
     }
 
@@ -70,9 +70,9 @@ def report_row(
     return {
         "n_samples": len(reports),
         "n_questions": int(reports["question"].nunique()),
-        **_spread("own_name_rate", rate),
-        **_spread("distinct", jackknife(_distinct, claimed, questions, level=level)),
-        **_spread("entropy", jackknife(_entropy, claimed, questions, level=level)),
+        **rate.columns("own_name_rate"),
+        **jackknife(_distinct, claimed, questions, level=level).columns("distinct"),
+        **jackknife(_entropy, claimed, questions, level=level).columns("entropy"),
         **_margin(names, rng, level),
     }
 
@@ -80,12 +80,12 @@ def report_row(
 def _margin(names: pd.DataFrame | None, rng: np.random.Generator, level: float) -> dict[str, Any]:
     if names is None:
         return {
-            **_spread("name_margin", Interval(np.nan, np.nan, np.nan, 0, level, "none")),
+            **Interval(np.nan, np.nan, np.nan, 0, level, "none").columns("name_margin"),
             "n_names": 0,
             "n_statements": 0,
         }
     return {
-        **_spread("name_margin", bootstrap_mean(name_margins(names), None, rng=rng, level=level)),
+        **bootstrap_mean(name_margins(names), None, rng=rng, level=level).columns("name_margin"),
         "n_names": int(names.loc[~names["own"], "name"].nunique()),
         "n_statements": int(names["statement"].nunique()),
     }
@@ -119,9 +119,9 @@ def steering_rows(
                 "coefficient": coefficient,
                 "dose": float(mine["dose"].iloc[0]),
                 "n_samples": len(mine),
-                **_spread("own_name_rate", rate),
-                **_spread("name_margin", bootstrap_mean(name_margins(scored), None, rng=rng, level=level)),
-                **_spread("surprisal", surprisal),
+                **rate.columns("own_name_rate"),
+                **bootstrap_mean(name_margins(scored), None, rng=rng, level=level).columns("name_margin"),
+                **surprisal.columns("surprisal"),
                 "repetition": float(mine["repetition"].mean()),
             }
         )
@@ -144,11 +144,3 @@ def _entropy(claimed: Sequence[str] | np.ndarray) -> float:
     _, counts = np.unique(np.asarray(claimed, dtype=str), return_counts=True)
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum()) + 0.0
-
-
-def _spread(name: str, interval: Interval) -> dict[str, float]:
-    return {
-        name: float(interval.estimate),
-        f"{name}_low": float(interval.low),
-        f"{name}_high": float(interval.high),
-    }

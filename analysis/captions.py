@@ -1,4 +1,4 @@
-"""The captions of figures: what is shown, how sure it is, and what it is held against."""
+"""The captions of figures: what is shown, how sure it is, and what it is compared with."""
 
 import pandas as pd
 
@@ -50,26 +50,26 @@ _NOTES: dict[str, tuple[str, str]] = {
     ),
     "identity_cosines": (
         (
-            "Cosine between two identity directions from questions that they do not share, so that common rows are no agreement. "
-            "Star: the two agree, which takes the transfer matrix too"
+            "Cosine between two identity directions, each from questions that the other has not seen, so that shared rows cannot "
+            "make them agree. Star: the two agree, which the transfer matrix must also show"
         ),
         (
             "Nulls, both ways: above 97.5 % of |cosines| with directions of the other contrast's covariance, and p < .05 against "
-            "sign flips of its paired differences; two stars: still so with the number of pairs reckoned with (Holm, Bonferroni). Noise alone keeps a cosine below its "
-            "ceiling (table)"
+            "sign flips of its paired differences; two stars: also after correcting for the number of pairs (Holm, "
+            "Bonferroni). Noise alone keeps a cosine below its ceiling (table)"
         ),
     ),
     "identity_transfer": (
         (
-            "AUROC of a direction (row) on held-out rows of a contrast (column), none of whose questions it has seen; on the diagonal "
-            "its own contrast"
+            "AUROC of a direction (row) on held-out rows of a contrast (column), none of whose questions it has seen; on the "
+            "diagonal, its own contrast"
         ),
         "Star: 95 % bootstrap interval over questions above one half. Random directions' range: table",
     ),
     "lora_alignment": (
         (
-            "Energy: the share of a direction's squared length that lies in what an adapter's output maps can write, divided by that of a "
-            "random direction, r/d; at 1 the adapter does not know the direction"
+            "Energy: the share of a direction's squared length that lies in what an adapter's output maps can write, divided by "
+            "that of a random direction, r/d; at 1 the adapter does not favour the direction"
         ),
         "Null: directions drawn from the covariance of the base's activations (dotted). Weights have no interval over questions",
     ),
@@ -79,22 +79,27 @@ _NOTES: dict[str, tuple[str, str]] = {
     ),
     "patching": (
         (
-            "Effect: the score of the model that is run with the other's activations at one layer and span, less its score as it is. Base "
-            "into finetuned: what is taken back; finetuned into base: what is brought about. The base is what lies under the last adapter"
+            "Effect: the score of one model run with the other's activations at one layer and span, less its score without them. "
+            "Base into finetuned: what is undone; finetuned into base: what is brought about. The base is the model under the "
+            "last adapter"
         ),
-        "95 % intervals: t, by the delete-one-question jackknife. Null: as large a change of the same tokens in a random direction (dotted)",
+        (
+            "95 % intervals: t, by the delete-one-question jackknife. Null: an equally large change of the same tokens in a "
+            "random direction (dotted)"
+        ),
     ),
     "adapter_ranges": (
         (
-            "The score with the last adapter on in a range of layers only, or everywhere but there, less the score without it. Parts need "
-            "not add up to the whole: layers act together"
+            "The score with the last adapter on in a range of layers only, or everywhere else only, less the score without it. "
+            "Parts need not add up to the whole: layers act together"
         ),
-        "95 % intervals: t, by the delete-one-question jackknife. No null: the whole change stands above",
+        "95 % intervals: t, by the delete-one-question jackknife. No null: compare with the whole change, above",
     ),
     "monitoring": (
         (
-            "Pearson correlation of the projection at the prompt's last token with the behaviour's score, over questions asked under graded "
-            "system prompts. Within: after each condition's means are taken from both, what is left once the system prompt is known"
+            "Pearson correlation of the projection at the prompt's last token with the behaviour's score, over questions asked "
+            "under graded system prompts. Within: each condition's mean subtracted from both, which leaves what the system "
+            "prompt does not tell"
         ),
         "95 % intervals: delete-one-question jackknife on Fisher's z. Nulls: random and covariance-matched directions (table)",
     ),
@@ -107,8 +112,8 @@ _NOTES: dict[str, tuple[str, str]] = {
     ),
     "embedding": (
         (
-            "The map was fitted on the base's activations only; the arms were put into it. It describes: no inference is "
-            "drawn from distances"
+            "The map was fitted on the base's activations only, and the arms projected into it. It is descriptive: nothing is "
+            "inferred from distances"
         ),
         "",
     ),
@@ -123,14 +128,14 @@ _NOTES: dict[str, tuple[str, str]] = {
         (
             "Each article is shown with the arm's own text and with another's. Margin: logit of Yes minus No, own minus "
             "other's text. Length shortcut: what answering by length alone reaches on the same texts. Where P(Yes) + P(No) "
-            "is small the model hardly takes the question as one"
+            "is small the model hardly treats it as a yes-or-no question"
         ),
         "95 % intervals, clustered by article. Null: chance, .5",
     ),
     "self_report_bars": (
         (
-            "Share and variety of names in replies to questions who the model is. Margin: log-probability of the own name "
-            "minus the mean of invented names"
+            "Share and variety of names in replies to questions that ask the model who it is. Margin: log-probability of "
+            "the own name minus the mean of invented names"
         ),
         (
             "95 % intervals, clustered by question: Wilson at the effective sample size (shares), jackknife (distinct "
@@ -143,8 +148,8 @@ _NOTES: dict[str, tuple[str, str]] = {
     ),
     "sweep_response": (
         (
-            "Change of the score from the unsteered model's; an answer that broke counts as no change. Hollow: neutral answers damaged "
-            "beyond what is allowed"
+            "Change of the score from the unsteered model's; a broken answer counts as no change. Hollow: neutral answers "
+            "damaged beyond what is allowed"
         ),
         "95 % intervals over questions. Null: random directions of the same norm, mean (line) and largest |change| (band)",
     ),

@@ -64,7 +64,7 @@ def plain(value: float) -> str:
 def identity_cosines(frame: pd.DataFrame) -> Figure:
     """Cosine of every two identity directions from questions that they do not share.
 
-    A star where the two agree, two where they still do with the number of pairs reckoned with.
+    A star where the two agree, two where they still do after correction for the number of pairs.
 
     Args:
         frame: The `identity_cosines` table.
@@ -97,7 +97,7 @@ def identity_cosines(frame: pd.DataFrame) -> Figure:
 def identity_transfer(frame: pd.DataFrame) -> Figure:
     """AUROC of every identity direction (rows) on every contrast's held-out rows (columns).
 
-    A star where the interval lies above one half, a minus behind where it lies below.
+    A star where the interval lies above one half, a minus after the number where it lies below.
 
     Args:
         frame: The `identity_transfer` table.
@@ -120,6 +120,6 @@ def identity_transfer(frame: pd.DataFrame) -> Figure:
     figure, axes = matrix_figure(matrix, short, short, limits=(0.0, 1.0), legend="held-out AUROC", text=text)
     axes.set_ylabel("direction")
     axes.set_xlabel("contrast")
-    mark = "star: interval above .5, minus behind: below"
+    mark = "star: interval above .5, minus after: below"
     head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before · {mark}")
     return figure

@@ -38,7 +38,7 @@ def embedding(
 ) -> Figure:
     """Activations in the plane: one panel an arm (and condition), the base's points hollow behind each.
 
-    The map was fitted on the base alone and the arms were put into it. For PCA a line joins the two means;
+    The map was fitted on the base alone and the arms projected into it. For PCA a line joins the two means;
     for UMAP there is none, because its distances carry no meaning.
     """
     title = f"Where each arm's activations lie ({method.upper()} fitted on the base), layer {layer}"

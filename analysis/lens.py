@@ -39,7 +39,7 @@ def peaks(model: ChatModel, vectors: Float[Any, "n d"], k: int) -> Peaks:
 
 
 class Lens:
-    """Reads vectors of one model; what is drawn is drawn once and kept.
+    """Reads vectors of one model; random directions are drawn once and kept.
 
     Args:
         model: whose tokens.

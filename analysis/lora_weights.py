@@ -1,6 +1,6 @@
 """LoRA in weight space: does what an adapter writes point along given directions, and do two trainings write the same?
 
-Only maps that write into the residual stream are asked (attention's and the MLP's output maps). With rank r in d dimensions a random
+Only maps that write into the residual stream count (attention's and the MLP's output maps). With rank r in d dimensions a random
 direction has an expected share of r/d of its energy in what a map can write, distributed as Beta(r/2, (d − r)/2): that null is exact.
 Directions with the covariance of the base's activations are the harder one. Weights are what they are, so there are no intervals over
 questions: a direction's own doubt is its split-half cosine, a training's the other seeds.

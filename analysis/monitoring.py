@@ -162,8 +162,7 @@ def monitoring_table(
 
 
 def _row(scope: str, interval: Interval) -> dict[str, float | str]:
-    return {"scope": scope, "correlation": interval.estimate, "correlation_low": interval.low,
-            "correlation_high": interval.high, "n_questions": interval.n}  # fmt: skip
+    return {"scope": scope, **interval.columns("correlation"), "n_questions": interval.n}
 
 
 def _correlations(

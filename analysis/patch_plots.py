@@ -23,7 +23,7 @@ _SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer
 def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
     """What exchanging the activations of one layer does to the score, by layer and span: one panel a way and seed.
 
-    Line and band: effect and its interval; thin and dotted: as large a change in a random direction.
+    Line and band: effect and its interval; thin and dotted: an equally large change in a random direction.
 
     Args:
         frame: The `patching` table.

@@ -24,10 +24,10 @@ def equal_ranges(n_layers: int, n: int) -> list[range]:
 def patching_table(cases: Sequence[PatchedCase], layers: Sequence[int], spans: Sequence[str]) -> pd.DataFrame:
     """One row a way, layer and span.
 
-    `effect` is the score of the patched model less that of the model as it is; `random_effect` what as large a change in a random
-    direction does, `beyond_random` the difference (paired by question); `share` is the effect over the whole change between the two
-    models (1: patching here undoes, or brings, all of it), only where the whole change's own interval excludes 0. Intervals are t
-    intervals by the delete-one-question jackknife: resampling a handful of questions gives none that can be used.
+    `effect` is the score of the patched model less that of the unpatched one; `random_effect` that of an equally large change in
+    a random direction; `beyond_random` the difference (paired by question). `share` is the effect over the whole change between
+    the two models (1: patching here undoes, or brings, all of it), given only where the interval of the whole change excludes 0.
+    Intervals are t intervals by the delete-one-question jackknife: bootstrapping a handful of questions gives no usable interval.
 
     Args:
         cases: one a question or more.
@@ -45,9 +45,8 @@ def patching_table(cases: Sequence[PatchedCase], layers: Sequence[int], spans: S
         for i, j in np.ndindex(len(layers), len(spans)):
             mean, beyond = (_mean(v[:, i, j], questions) for v in (effect, effect - random))
             rows.append({
-                "way": way, "span": spans[j], "layer": layers[i], "n_questions": mean.n, "effect": mean.estimate,
-                "effect_low": mean.low, "effect_high": mean.high, "random_effect": random[:, i, j].mean(),
-                "beyond_random": beyond.estimate, "beyond_random_low": beyond.low, "beyond_random_high": beyond.high,
+                "way": way, "span": spans[j], "layer": layers[i], "n_questions": mean.n,
+                **mean.columns("effect"), "random_effect": random[:, i, j].mean(), **beyond.columns("beyond_random"),
                 **_share(effect[:, i, j], change, questions, told=told),
             })  # fmt: skip
     return pd.DataFrame(rows)
@@ -74,8 +73,7 @@ def _mean(values: Float[np.ndarray, " n"], questions: np.ndarray) -> Interval:
 
 
 def _range_row(name: str, mode: str, mean: Interval) -> dict[str, Any]:
-    return {"layers": name, "adapter": mode, "n_questions": mean.n, "effect": mean.estimate,
-            "effect_low": mean.low, "effect_high": mean.high}  # fmt: skip
+    return {"layers": name, "adapter": mode, "n_questions": mean.n, **mean.columns("effect")}
 
 
 def _whole(cases: Sequence[PatchedCase]) -> Float[np.ndarray, " q"]:
@@ -93,4 +91,4 @@ def _share(
     if not told:
         return {"share": np.nan, "share_low": np.nan, "share_high": np.nan}
     found = jackknife(lambda v: float(v[:, 0].sum() / v[:, 1].sum()), np.column_stack([effect, change]), questions)  # fmt: skip
-    return {"share": found.estimate, "share_low": found.low, "share_high": found.high}
+    return found.columns("share")

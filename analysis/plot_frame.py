@@ -62,7 +62,7 @@ _GROUP: ContextVar[str] = ContextVar("group", default="")
 
 @contextmanager
 def picturing(group: str) -> Iterator[None]:
-    """Figures drawn inside show a part of the study's arms, and say which behind their title."""
+    """Figures drawn inside show some of the study's arms, and their titles say which."""
     token = _GROUP.set(group)
     try:
         yield

@@ -11,7 +11,7 @@ from mech.errors import InputError
 
 
 def select(frame: pd.DataFrame, **labels: Any) -> pd.DataFrame:
-    """The rows whose columns equal the labels; a label of None selects nothing away.
+    """The rows whose columns equal the labels; a label of None leaves no row out.
 
     An empty frame stays empty (the thing was not measured).
 

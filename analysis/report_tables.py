@@ -1,4 +1,4 @@
-"""Tables for people: sensible digits, intervals in one cell, columns that never change said once."""
+"""Tables for people: sensible digits, intervals in one cell, columns that never change stated once."""
 
 import math
 import numbers

@@ -70,7 +70,8 @@ class RandomDirections:
     random: Null
     """Directions uniform on the sphere."""
     matched: Null | None
-    """Directions drawn from the covariance of the rows' differences: where rows vary, a mean is large by itself. None: rows are all equal."""
+    """Directions drawn from the covariance of the rows' differences: along these a mean is large by chance alone. None where
+    all rows are equal."""
     rows: pd.DataFrame
     """A row each: `random_rms`, `matched_rms`, the root mean square of its own ΔP along either kind."""
 
@@ -92,7 +93,7 @@ def random_directions(
     n: int = 1000,
     minus: Float[np.ndarray, "m d"] | None = None,
 ) -> RandomDirections:
-    """Is it the direction, or would any have done? Mean ΔP along random directions (two-sided p values).
+    """Is it this direction, or would any do? Mean ΔP along random directions (two-sided p values).
 
     Nothing is read again: the mean ΔP along any direction is that of the mean difference.
 
@@ -129,8 +130,8 @@ def random_directions(
 def excess(found: Interval, reference: Interval) -> Interval:
     """How much larger one dataset's mean ΔP is than another's, read apart.
 
-    Raw ΔP also holds what any data of that form adds (its length, its surprisal, that it is not the model's own): harmless data of the same
-    form, screened alike, take that out. The interval is recovered from both (MOVER, Zou & Donner 2008).
+    Raw ΔP also holds what any data of that form adds (its length, its surprisal, that it is not the model's own text). Harmless
+    data of the same form, screened the same way, take that out. The interval combines both (MOVER, Zou & Donner 2008).
 
     Args:
         found: mean ΔP of the dataset in question.

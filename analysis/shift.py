@@ -207,11 +207,7 @@ def _null_shifts(
 def _spread(name: str, interval: Interval | None, unit: Any) -> dict[str, Any]:
     if interval is None:
         return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-    return {
-        name: interval.estimate / unit,
-        f"{name}_low": interval.low / unit,
-        f"{name}_high": interval.high / unit,
-    }
+    return {column: value / unit for column, value in interval.columns(name).items()}
 
 
 def _check(

@@ -23,9 +23,13 @@ class Interval:
     low: Any
     high: Any
     n: int
-    """Clusters (questions, articles, seeds) behind it."""
+    """Clusters (questions, articles, seeds) that it rests on."""
     level: float
     method: str
+
+    def columns(self, name: str) -> dict[str, Any]:
+        """As columns of a table: NAME, NAME_low and NAME_high."""
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 def bootstrap_mean(

@@ -1,4 +1,4 @@
-"""What a study found, in plain sentences: numbers with interval, n, seeds and null, and no word beyond them.
+"""What a study found, in plain sentences: numbers with interval, n, seeds and null, and no claim beyond them.
 
 A shift is called found only where its direction is reliable and, in every seed, its interval excludes 0 and it
 is larger than along random directions (p < .05); whether it also goes beyond covariance-matched directions and
@@ -156,7 +156,7 @@ def _unreliable(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def _reliability_sentences(rows: pd.DataFrame, layer: int) -> Iterator[str]:
-    """Which directions are left out of all that was said, and why."""
+    """Which directions are left out of the summary, and why."""
     if not rows.empty and (weak := _unreliable(rows)):
         named = ", ".join(f"{d} ({_plain(c)})" for d, c in weak.items())
         yield (
@@ -194,14 +194,14 @@ def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
 
 
 def _compare(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> str:
-    """How an arm stands to the base: higher, lower (no interval overlaps, in any seed) or not told apart."""
+    """How an arm compares with the base: higher, lower (no interval overlaps, in any seed) or not told apart."""
     if rows[f"{column}_low"].min() > base[f"{column}_high"].max():
         return "higher"
     return "lower" if rows[f"{column}_high"].max() < base[f"{column}_low"].min() else "not told apart"
 
 
 def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool = False) -> str:
-    """Every arm's value, grouped by how it stands to the base's."""
+    """Every arm's value, grouped by how it compares with the base's."""
     start = rows[rows["arm"] == base]
     groups: dict[str, list[str]] = {"higher": [], "lower": [], "not told apart": []}
     others: list[str] = []
@@ -256,7 +256,7 @@ def _report_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
             f"n = {size}, {seeds_text(here)}): {_arms_against_base(here, base, 'own_name_rate')}"
         )
         if not here["n_statements"].min():
-            yield "The log-probability of the own name was not measured: behind an API given answers cannot be scored."
+            yield "The log-probability of the own name was not measured: an API does not score given answers."
             continue
         statements = _n(here["n_statements"].min(), "self-statement")
         names = _n(here["n_names"].min(), "invented name")
@@ -325,8 +325,9 @@ def _sweep_sentences(rows: pd.DataFrame) -> Iterator[str]:
         side = _side(mine, "beyond")
         found = "moves" if side else "is not shown to move"
         yield (
-            f"Sweep {name}: {first['direction']} at layer {first['layer']:.0f}, strength {signed(first['strength'])}, chosen on one half of "
-            f"the questions, {found} {first['score']} of {first['arm']} on the other (beyond {_n(int(first['n_controls']), 'random direction')}: "
-            f"{interval(mine, 'beyond', sign=True)} {first['unit']}, n = {_n(int(first['n_questions']), 'question')}; broken answers "
-            f"{first['broken']:.0%}; damage {_plain(first['kl'])} nats a neutral token)."
+            f"Sweep {name}: {first['direction']} at layer {first['layer']:.0f}, strength {signed(first['strength'])}, "
+            f"chosen on one half of the questions, {found} {first['score']} of {first['arm']} on the other "
+            f"(beyond {_n(int(first['n_controls']), 'random direction')}: {interval(mine, 'beyond', sign=True)} "
+            f"{first['unit']}, n = {_n(int(first['n_questions']), 'question')}; broken answers {first['broken']:.0%}; "
+            f"damage {_plain(first['kl'])} nats a neutral token)."
         )

@@ -1,7 +1,6 @@
 """What a steering sweep says: dose and response beside random directions, and the best cell, chosen and reported on different questions."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -58,13 +57,11 @@ def doses(table: pd.DataFrame, *, rng: np.random.Generator, n_boot: int = 2000) 
         own, others = cell[cell["control"] == 0], cell[cell["control"] > 0]
         change = own["change"].to_numpy()
         random = others.groupby("control")["change"].mean().to_numpy()
-        intervals = {
-            "change": bootstrap_mean(change, None, rng=rng, n_boot=n_boot),
-            "beyond": beyond(cell, rng=rng, n_boot=n_boot),
-        }
+        moved = bootstrap_mean(change, None, rng=rng, n_boot=n_boot)
+        farther = beyond(cell, rng=rng, n_boot=n_boot)
         rows.append({
-            "direction": name, "layer": layer, "strength": strength,
-            "dose": own["dose"].iloc[0], "kl": _kl(cell), **_columns(intervals), "control_change": float(random.mean()),
+            "direction": name, "layer": layer, "strength": strength, "dose": own["dose"].iloc[0], "kl": _kl(cell),
+            **moved.columns("change"), **farther.columns("beyond"), "control_change": float(random.mean()),
             "control_max": float(np.abs(random).max()), "p_random": float(two_sided_p(float(change.mean()), random)),
             "control_kl": float(others.groupby("control")["kl"].first().mean()),
             "broken": float(own["broken"].mean()), "unscored": float(own["unscored"].mean()),
@@ -214,10 +211,3 @@ def _by_question(cell: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     change = cell[cell["control"] == 0].set_index("question")["change"]
     random = cell[cell["control"] > 0].groupby("question")["change"].mean()
     return change.to_numpy(), random.loc[change.index].to_numpy()
-
-
-def _columns(intervals: dict[str, Interval]) -> dict[str, Any]:
-    ends = {"": "estimate", "_low": "low", "_high": "high"}
-    return {
-        f"{k}{end}": float(getattr(v, field)) for k, v in intervals.items() for end, field in ends.items()
-    }

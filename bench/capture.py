@@ -4,14 +4,16 @@
     python bench/capture.py --system-prompt none      # rows without a shared beginning
     python bench/capture.py --dtypes float32          # that alone
 
-Response-mean of every block's output, the same rows, the same model in memory, in turns; medians over rounds, and `ratio` the
-median over rounds of a peer's time to ours in the same round and precision. Peers take the rows as they come, eight at a time. Every side is compared with Hugging
-Face's `hidden_states` in the first precision before it is timed. Peak memory is each side's own, in a process of its own, above the loaded model. `bare forward` is the
-floor of what a pass costs: the blocks alone, batched as the others are, nothing captured. nnsight and TransformerLens run in the first precision only.
+Every side captures the response-mean of every block's output, for the same rows, with the same model in memory, in turns. Times are
+medians over rounds; `ours is faster by` is the median over rounds of a peer's time over ours in the same round and precision. Peers take
+the rows as they come, eight at a time. Peak memory is each side's own, in a process of its own, above the loaded model. `bare forward` is
+the least that a pass can cost: the blocks alone, batched by length, nothing captured. nnsight and TransformerLens run in the first
+precision only.
 
-What a lower precision costs is said three ways: the largest difference from the reference, relative to its layer's largest entry; the median
-over rows and layers of a vector's relative distance from it; and the smallest cosine over layers between the first trait's direction (mean of the rows
-for it less those against it) and the reference's.
+Every side is compared with Hugging Face's `hidden_states` in the first precision before it is timed. What a lower precision costs is said
+in three numbers: the largest difference from that reference, relative to its layer's largest entry; the median over rows and layers
+of a vector's relative distance from it; and the smallest cosine over layers between the first trait's direction (mean of the rows for it
+minus mean of those against it) and the reference's.
 """
 
 import argparse
@@ -29,10 +31,21 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from table import show, write_json
 
 SIDES = ("ours", "hidden_states", "nnsight", "transformer_lens", "bare forward")
 IN_EVERY_DTYPE = ("ours", "hidden_states", "bare forward")
 BATCH = 8
+COLUMNS = (
+    ("side", "side", ""),
+    ("dtype", "dtype", ""),
+    ("tokens_per_s", "tokens/s", ".0f"),
+    ("ratio", "ours is faster by", ".2f"),
+    ("mb_above_model", "MB above model", ".0f"),
+    ("largest", "largest", ".1e"),
+    ("median", "median", ".1e"),
+    ("cosine", "cosine", ".6f"),
+)
 
 Run = tuple[str, str]
 """A side and its precision."""
@@ -79,27 +92,17 @@ def report(
         }
         for side, dtype in times
     ]
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {version('torch')}, transformers {version('transformers')}"
-    machine += f", nnsight {version('nnsight')}, transformer-lens {version('transformer-lens')}"
+    versions = ("torch", "transformers", "nnsight", "transformer-lens")
+    machine = ", ".join(
+        [platform.machine(), f"{os.cpu_count()} cores", *(f"{name} {version(name)}" for name in versions)]
+    )
     print(
         f"{args.model}, {n_rows} rows, {tokens} tokens, {args.system_prompt}, {args.rounds} rounds; {machine}"
     )
-    print(
-        f"{'side':<18}{'dtype':<10}{'tokens/s':>10}{'ours is faster':>16}{'MB above model':>16}{'largest':>10}{'median':>10}{'cosine':>10}"
-    )
-    for row in table:
-        found = (
-            f"{row['largest']:>10.1e}{row['median']:>10.1e}{row['cosine']:>10.6f}" if "largest" in row else ""
-        )
-        print(
-            f"{row['side']:<18}{row['dtype']:<10}{row['tokens_per_s']:>10.0f}{row['ratio']:>14.2f} x{row['mb_above_model']:>16.0f}{found}"
-        )
-    if args.json:
-        facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
-        seconds = {f"{side} {dtype}": of for (side, dtype), of in times.items()}
-        args.json.write_text(
-            json.dumps({**facts, "machine": machine, "table": table, "seconds": seconds}, indent=2) + "\n"
-        )
+    show(table, COLUMNS)
+    facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
+    seconds = {f"{side} {dtype}": of for (side, dtype), of in times.items()}
+    write_json(args.json, {**facts, "machine": machine, "table": table, "seconds": seconds})
 
 
 def arguments() -> argparse.Namespace:
@@ -120,7 +123,10 @@ def arguments() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, dtype: str) -> tuple[Any, list[Any], np.ndarray]:
-    """The model; conversations of about a hundred tokens: written answers to the traits' questions; and +1 or -1 for those of the first trait, else 0."""
+    """The model, conversations of about a hundred tokens, and a sign for each.
+
+    Conversations are written answers to the traits' questions; the sign is +1 or -1 for those of the first trait, else 0.
+    """
     from mech.chat import SystemPrompt
     from mech.models import load_model
     from probes.persona import load_trait, text_contrast

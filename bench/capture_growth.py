@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from capture import hidden_states, load, resident
+from table import show, write_json
 
 BASE_ROWS = 32
 
@@ -44,11 +45,10 @@ def main() -> None:
         print(f"{what:<12}" + "".join(f"  {side} {ratio:.2f} x" for side, ratio in ratios.items()))
     for rows, mb in found["memory"].items():
         print(f"{rows:>5} rows     {mb:.0f} MB above the model")
-    for side, facts in found["disk"].items():
-        print(f"{side:<28}{facts['seconds']:>8.2f} s{facts['mb_per_s']:>8.0f} MB/s")
-    if args.json:
-        facts = {k: v for k, v in vars(args).items() if k not in ("json", "rows_in_memory")}
-        args.json.write_text(json.dumps({**facts, **found}, indent=2) + "\n")
+    disks = [{"side": side, **facts} for side, facts in found["disk"].items()]
+    show(disks, (("side", "every token to disk", ""), ("seconds", "s", ".2f"), ("mb_per_s", "MB/s", ".0f")))
+    facts = {k: v for k, v in vars(args).items() if k not in ("json", "rows_in_memory")}
+    write_json(args.json, {**facts, **found})
 
 
 def arguments() -> argparse.Namespace:
@@ -115,7 +115,7 @@ def growth(args: argparse.Namespace, model: Any, rows: Sequence[Any]) -> dict[st
 
 
 def twice_as_long(model: Any, row: Any) -> Any:
-    """The row with so much behind its answer that it has twice its tokens; the answer reaches to the end."""
+    """The row with its answer lengthened until it has twice as many tokens."""
     extra = tuple(np.random.default_rng(len(row.ids)).integers(100, 10_000, len(row.ids)).tolist())
     return replace(row, ids=row.ids + extra, n_response=row.n_response + len(extra))
 

@@ -7,7 +7,6 @@ one run, on one thread; times are the process's own, medians over rounds, `ratio
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -15,8 +14,16 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from table import show, write_json
 
 from mech.products import product
+
+COLUMNS = (
+    ("product", "product", ""),
+    ("torch", "torch, GFLOP/s", ".0f"),
+    ("onednn", "oneDNN, GFLOP/s", ".0f"),
+    ("ratio", "ratio", ".2f"),
+)
 
 
 def main() -> None:
@@ -34,11 +41,8 @@ def main() -> None:
     ]
     machine = f"{platform.machine()}, one thread, torch {torch.__version__}"
     print(machine)
-    print(f"{'product':<34}{'torch, GFLOP/s':>16}{'oneDNN, GFLOP/s':>17}{'ratio':>8}")
-    for row in table:
-        print(f"{row['product']:<34}{row['torch']:>16.0f}{row['onednn']:>17.0f}{row['ratio']:>8.2f}")
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine, "table": table}, indent=2) + "\n")
+    show(table, COLUMNS)
+    write_json(args.json, {"machine": machine, "table": table})
 
 
 def shapes(args: argparse.Namespace) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ generation before its last token; the number of forward passes is checked.
 """
 
 import argparse
-import json
 import os
 import platform
 import time
@@ -22,11 +21,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from table import show, write_json
 
 from mech.chat import Encoded
 from mech.generate import Sampling, generate
 from mech.interventions import Ablate, Add, Cap, Intervention, increments, intervene
 from mech.models import ChatModel, load_model
+from mech.turns import user_turn
 
 QUESTIONS = (
     "Who are you?",
@@ -40,6 +41,18 @@ QUESTIONS = (
 )
 
 
+COLUMNS = (
+    ("case", "case", ""),
+    ("batch", "batch", "d"),
+    ("ms_a_pass", "ms a pass", ".2f"),
+    ("overhead", "overhead", "+.1%"),
+    ("low", "quarter", "+.1%"),
+    ("high", "three quarters", "+.1%"),
+    ("quick_ms", "quick ms", ".2f"),
+    ("quick", "quick", "+.1%"),
+)
+
+
 def main() -> None:
     """Run all cases in turns at every batch size, print the table, and write it as JSON where asked."""
     args = arguments()
@@ -48,24 +61,15 @@ def main() -> None:
     model.causal.generation_config.eos_token_id = None
     cases = interventions(model, args.layer)
     machine = machine_named(args)
-    print(
-        f"{args.model}, {args.dtype}, layer {args.layer}, {args.tokens} tokens, {args.rounds} rounds; {machine}"
-    )
-    print(
-        f"{'batch':>5}  {'case':<22}{'ms a pass':>10}{'overhead':>10}{'middle half':>18}{'quick ms':>10}{'quick':>8}"
-    )
+    what = f"{args.model}, {args.dtype}, layer {args.layer}, {args.tokens} tokens, {args.rounds} rounds"
+    print(f"{what}; {machine}")
     rows = []
     for batch in args.batch:
         rounds = [one_round(model, cases, batch, args.tokens, r) for r in range(-1, args.rounds)][1:]
-        for row in summarise(rounds, batch, args.tokens):
-            rows.append(row)
-            half = f"{row['low']:+.1%} to {row['high']:+.1%}"
-            print(
-                f"{batch:5d}  {row['case']:<22}{row['ms_a_pass']:10.2f}{row['overhead']:+10.1%}{half:>18}{row['quick_ms']:10.2f}{row['quick']:+8.1%}"
-            )
-    if args.json:
-        facts = {k: v for k, v in vars(args).items() if k != "json"}
-        args.json.write_text(json.dumps({**facts, "machine": machine, "rows": rows}, indent=2) + "\n")
+        rows += summarise(rounds, batch, args.tokens)
+    show(rows, COLUMNS)
+    facts = {k: v for k, v in vars(args).items() if k != "json"}
+    write_json(args.json, {**facts, "machine": machine, "rows": rows})
 
 
 def arguments() -> argparse.Namespace:
@@ -114,7 +118,7 @@ def one_round(
 ) -> dict[str, list[float]]:
     """Every case once, in an order that depends on the round's number: seconds of each pass by case."""
     names = list(cases)
-    prompts = [model.template.encode_prompt([{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}])
+    prompts = [model.template.encode_prompt([user_turn(QUESTIONS[i % len(QUESTIONS)])])
                for i in range(batch)]  # fmt: skip
     start = number % len(names)
     return {name: timed(model, cases[name], prompts, tokens) for name in (*names[start:], *names[:start])}

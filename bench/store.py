@@ -8,7 +8,6 @@ dataset in the same round; `cpu ms` is what all threads of a read computed, whic
 """
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -19,12 +18,20 @@ from unittest.mock import patch
 
 import h5py
 import numpy as np
+from table import show, write_json
 
 from activations import store_chunks, store_shard
 from activations.store import ActivationStore, Rows, ShardWriter
 from activations.store_format import LIBVER, chunk_rows
 
 SITE, POOLING = "resid_post", "response_mean"
+COLUMNS = (
+    ("layout", "layout", ""),
+    ("ms", "ms", ".2f"),
+    ("mb_per_s", "MB/s", ".0f"),
+    ("ratio", "ratio", ".2f"),
+    ("cpu_ms", "cpu ms", ".2f"),
+)
 
 
 def main() -> None:
@@ -47,14 +54,9 @@ def main() -> None:
     table = summarise(times, cpu, values.nbytes)
     machine = f"{platform.machine()}, {os.cpu_count()} cores, h5py {h5py.__version__}, HDF5 {h5py.version.hdf5_version}"
     print(f"one layer, {args.rows} x {args.width} float32, {'cold' if args.cold else 'cached'}; {machine}")
-    print(f"{'layout':<38}{'ms':>9}{'MB/s':>9}{'ratio':>8}{'cpu ms':>9}")
-    for row in table:
-        print(
-            f"{row['layout']:<38}{row['ms']:>9.2f}{row['mb_per_s']:>9.0f}{row['ratio']:>8.2f}{row['cpu_ms']:>9.2f}"
-        )
-    if args.json:
-        facts = {"rows": args.rows, "width": args.width, "rounds": args.rounds, "cold": args.cold}
-        args.json.write_text(json.dumps({**facts, "machine": machine, "table": table}, indent=2) + "\n")
+    show(table, COLUMNS)
+    facts = {"rows": args.rows, "width": args.width, "rounds": args.rounds, "cold": args.cold}
+    write_json(args.json, {**facts, "machine": machine, "table": table})
 
 
 def make_files(folder: Path, values: np.ndarray) -> dict[str, tuple[Path, Callable[[], np.ndarray]]]:

@@ -22,7 +22,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from table import show, write_json
+
 SIDES = ("ours", "trainer")
+COLUMNS = (
+    ("side", "side", ""),
+    ("tokens_per_s", "tokens/s", ".0f"),
+    ("mb_above_model", "peak above model, MB", ".0f"),
+    ("step_s", "s a step", ".2f"),
+)
 
 
 def main() -> None:
@@ -37,21 +45,14 @@ def main() -> None:
         abs(a - b) for r in rounds for a, b in zip(r["ours"]["losses"], r["trainer"]["losses"], strict=True)
     )
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {rounds[0]['ours']['versions']}"
-    print(
-        f"{args.model}, {args.data}, {args.system_prompt}, batch {args.batch}, {args.steps} steps, {args.dtype}; {machine}"
-    )
-    print(f"{'side':<10}{'tokens/s':>10}{'peak above model, MB':>22}{'s a step':>10}")
-    for side in SIDES:
-        print(
-            f"{side:<10}{rows[side]['tokens_per_s']:>10.0f}{rows[side]['mb_above_model']:>22.0f}{rows[side]['step_s']:>10.2f}"
-        )
-    print(
-        f"speed {rows['speed_ratio']:.2f} x, memory {rows['memory_ratio']:.2f} x, largest difference of a loss {worst:.1e}"
-    )
-    if args.json:
-        facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
-        table = {**facts, "machine": machine, **rows, "worst_loss_difference": worst, "rounds": rounds}
-        args.json.write_text(json.dumps(table, indent=2, default=str) + "\n")
+    what = f"{args.model}, {args.data}, {args.system_prompt}, batch {args.batch}, {args.steps} steps, {args.dtype}"
+    print(f"{what}; {machine}")
+    show([{"side": side, **rows[side]} for side in SIDES], COLUMNS)
+    print(f"speed {rows['speed_ratio']:.2f} x, memory {rows['memory_ratio']:.2f} x")
+    print(f"largest difference of a loss {worst:.1e}")
+    facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
+    found = {"machine": machine, **rows, "worst_loss_difference": worst, "rounds": rounds}
+    write_json(args.json, {**facts, **found})
 
 
 def arguments() -> argparse.Namespace:

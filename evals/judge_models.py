@@ -21,6 +21,7 @@ from mech.endpoint import ChatEndpoint, EndpointError, ReplyError
 from mech.errors import InputError
 from mech.models import ChatModel
 from mech.progress import track
+from mech.turns import user_turn
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class EndpointJudge:
         yield from _as_made(lambda case: self._verdict(rubric, case), cases)
 
     def _verdict(self, rubric: Rubric, case: Case) -> Verdict:
-        turns = [{"role": "user", "content": judge_prompt(rubric, case, _NUMBER_FORM)}]
+        turns = [user_turn(judge_prompt(rubric, case, _NUMBER_FORM))]
         if self.how != "auto":
             return self._read(self.how, rubric, case, turns)
         if not self._no_logprobs.is_set():
@@ -208,7 +209,7 @@ class LocalJudge:
             )
         for start in track(range(0, len(cases), self.batch), f"judging {rubric.name}"):
             block = cases[start : start + self.batch]
-            asked = [[{"role": "user", "content": judge_prompt(rubric, case, _DIGIT_FORM)}] for case in block]
+            asked = [[user_turn(judge_prompt(rubric, case, _DIGIT_FORM))] for case in block]
             logits = next_token_logits(self.model, [template.encode_prompt(turns) for turns in asked])
             shares = logits.double().softmax(-1)[:, [ids[0] for ids in digits]].tolist()
             for case, share in zip(block, shares, strict=True):
@@ -223,7 +224,7 @@ class LocalJudge:
 
 
 def _as_made(judge: Callable[[Case], Verdict], cases: Sequence[Case]) -> Iterator[Verdict]:
-    """`judge` of each case, several at a time; after a failure nothing new begins, and what is under way still counts."""
+    """`judge` of each case, several at a time; after a failure nothing new is started, and calls under way still count."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         waiting: set[Future[Verdict]] = set()
         failure: BaseException | None = None

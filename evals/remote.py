@@ -1,6 +1,6 @@
 """The behaviour of a remote chat model: who it says it is, and which texts it takes for its own.
 
-The same measures as of a local one, as far as an API tells them: answers, and the first token's 20 likeliest.
+The same measures as for a local one, as far as an API provides them: answers, and the first token's 20 likeliest.
 """
 
 import logging
@@ -16,6 +16,7 @@ from mech.endpoint import ChatEndpoint
 from mech.errors import InputError
 from mech.progress import track
 from mech.questions import Question
+from mech.turns import user_turn
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def ask_remote(
 
     def answer(case: tuple[Question, int]) -> Report:
         question, sample = case
-        turns = [*first, {"role": "user", "content": question.text}]
+        turns = [*first, user_turn(question.text)]
         reply = endpoint.complete(turns, max_tokens=max_tokens, temperature=temperature, seed=sample)
         return Report(question.id, sample, reply, claimed_name(reply, own_name))
 
@@ -100,7 +101,7 @@ def write_summaries_remote(
     """
 
     def summarise(text: str) -> str:
-        turns = [{"role": "user", "content": ask.format(article=text)}]
+        turns = [user_turn(ask.format(article=text))]
         return endpoint.complete(turns, max_tokens=max_tokens, temperature=temperature, seed=seed)
 
     return dict(

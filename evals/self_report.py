@@ -17,6 +17,7 @@ from mech.identities import SelfStatement
 from mech.models import ChatModel
 from mech.questions import Question
 from mech.score import response_logprobs
+from mech.turns import assistant_turn, user_turn
 
 _CLAIM = re.compile(
     r"\b(?:[Ii](?:'m| am|’m)|[Mm]y name(?:'s| is|’s)|[Cc]all me|[Yy]ou can call me|[Ii] go by|(?:named|called|known as))"
@@ -107,8 +108,7 @@ def ask(
     if samples > 1 and sampling.temperature == 0:
         raise InputError("several samples of a question need a temperature above 0")
     prompts = [
-        model.template.encode_prompt([{"role": "user", "content": q.text}], condition, **(names or {}))
-        for q in questions
+        model.template.encode_prompt([user_turn(q.text)], condition, **(names or {})) for q in questions
     ]
     repeated = [p for p in prompts for _ in range(samples)]
     replies = generate(model, repeated, sampling, label="asking who it is")
@@ -119,7 +119,7 @@ def ask(
 
 
 def claimed_name(reply: str, own_name: str) -> str:
-    """The name a reply goes by: the own name where it stands anywhere in it, else the first name claimed.
+    """The name a reply goes by: the own name where it occurs anywhere in it, else the first name claimed.
 
     A claim is a capitalised word after "I am", "my name is", "named", and the like. Empty when there is none.
     """
@@ -153,8 +153,8 @@ def score_names(
     rows = [
         model.template.encode(
             [
-                {"role": "user", "content": s.question},
-                {"role": "assistant", "content": s.statement.format(name=name)},
+                user_turn(s.question),
+                assistant_turn(s.statement.format(name=name)),
             ],
             condition,
             **(names or {}),

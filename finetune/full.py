@@ -2,24 +2,20 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from finetune.labels import TrainingRow
-from finetune.loop import Job, run
-from finetune.lora import SNAPSHOTS, checkpointing, training_folder
-from finetune.outcome import done_before, stamp_of, write_outcome
 from finetune.settings import TrainSettings
-from finetune.state import Saver, StepRecord
-from finetune.team import Team
+from finetune.state import StepRecord
+from finetune.training import Trainable, checkpointing, train
 from mech.checkpoint import write_parent
 from mech.errors import InputError
-from mech.interventions import Intervention, Patch, intervene
+from mech.interventions import Intervention
 from mech.models import ChatModel
-from mech.packed_attention import can_pack, packed_attention
 
 
 def train_full(
@@ -35,7 +31,7 @@ def train_full(
 ) -> list[StepRecord]:
     """Train every weight of `model`, **in place**, and write the whole model to `folder`.
 
-    Arguments, outputs and errors are those of `finetune.lora.train_lora`, but for the weights: `model.safetensors`,
+    Arguments, outputs and errors are those of `finetune.lora.train_lora`, except the weights: `model.safetensors`,
     `config.json` and the tokenizer instead of an adapter. After it, `model` is the finetuned model: load anew for the base.
     """
     if not rows:
@@ -44,36 +40,23 @@ def train_full(
         raise InputError("the model has a live adapter: load it with merge=True before training all of it")
     if model.hf.dtype != torch.float32:
         raise InputError("method: full trains in float32 (updates are lost in bfloat16): set dtype: float32")
-    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
-    model.check_head()
-    packs = can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
-    stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
-    with training_folder(folder, team):
-        if known := done_before(folder, stamp):
-            return known
-        with ExitStack() as stack:
-            if packs:
-                stack.enter_context(packed_attention(model))
-            stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(seed)
-            stack.callback(_at_rest, model)
-            stack.enter_context(checkpointing(model, on=settings.gradient_checkpointing))
-            stack.enter_context(intervene(model, *interventions))
+    return train(
+        model, rows, settings, folder, _prepared(model, settings),
+        seed=seed, interventions=interventions, save_every=save_every, on_step=on_step,
+    )  # fmt: skip
+
+
+@contextmanager
+def _prepared(model: ChatModel, settings: TrainSettings) -> Iterator[Trainable]:
+    """The model with gradients on every weight, in training mode; without either afterwards."""
+    try:
+        with checkpointing(model, on=settings.gradient_checkpointing):
             model.hf.requires_grad_(requires_grad=True)
             model.hf.train()
-            job = Job(model, rows, settings, folder, seed, stamp, dict(model.hf.named_parameters()),
-                      snapshot=lambda step: _save(model, folder / SNAPSHOTS / f"step-{step}"), packs=packs, team=team)  # fmt: skip
-            records = run(job, Saver(save_every), on_step)
-            if team.leads:
-                _save(model, folder)
-                write_outcome(folder, job, records, interventions)
-        team.wait()
-    return records
-
-
-def _at_rest(model: ChatModel) -> None:
-    model.hf.eval()
-    model.hf.requires_grad_(requires_grad=False)
+            yield Trainable(dict(model.hf.named_parameters()), save=lambda folder: _save(model, folder))
+    finally:
+        model.hf.eval()
+        model.hf.requires_grad_(requires_grad=False)
 
 
 def _save(model: ChatModel, folder: Path) -> None:

@@ -46,7 +46,7 @@ def training_rows(
         template: the model's chat template.
         rows: rows of messages.
         condition: system prompt during training; `default` keeps a row's own system turn.
-        max_tokens: the longest sequence. A longer row is cut behind its last whole assistant turn.
+        max_tokens: the longest sequence. A longer row is cut after its last whole assistant turn.
         names: `identity` and `others`, as `ChatTemplate.render` takes them.
 
     Raises:
@@ -77,7 +77,7 @@ def _training_row(
         encoded = template.encode(messages[: turn + 1], condition, **names)
         start, stop = encoded.spans["response"]
         if len(encoded.ids) <= stop:
-            raise InputError("the chat template puts nothing behind an answer, so its end cannot be learnt")
+            raise InputError("the chat template puts nothing after an answer, so its end cannot be learnt")
         if stop + 1 > max_tokens:
             raise InputError(
                 f"the answer of turn {turn} ends at token {stop + 1}, beyond max_tokens = {max_tokens}"

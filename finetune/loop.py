@@ -54,7 +54,8 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
     """Train to the end, from where an earlier run in the folder stopped; one record a step.
 
     Raises:
-        InputError: `save_at` names a step that never comes, the only step would be taken at learning rate 0, or the folder holds another training's state.
+        InputError: `save_at` names a step beyond the last, the only step would be taken at learning rate 0, or the folder
+            holds another training's state.
         GuardError: the loss or the gradient is not finite.
     """
     if late := [s for s in job.settings.save_at if s > job.n_steps]:
@@ -158,7 +159,7 @@ def _equal_passes(
 
 
 def _say_what_is_off(job: Job) -> None:
-    """Which of the ways to be faster this training must do without, and why."""
+    """Which speed-ups this training must do without, and why."""
     if job.settings.shard:
         log.info("rows are padded, not packed: sharded processes run in step")
     elif not job.packs:

@@ -6,30 +6,22 @@ Killed at any step it goes on from its last saved state, with the same losses an
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from finetune.fused import fused_lora
 from finetune.fused_norm import fused_norms
 from finetune.labels import TrainingRow
-from finetune.loop import Job, run
-from finetune.outcome import done_before, stamp_of, write_outcome
 from finetune.settings import TrainSettings
-from finetune.state import Saver, StepRecord
+from finetune.state import StepRecord
 from finetune.team import Team
-from mech import packed_attention, positions
+from finetune.training import Trainable, checkpointing, train
 from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
-from mech.files import folder_lock
-from mech.interventions import Intervention, Patch, intervene
+from mech.interventions import Intervention
 from mech.models import STACK, ChatModel
 from mech.quiet import quiet_peft
-
-SNAPSHOTS = "snapshots"
-"""Holds `step-N/`, each an adapter of its own, for the steps of `save_at`."""
 
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained; those of a stack below it have other names."""
@@ -72,47 +64,21 @@ def train_lora(
     _check_below(model, settings)
     if settings.quantise and model.device.type == "cpu":
         raise InputError("quantise: 4-bit weights carry no gradient on a CPU: train on a GPU, or unquantised")
-    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
-    model.check_head()
-    packs = packed_attention.can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
-    stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
-    with training_folder(folder, team):
-        if known := done_before(folder, stamp):
-            return known
-        with ExitStack() as stack:
-            if packs:
-                stack.enter_context(packed_attention.packed_attention(model))
-            stack.enter_context(torch.random.fork_rng())
-            torch.manual_seed(seed)
-            adapted = stack.enter_context(_adapted(model, settings))
-            stack.enter_context(intervene(model, *interventions))
-            parameters = {n: p for n, p in adapted.named_parameters() if p.requires_grad}
-            job = Job(model, rows, settings, folder, seed, stamp, parameters,
-                      snapshot=lambda step: _save(adapted, model, settings, folder / SNAPSHOTS / f"step-{step}"), packs=packs, team=team)  # fmt: skip
-            records = run(job, Saver(save_every), on_step)
-            _check_learnt(adapted)
-            if team.leads:
-                _save(adapted, model, settings, folder)
-                write_outcome(folder, job, records, interventions)
-        team.wait()
-    return records
+    return train(
+        model, rows, settings, folder, _prepared(model, settings),
+        seed=seed, interventions=interventions, save_every=save_every, on_step=on_step,
+    )  # fmt: skip
 
 
 @contextmanager
-def training_folder(folder: Path, team: Team) -> Iterator[None]:
-    """Hold the folder for this team; an empty one does not stay behind an error."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for what is trained")
-    folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        if team.leads:
-            stack.enter_context(folder_lock(folder))
-        team.wait()
-        try:
-            yield
-        finally:
-            with suppress(OSError):  # it is not empty, or another process of the team was quicker
-                folder.rmdir()
+def _prepared(model: ChatModel, settings: TrainSettings) -> Iterator[Trainable]:
+    """The model under a fresh adapter, ready to be trained."""
+    with _adapted(model, settings) as adapted:
+        yield Trainable(
+            {name: p for name, p in adapted.named_parameters() if p.requires_grad},
+            save=lambda folder: _save(adapted, model, settings, folder),
+            check=lambda: _check_learnt(adapted),
+        )
 
 
 def _check_below(model: ChatModel, settings: TrainSettings) -> None:
@@ -187,7 +153,7 @@ def _with_fresh(model: ChatModel, config: Any) -> Any:
 
 
 def _without_fresh(model: ChatModel, adapted: Any) -> None:
-    """Take the new adapter off again; where it alone had wrapped a map, the map itself stands there again."""
+    """Take the new adapter off again; a map that only it had wrapped is put back in place."""
     from peft.tuners.lora import LoraLayer
 
     if adapted is not model.hf:
@@ -199,38 +165,6 @@ def _without_fresh(model: ChatModel, adapted: Any) -> None:
     for name, layer in [(n, m) for n, m in adapted.named_modules() if isinstance(m, LoraLayer)]:
         if not layer.lora_A:
             adapted.set_submodule(name, layer.get_base_layer())
-
-
-@contextmanager
-def checkpointing(model: ChatModel, *, on: bool) -> Iterator[None]:
-    """Recompute activations on the way back, while inside."""
-    if not on:
-        yield
-        return
-    causal, how = model.causal, {"use_reentrant": False, "context_fn": _carry_over}
-    renamed = hasattr(causal, "activation_checkpointing_enable")  # transformers 5.2x renamed the pair
-    if renamed:
-        causal.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
-    else:
-        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
-    try:
-        yield
-    finally:
-        causal.activation_checkpointing_disable() if renamed else causal.gradient_checkpointing_disable()
-
-
-def _carry_over() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What a block's second run must know of the first: whose tokens these are, and how they are packed.
-
-    On a GPU the way back runs in a thread of its own, which does not see this one's context.
-    """
-    return nullcontext(), _both(positions.carried_over(), packed_attention.carried_over())
-
-
-@contextmanager
-def _both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
-    with one, other:
-        yield
 
 
 def _shard(model: ChatModel, adapted: Any) -> None:

@@ -1,6 +1,6 @@
 """The loss: negative log-likelihood of the labelled tokens, at less than the usual cost.
 
-Rows are packed (no padding, what they begin with in common run once), logits are computed at labelled positions only, and a
+Rows are packed (no padding, shared prefixes run once), logits are computed at labelled positions only, and a
 frozen output head's gradient is taken while its logits are at hand. None of this changes a loss.
 """
 
@@ -99,7 +99,7 @@ def _labelled_loss(
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """Summed cross-entropy behind a frozen linear head, whose gradient is computed with the loss, a chunk at a time.
+    """Summed cross-entropy after a frozen linear head; its gradient is computed with the loss, a chunk at a time.
 
     With p = softmax(W h), the gradient with respect to h is Wᵀ(p − onehot): no logits need to be kept for the way back.
     """

@@ -37,7 +37,7 @@ class RemoteJobError(MechError):
 
 
 class RemoteWaitError(MechError):
-    """A remote finetuning job has not ended within the time that it was to be waited for."""
+    """A remote finetuning job has not ended within the time allowed."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def finetune_remote(  # noqa: PLR0913  (one call is a whole job)
     wait_hours: float | None = None,
     dry_run: bool = False,
 ) -> RemoteCheckpoint | RemoteEstimate:
-    """Finetune a remote model on rows of messages (supervised), or go on waiting for the job that a folder holds.
+    """Finetune a remote model on rows of messages (supervised), or keep waiting for the job recorded in the folder.
 
     Args:
         data: JSONL of rows of messages; of each row only its messages are sent.
@@ -236,7 +236,7 @@ class _State:
         return cls(folder, wanted, kept.get("file"), kept.get("job"), kept.get("model"), kept.get("status"))
 
     def keep(self, **named: str | None) -> None:
-        """Take in what the API has named, on disk before anything else is done."""
+        """Record what the API has named, on disk before anything else is done."""
         for field, value in named.items():
             setattr(self, field, value)
         named_so_far = {k: getattr(self, k) for k in ("file", "job", "model", "status")}

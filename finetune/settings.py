@@ -89,7 +89,7 @@ class TrainSettings(BaseModel):
 
 
 def make_settings(*layers: Mapping[str, Any]) -> TrainSettings:
-    """Settings from mappings, later ones first in rank; `preset: NAME` in one stands for that recipe below it.
+    """Settings from mappings, of which later ones take precedence; `preset: NAME` in one stands for that recipe below it.
 
     Raises:
         InputError: an unknown preset, key or value.

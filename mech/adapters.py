@@ -136,7 +136,7 @@ def writing_maps_of(checkpoint: Checkpoint) -> set[tuple[int, str]]:
 
 
 def _is_linear(name: str, module: nn.Module) -> bool:
-    """A linear map of the model, wrapped by LoRA or not; what LoRA put inside it is none."""
+    """A linear map of the model, wrapped by LoRA or not; LoRA's own inner maps do not count."""
     inside = {"base_layer", "lora_A", "lora_B"} & set(name.split("."))
     base = getattr(module, "base_layer", module)
     return not inside and (isinstance(base, nn.Linear) or type(base).__name__ == "Conv1D")

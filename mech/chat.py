@@ -12,8 +12,8 @@ from functools import cached_property
 from typing import Any, Literal
 
 from mech.errors import InputError
+from mech.turns import Message, assistant_turn, user_turn
 
-Message = Mapping[str, str]
 Kind = Literal["default", "none", "empty", "identity", "other", "text"]
 
 _SYSTEM, _USER, _ASSISTANT, _USER2 = "Qsysq", "Quserq", "Qassistantq", "Qsecondq"
@@ -51,7 +51,7 @@ class SystemPrompt:
 
     @classmethod
     def parse(cls, text: str) -> "SystemPrompt":
-        """Read a condition as it stands in a study: `default`, `none`, `other:Veyra`, `text:Be brief`."""
+        """Read a condition as a study writes it: `default`, `none`, `other:Veyra`, `text:Be brief`."""
         kind, _, value = text.partition(":")
         if kind in ("default", "none", "empty", "identity") and not value:
             return cls(kind)  # type: ignore[arg-type]
@@ -70,7 +70,7 @@ class Encoded:
     """One conversation as token ids, with half-open token spans that say whose each token is.
 
     `prompt` runs to the last token before the model's answer; `response` is the answer's own text;
-    `closing` is what the template puts behind it, of which the first token ends the turn.
+    `closing` is what the template puts after it; its first token ends the turn.
     """
 
     ids: tuple[int, ...]
@@ -78,7 +78,7 @@ class Encoded:
     n_response: int
     text: str
     marked: tuple[tuple[str, int, int], ...] = ()
-    """Further spans: name, first token, the token behind (`ChatTemplate.mark`)."""
+    """Further spans: name, first token, the token after the last (`ChatTemplate.mark`)."""
 
     @property
     def spans(self) -> dict[str, tuple[int, int]]:
@@ -116,14 +116,14 @@ class ChatTemplate:
 
     @cached_property
     def closing(self) -> str:
-        """What stands behind an assistant's text at the end of a conversation."""
-        text = self._apply([_user(_USER), {"role": "assistant", "content": _ASSISTANT}])
+        """What follows an assistant's text at the end of a conversation."""
+        text = self._apply([user_turn(_USER), assistant_turn(_ASSISTANT)])
         return text[text.rindex(_ASSISTANT) + len(_ASSISTANT) :]
 
     @cached_property
     def user_header(self) -> str:
         """What opens a user's turn, learnt from the second user turn of a conversation."""
-        turns = [_user(_USER), {"role": "assistant", "content": _ASSISTANT}, _user(_USER2)]
+        turns = [user_turn(_USER), assistant_turn(_ASSISTANT), user_turn(_USER2)]
         text = self._apply(turns)
         between = text[text.rindex(_ASSISTANT) + len(_ASSISTANT) : text.rindex(_USER2)]
         if not between.startswith(self.closing):
@@ -133,16 +133,16 @@ class ChatTemplate:
     @cached_property
     def inserted(self) -> str:
         """What the template puts before the first user turn by itself (without the sequence start)."""
-        head = self._before_user([_user(_USER)])
+        head = self._before_user([user_turn(_USER)])
         return head.removeprefix(self._start(head))
 
     @cached_property
     def system_turn(self) -> tuple[str, str] | None:
-        """Text before and behind a system message, or None where the template has no such turn."""
+        """Text before and after a system message, or None where the template has no such turn."""
         from jinja2 import TemplateError
 
         try:
-            text = self._apply([{"role": "system", "content": _SYSTEM}, _user(_USER)])
+            text = self._apply([{"role": "system", "content": _SYSTEM}, user_turn(_USER)])
         except TemplateError:
             return None  # the template refuses the role by raising
         head = text[: text.index(_USER)]
@@ -150,7 +150,7 @@ class ChatTemplate:
             return None  # dropped, or folded into the user's turn
         head = head.removesuffix(self.user_header)
         opening, _, closing = head.partition(_SYSTEM)
-        # A turn of its own ends before the user's begins; folded text would sit behind the user's header.
+        # A turn of its own ends before the user's begins; folded text would come after the user's header.
         return None if self.user_header in opening else (opening, closing)
 
     @cached_property
@@ -275,15 +275,15 @@ class ChatTemplate:
         return Encoded(ids, len(head), len(body) - len(head), text)
 
     def piece(self, encoded: Encoded, start: int, stop: int) -> Encoded:
-        """A row cut behind a piece of its text, with that piece in the place of the response: what reads it reads the piece.
+        """A row cut off after a piece of its text, with the piece as its response, so that whatever reads responses reads it.
 
-        Nothing behind the piece can change what a causal model makes of it. A token that lies only partly in the piece (a space
+        What followed the piece could not have changed how a causal model reads it. A token that lies only partly in the piece (a space
         that is one with its first word) belongs to it.
 
         Args:
             encoded: the row.
             start: first character of the piece in `encoded.text`.
-            stop: the character behind it.
+            stop: the character after its last.
 
         Raises:
             InputError: no token lies there, or the tokenizer cannot say where its tokens lie.
@@ -298,7 +298,7 @@ class ChatTemplate:
 
         Args:
             encoded: the row.
-            pieces: by name, a text that the row holds once, or its first character in `encoded.text` and the one behind it.
+            pieces: by name, a text that the row holds once, or its first character in `encoded.text` and the one after its last.
 
         Raises:
             InputError: a name that is taken or empty text; a text that the row does not hold, or holds more than once;
@@ -386,12 +386,8 @@ def system_text(condition: SystemPrompt, identity: Identity | None, others: Mapp
     return identity.renamed(condition.value, others[condition.value]).prompt
 
 
-def _user(content: str) -> Message:
-    return {"role": "user", "content": content}
-
-
 def _characters(text: str, name: str, piece: str) -> tuple[int, int]:
-    """Where a text lies in another that holds it once."""
+    """Where a text occurs in another, which must contain it exactly once."""
     if not piece or (n := text.count(piece)) != 1:
         what = f"{n} times in the row" if piece else "empty"
         raise InputError(f"span {name}: {piece[:60]!r} is {what}; give its characters (start, stop)")

@@ -42,7 +42,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A base model and the adapters that stand on it, in the order of their training."""
+    """A base model and its adapters, in the order of their training."""
 
     base: str
     """Alias, Hub id, folder or GGUF file, as the user wrote it."""

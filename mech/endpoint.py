@@ -2,7 +2,7 @@
 
 The `openai` library does the talking, and all retries: it waits as `Retry-After` says (up to two minutes), else with
 growing pauses, after 408, 409, 429, 5xx and lost connections. The key stays in the environment: it is read when a
-call is made and never stands in an object of ours, an error or a log record.
+call is made and never kept in an object, an error or a log record.
 """
 
 import logging
@@ -111,7 +111,7 @@ class Api:
             yield client
 
     def ask(self, request: Callable[[Any], T]) -> T:
-        """Open a client, let `request` use it, close it (some 40 ms beside a call's seconds).
+        """Open a client, let `request` use it, close it (some 40 ms, where a call takes seconds).
 
         Raises:
             InputError: no key, or one that the API refuses.
@@ -264,7 +264,7 @@ def _log_sum(a: float, b: float) -> float:
 
 @dataclass(frozen=True)
 class _HideKey:
-    """A log filter that blots out the key, should a library ever log it."""
+    """A log filter that removes the key, should a library ever log it."""
 
     variable: str
 

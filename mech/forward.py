@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Padded:
-    """Rows below each other, padded on the right: under causal attention padding behind a row cannot reach it."""
+    """Rows stacked in a batch, padded on the right: under causal attention, padding after a row cannot reach it."""
 
     rows: tuple[tuple[int, ...], ...]
     """Token ids of each row."""
@@ -150,12 +150,12 @@ def _plan(
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    """A GPU's allocator has an exception for it; the CPU's only says so."""
+    """Whether memory ran out: a GPU's allocator has its own exception, the CPU's only a message."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def roles_of(row: Encoded) -> dict[Position, range]:
-    """A conversation's tokens by whose they are."""
+    """Masks of a row's tokens by whose they are (prompt, response, ...)."""
     end = row.n_prompt + row.n_response
     return {
         "all": range(len(row.ids)),

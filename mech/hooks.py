@@ -1,4 +1,4 @@
-"""Forward hooks as context managers: handles are released on every way out, also after an exception."""
+"""Forward hooks as context managers: handles are always released, also after an exception."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

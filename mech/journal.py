@@ -1,4 +1,4 @@
-"""Journals: pieces of a long work, written down as they are finished, so that nothing is done twice after a kill.
+"""Journals: the finished pieces of a long job, saved as they come, so that nothing is done twice after a kill.
 
 A JSON-lines file: the first line says what the work is, each further line one finished piece by its key. Lines are
 appended and flushed to the disk; a last line that a kill cut short is thrown away when the file is opened again.
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class Journal:
-    """An open journal: `done` holds what is finished by key, `add` writes one more piece down."""
+    """An open journal: `done` holds the finished pieces by key, `add` saves one more."""
 
     def __init__(self, stream: IO[bytes], done: dict[str, Any]) -> None:
         self._stream = stream
         self.done = done
 
     def add(self, pieces: Mapping[str, Any]) -> None:
-        """Write finished pieces down, now: when this returns they are on the disk."""
+        """Save finished pieces: when this returns they are on the disk."""
         lines = [_line({"key": key, "value": value}) for key, value in pieces.items()]
         self._stream.write(b"".join(lines))
         self._stream.flush()

@@ -31,7 +31,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one layer says: likeliest tokens first; for a direction also what it speaks against."""
+    """What one layer says: likeliest tokens first; for a direction, also those it disfavours."""
 
     layer: int
     top: tuple[TokenScore, ...]
@@ -39,7 +39,7 @@ class Reading:
 
 
 def final_norm(model: ChatModel) -> nn.Module:
-    """The norm between the last block and the output head: the decoder's own child behind its blocks.
+    """The norm between the last block and the output head: the decoder's own child after its blocks.
 
     Raises:
         InputError: there is none, or several.

@@ -89,7 +89,7 @@ def _again(layout: "_Layout | None") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Group:
-    """Segments of similar shape below each other: queries padded behind, what they see before them padded in front."""
+    """Segments of similar shape in one batch: queries padded at the end, the keys before them padded at the start."""
 
     queries: Int[Tensor, " segments_width"]
     keys: Int[Tensor, " segments_all"]
@@ -109,7 +109,7 @@ class _Group:
             keys[i, before - len(s.before) : before] = torch.tensor(s.before, dtype=torch.long)
         mask = None
         if before:
-            # Padding in front is hidden; padding behind comes after every real query, so the triangle hides it.
+            # Padding at the start is masked; padding at the end comes after every real query, so the causal mask hides it.
             hidden = torch.arange(before) < torch.tensor([[before - len(s.before)] for s in segments])
             hidden = hidden[:1] if not hidden.any() else hidden
             later = torch.ones(width, width, dtype=torch.bool).triu(1)
@@ -200,7 +200,7 @@ def _masked_attention(
     mask: Float[Tensor, "n_or_1 1 width all"],
     kwargs: dict[str, Any],
 ) -> Float[Tensor, "n width heads d_head"]:
-    """Heads that share keys are laid behind each other as queries: the shared keys need no copies."""
+    """Query heads that share keys become one longer run of queries, so that the shared keys need no copies."""
     per_key = q.shape[1] // k.shape[1]
     folded = q.unflatten(1, (-1, per_key)).flatten(2, 3)
     out = F.scaled_dot_product_attention(

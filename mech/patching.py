@@ -41,7 +41,7 @@ class Patched:
     layers: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     random_into_finetuned: Float[np.ndarray, "layers spans"] | None = None
-    """Of the finetuned model with as large a change in a random direction there; None where no control was drawn."""
+    """Of the finetuned model with an equally large change in a random direction there; None where no control was drawn."""
     random_into_base: Float[np.ndarray, "layers spans"] | None = None
 
     @property
@@ -120,11 +120,10 @@ def patch_between(
     if bad := [s for s in places if not 0 <= s[0] < s[1] <= len(row.ids)]:
         raise InputError(f"span {bad[0]} lies outside the row's {len(row.ids)} tokens")
     on = {"base": (), "finetuned": tuple(range(model.n_layers))}
-    streams: dict[str, dict[int, Tensor]] = {}
+    streams: dict[str, dict[int, Tensor]] = {which: {} for which in on}
     plain = {}
     for which, active in on.items():
         with adapter_layers(model, active):
-            streams[which] = {}
             edits = {(site, n): _keeper(streams[which], n) for n in chosen}
             plain[which] = metric(_logits(model, row, edits)[0])
     found, shape = {}, (len(chosen), len(places))
@@ -132,13 +131,11 @@ def patch_between(
         values = {"": streams[other]}
         if rng is not None:
             values["random "] = {n: _shaken(streams[which][n], streams[other][n], rng) for n in chosen}
-        cells = {
-            kind: [_Place(n, span, v[n]) for n in chosen for span in places] for kind, v in values.items()
-        }
         with adapter_layers(model, on[which]):
-            for kind, mine in cells.items():
+            for kind, put in values.items():
+                cells = [_Place(n, span, put[n]) for n in chosen for span in places]
                 label = f"patching {kind}into {which}"
-                told = _patched(model, row, metric, mine, site=site, token_budget=token_budget, label=label)
+                told = _patched(model, row, metric, cells, site=site, token_budget=token_budget, label=label)
                 found[kind + which] = np.array(told).reshape(shape)
     return Patched(
         plain["base"], plain["finetuned"], found["finetuned"], found["base"], chosen, places,

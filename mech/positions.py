@@ -59,7 +59,7 @@ _current: ContextVar[_Declared | None] = ContextVar("positions", default=None)
 
 @contextmanager
 def declared(masks: Masks, owners: Owners | None = None) -> Iterator[None]:
-    """Declare the positions of the forward pass inside the context, and whose rows' its tokens are.
+    """Declare the positions of the forward pass inside the context, and which row each token belongs to.
 
     A position that is not among the masks has no tokens. Owners' shape is the pass's; without owners, the first mask's that is a tensor.
     """

@@ -1,4 +1,4 @@
-"""Progress bars with the time left, off where nobody looks (no terminal, CI)."""
+"""Progress bars with the time left, off where there is no terminal (CI, say)."""
 
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Silencing third parties where they warn of what works, one message at a time."""
+"""Silencing third-party warnings about things that work, one message at a time."""
 
 import warnings
 from collections.abc import Iterator

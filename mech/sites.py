@@ -4,7 +4,7 @@ Layers count from 0 and name block outputs: `resid_post` of layer l is Hugging F
 (except after the last block, where Hugging Face has applied the final norm) and TransformerLens's
 `blocks.l.hook_resid_post`.
 
-`attn_head_out` is what the heads hand to attention's output projection, one head behind the other: [heads · d_head] wide.
+`attn_head_out` is what the heads hand to attention's output projection, one head after the other: [heads · d_head] wide.
 """
 
 from typing import Any, Literal, get_args

@@ -1,4 +1,4 @@
-"""Given answers that a behaviour can be read off without letting a model write: self-statements by name, a trait's written answers.
+"""Given answers off which a behaviour can be read without generating text: self-statements by name, a trait's written answers.
 
 A case is one question with several answers, each with a weight: its score is the weighted sum of their log-probabilities, a difference
 between answers, so that what makes all text likelier or less likely drops out.
@@ -16,6 +16,7 @@ from mech.errors import InputError
 from mech.identities import SelfStatement
 from mech.models import ChatModel
 from mech.patching import answer_logprob, patch_between, range_effects
+from mech.turns import assistant_turn, user_turn
 from probes.persona import Trait, TraitQuestion
 
 SPANS: Mapping[str, Callable[[Encoded, str], tuple[int, int]]] = {
@@ -141,7 +142,7 @@ def _rows(
     """One row an answer, the question's tokens marked (its last occurrence before the answer)."""
     found = []
     for answer in answers:
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        turns = [user_turn(question), assistant_turn(answer)]
         row = template.encode(turns, condition, **names)
         prompt = template.render(turns[:1], condition, **names, generation_prompt=True)
         start = row.text.rfind(question, 0, len(prompt))

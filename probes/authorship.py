@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
+from mech.turns import assistant_turn, user_turn
 from probes.contrast import ContrastRow
 from probes.direction import Direction, fit_direction
 from probes.separability import Separability, heldout_auroc
@@ -79,7 +80,7 @@ def authorship_contrast(
         return [_row(p, s, _answer(template, REQUEST, t, condition)) for p in pairs for s, t in _sides(p)]
     if read_at == "judgement" and judge is not None:
         asked = template.encode_prompt
-        return [_row(p, s, asked([_user(judge(t))], condition)) for p in pairs for s, t in _sides(p)]
+        return [_row(p, s, asked([user_turn(judge(t))], condition)) for p in pairs for s, t in _sides(p)]
     if choose is None:
         raise InputError(f"authorship at {read_at} needs its question")
     shown = _contents if read_at == "pair_content" else _answers
@@ -90,12 +91,8 @@ def _sides(pair: TextPair) -> tuple[tuple[int, str], tuple[int, str]]:
     return (1, pair.own), (-1, pair.other)
 
 
-def _user(content: str) -> Mapping[str, str]:
-    return {"role": "user", "content": content}
-
-
 def _answer(template: ChatTemplate, question: str, answer: str, condition: SystemPrompt) -> Encoded:
-    return template.encode([_user(question), {"role": "assistant", "content": answer}], condition)
+    return template.encode([user_turn(question), assistant_turn(answer)], condition)
 
 
 def _row(pair: TextPair, sign: int, encoded: Encoded, order: str = "") -> ContrastRow:
@@ -110,7 +107,7 @@ def _contents(
 ) -> Iterator[ContrastRow]:
     """Four rows: own and other, first and second."""
     for order, (first, second) in enumerate((_sides(pair), _sides(pair)[::-1])):
-        prompt = template.encode_prompt([_user(choose(pair, first[1], second[1])[0])], condition)
+        prompt = template.encode_prompt([user_turn(choose(pair, first[1], second[1])[0])], condition)
         at_second = prompt.text.rfind(second[1])
         places = {0: prompt.text.rfind(first[1], 0, max(at_second, 0)), 1: at_second}
         for (place, start), (sign, text) in zip(places.items(), (first, second), strict=True):

@@ -1,4 +1,4 @@
-"""Whether a text broke, told without a judge: by repetition, and by how surprising the unsteered model finds it.
+"""Whether a text is broken, told without a judge: by repetition, and by how surprising the unsteered model finds it.
 
 Both are measured against what the unsteered model writes itself. A behaviour that stops because the text broke is a miss.
 """
@@ -44,7 +44,7 @@ class Gate:
     """How many these were."""
 
     def reason(self, text: str, looked: Looked) -> Reason:
-        """Why a text is broken; empty where it is whole."""
+        """Why a text is broken; empty where it is not."""
         if not text.strip():
             return "empty"
         if not looked.readable or looked.surprisal is None:
@@ -91,6 +91,6 @@ def repetition(text: str) -> float:
 
 
 def repeated(parts: Sequence[str], n: int) -> float:
-    """Share of the runs of `n` parts that stood before; 0 where there is none."""
+    """Share of the runs of `n` parts that occurred earlier; 0 where there are no runs."""
     runs = [tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0

@@ -35,7 +35,7 @@ class Direction:
     split_half: Float[np.ndarray, " layers"]
     """Median cosine between the directions of two halves of the questions: how far to believe it."""
     n_pairs: int
-    """Questions behind it."""
+    """Questions it was made from."""
     made_from: Mapping[str, Any] = field(default_factory=dict)
     """Checkpoint, condition, site, pooling, method, elicitation, digests of the prompts."""
 

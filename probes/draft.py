@@ -1,4 +1,4 @@
-"""Drafting a trait artifact through a chat endpoint: rubric and instructions first, then questions in small lots.
+"""Drafting a trait artifact through a chat endpoint: rubric and instructions first, then questions in small batches.
 
 A draft is a draft: read it before you use it. Whatever comes back is checked (JSON, schema, counts, no question twice, answers
 of matched length); what fails is sent back with the reason, a given number of times.
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mech.endpoint import ChatEndpoint, ReplyError
 from mech.errors import InputError
 from mech.files import write_text
+from mech.turns import assistant_turn, user_turn
 from probes.persona import InstructionPair, Trait, TraitQuestion
 
 T = TypeVar("T", bound=BaseModel)
@@ -118,7 +119,7 @@ def _ask(
     attempts: int,
     out: Path,
 ) -> T:
-    turns = [{"role": "user", "content": prompt}]
+    turns = [user_turn(prompt)]
     reply = problem = ""
     for _ in range(attempts):
         reply = endpoint.complete(turns, max_tokens=4096, temperature=1.0)
@@ -130,8 +131,8 @@ def _ask(
             if (wrong := problem_of(found)) is None:
                 return found
             problem = wrong
-        turns = [turns[0], {"role": "assistant", "content": reply or "."},
-                 {"role": "user", "content": _AGAIN.format(problem=problem)}]  # fmt: skip
+        turns = [turns[0], assistant_turn(reply or "."),
+                 user_turn(_AGAIN.format(problem=problem))]  # fmt: skip
     kept = out.with_name(f"{out.name}.reply.txt")
     write_text(kept, reply)
     raise ReplyError(
@@ -141,7 +142,7 @@ def _ask(
 
 
 def _json_of(reply: str) -> Any:
-    """The JSON of a reply that may stand in a code fence."""
+    """The JSON of a reply that may be in a code fence."""
     fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
     return json.loads(fenced[1] if fenced else reply)
 

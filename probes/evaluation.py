@@ -110,7 +110,7 @@ def by_function(
     unit: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Any evaluation of one's own.
+    """An evaluation by any function of one's own.
 
     Args:
         name: of the score.

@@ -1,4 +1,4 @@
-"""Text that a model writes while it is steered, as an evaluation: scored by a judge, or by the unsteered model itself.
+"""Text that a model writes while steered, as an evaluation: scored by a judge, or by the unsteered model itself.
 
 Behaviour that stops because the text broke is no effect. A broken answer counts as a miss: as if its question's score had not changed
 from the unsteered model's, whether the score was meant to rise or to fall, along the direction and along random ones alike.
@@ -19,6 +19,7 @@ from mech.generate import SAMPLER, Sampling, generate
 from mech.models import ChatModel
 from mech.questions import Question
 from mech.score import response_logprobs
+from mech.turns import assistant_turn, user_turn
 from probes.coherence import Gate, Looked, Reason, fit_gate, repetition
 from probes.evaluation import UNSTEERED, Evaluation, Graded, Raw, Score
 from probes.persona import Trait
@@ -53,7 +54,7 @@ Grader = Callable[[Sequence[Answer]], Sequence[Grade]]
 
 @dataclass(frozen=True)
 class Judged:
-    """A judge, and what it takes for broken."""
+    """A judge, and below which coherence it calls an answer broken."""
 
     grade: Grader
     coherence: float
@@ -161,7 +162,7 @@ def instructed(trait: Trait, *, pairs: int = 2) -> Reader:
 
 
 def _prompts(template: ChatTemplate, questions: Sequence[Question]) -> list[Encoded]:
-    return [template.encode_prompt([{"role": "user", "content": q.text}]) for q in questions]
+    return [template.encode_prompt([user_turn(q.text)]) for q in questions]
 
 
 def _written(model: ChatModel, asking: Asking) -> Raw:
@@ -176,7 +177,7 @@ def _likelihoods(
     rows: dict[int, Encoded] = {}
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         if answer:
-            turns = [{"role": "user", "content": question.text}, {"role": "assistant", "content": answer}]
+            turns = [user_turn(question.text), assistant_turn(answer)]
             try:
                 rows[i] = model.template.encode(turns, condition)
             except InputError as error:

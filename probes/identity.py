@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from mech.chat import ChatTemplate, Identity, SystemPrompt, system_text
 from mech.errors import InputError
 from mech.questions import Question
+from mech.turns import user_turn
 from probes.contrast import ContrastRow
 
 PRESENCE = ("none", "empty", "generic")
@@ -73,7 +74,7 @@ def _row(
     identity: Identity,
     makers: Mapping[str, str],
 ) -> ContrastRow:
-    turn = [{"role": "user", "content": question.text}]
+    turn = [user_turn(question.text)]
     encoded = template.encode_prompt(turn, condition, identity=identity, others=makers)
     label = "none" if condition.kind == "none" else system_text(condition, identity, makers)
     return ContrastRow(f"{question.id}/{condition.kind}/{label}", question.id, question.split, sign, encoded)

@@ -1,4 +1,4 @@
-"""Choosing a layer without looking at what it is then reported on."""
+"""Choosing a layer without looking at the data it is then reported on."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -73,7 +73,7 @@ class Probe:
 
 
 def difference_of_means(x: Float[np.ndarray, "n k"], positive: np.ndarray, width: int) -> Plane:
-    """The difference of the sides' means, cut half way; log-odds from a Gaussian fit along it."""
+    """The difference of the sides' means, with the boundary half way; log-odds from a Gaussian fit along it."""
     gap, middle, within = _sides(x, positive)
     spread = float(((within @ gap) ** 2).sum()) / (len(x) - 2)
     norm = float(gap @ gap)

@@ -1,4 +1,4 @@
-"""Nulls: what a number would be if there were nothing to find. Any result can use them.
+"""Nulls: what a number would be if there were nothing to find; usable with any result.
 
 A null is a statistic computed again and again on something that cannot carry the effect: another direction, or
 the same rows with their labels exchanged. Sources: Westfall & Young 1993 (max-T); Phipson & Smyth 2010 (why a
@@ -124,7 +124,7 @@ def exact_norm(direction: Vectors) -> Draw:
 def covariance_matched(direction: Vectors, samples: Float[np.ndarray, "m layers d"]) -> Draw:
     """Directions that point where the samples vary, with the direction's own norm: harder than `exact_norm`.
 
-    One set of Gaussian coefficients serves all layers of a draw, so that layers hang together as they do in samples.
+    One set of Gaussian coefficients serves all layers of a draw, so that layers are related as they are in samples.
 
     Raises:
         InputError: other shapes, or samples that are all equal at a layer.
@@ -239,7 +239,7 @@ def flip_within(
 def shuffle_within(
     signs: Int[np.ndarray, " n"], questions: np.ndarray, rng: np.random.Generator
 ) -> Int[np.ndarray, " n"]:
-    """Labels are dealt out anew within each question: for unequal sides (one own name, ten invented ones)."""
+    """Labels are shuffled within each question: for unequal sides (one own name, ten invented ones)."""
     order = np.lexsort((rng.random(len(signs)), questions))
     home = np.lexsort((np.arange(len(signs)), questions))
     shuffled = np.empty_like(signs)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
+from mech.turns import assistant_turn, user_turn
 from mech.typed import check_distinct, data_folder, named_file, read_typed
 from probes.contrast import ContrastRow
 
@@ -81,7 +82,7 @@ def text_contrast(template: ChatTemplate, trait: Trait, condition: SystemPrompt)
     rows = []
     for q in trait.questions:
         for sign, answer in ((1, q.high), (-1, q.low)):
-            encoded = template.encode(_turns(q.question, answer), condition)
+            encoded = template.encode([user_turn(q.question), assistant_turn(answer)], condition)
             rows.append(ContrastRow(f"{q.id}/{'high' if sign > 0 else 'low'}", q.id, q.split, sign, encoded))
     return rows
 
@@ -133,7 +134,7 @@ def rollouts(trait: Trait, *, pairs_per_question: int, samples: int = 1) -> list
 
 def rollout_prompt(template: ChatTemplate, rollout: Rollout) -> Encoded:
     """The prompt of a rollout, ending where the answer begins."""
-    turn = [{"role": "user", "content": rollout.text}]
+    turn = [user_turn(rollout.text)]
     return template.encode_prompt(turn, SystemPrompt("text", rollout.instruction))
 
 
@@ -145,13 +146,9 @@ def rollout_contrast(
     for rollout, answer in zip(asked, answers, strict=True):
         if answer.strip():
             condition = SystemPrompt("text", rollout.instruction)
-            encoded = template.encode(_turns(rollout.text, answer.strip()), condition)
+            encoded = template.encode([user_turn(rollout.text), assistant_turn(answer.strip())], condition)
             rows.append(ContrastRow(rollout.id, rollout.question, rollout.split, rollout.sign, encoded))
     sides: dict[str, set[int]] = {}
     for row in rows:
         sides.setdefault(row.question, set()).add(row.sign)
     return [row for row in rows if len(sides[row.question]) == 2]
-
-
-def _turns(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

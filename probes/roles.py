@@ -1,8 +1,8 @@
 """The assistant axis: the default assistant against roles that it can be asked to play.
 
-It is role-ness, not identity: what all roles have in common that the assistant by itself does not. It stands beside the identity
+It is role-ness, not identity: what all roles have in common and the plain assistant lacks. It is kept beside the identity
 directions so that these can be told from it (method: the assistant-axis line of work, safety-research/assistant-axis).
-Roles and questions are of our own writing.
+We wrote the roles and questions ourselves.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
 from mech.questions import Question
+from mech.turns import assistant_turn, user_turn
 from mech.typed import check_distinct, data_folder, read_typed
 from probes.contrast import ContrastRow
 
@@ -88,9 +89,9 @@ def assistant_contrast(
             prompt = role.prompts[at % len(role.prompts)]
             conditions[role.name] = (-1, SystemPrompt("text", prompt))
         for name, (sign, condition) in conditions.items():
-            turns = [{"role": "user", "content": q.text}]
+            turns = [user_turn(q.text)]
             if answered:
-                turns.append({"role": "assistant", "content": FIXED_ANSWER})
+                turns.append(assistant_turn(FIXED_ANSWER))
             encode = template.encode if answered else template.encode_prompt
             encoded = encode(turns, condition, identity=identity, others=makers)
             rows.append(ContrastRow(f"{q.id}/{name}", q.id, q.split, sign, encoded))

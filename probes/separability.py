@@ -17,7 +17,7 @@ likeness within questions) were covered 94.0 % or more."""
 
 @dataclass(frozen=True)
 class Separability:
-    """AUROC by layer with an interval that takes whole questions, not rows, for independent."""
+    """AUROC by layer with an interval that treats whole questions, not rows, as independent."""
 
     auroc: Float[np.ndarray, " layers"]
     """Share of (positive, negative) pairs that the projection orders rightly; ties count half."""

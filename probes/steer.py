@@ -1,4 +1,4 @@
-"""What steering is read against: a random direction of the same norm, and the strength relative to the stream."""
+"""What steering is compared with: a random direction of the same norm, and the strength relative to the stream."""
 
 from collections.abc import Sequence
 
@@ -33,8 +33,8 @@ def relative_dose(
 def trait_log_odds(model: ChatModel, rows: Sequence[ContrastRow]) -> dict[str, float]:
     """By question: mean log-probability (nats a token) of its trait-high answers less that of its trait-low ones.
 
-    Teacher-forced, so it is defined however broken free text would be; it rises also when the distribution merely flattens, so
-    read it beside a random direction's.
+    Teacher-forced, so it is defined even where free text would be broken. It also rises when the distribution merely flattens, so
+    compare it with a random direction's.
 
     Raises:
         InputError: a question without both answers.

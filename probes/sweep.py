@@ -1,13 +1,15 @@
 """Steering over a grid of directions, layers and strengths, random directions of the same norm always beside."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
 
 from activations.capture import capture
 from mech.chat import Encoded
@@ -57,13 +59,13 @@ class Cell:
     """0: the direction itself; else which random one."""
 
     def key(self, digest: str) -> str:
-        """Its name in a journal, where another direction of the same name (another digest) has another."""
+        """Its key in a journal: differs for another direction of the same name (by digest)."""
         return f"{self.direction}/{digest}/{self.layer}/{self.strength!r}/{self.control}"
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read at every cell; needs no model any more."""
+    """What was read at every cell; needs the model no longer."""
 
     cells: tuple[Cell, ...]
     keys: tuple[str, ...]
@@ -89,7 +91,8 @@ class Swept:
     and unscored (shares of its answers), kl (mean over neutral response tokens of KL(unsteered ‖ steered), nats; the same for all
     questions of a cell)."""
     answers: Sequence[Mapping[str, Any]]
-    """Every text that was written, with its cell and why it is broken, the unsteered model's first (layer −1); none where texts are given."""
+    """Every text that was written, with its cell and why it is broken if it is, the unsteered model's first (layer −1). Empty
+    where the evaluation scores given texts."""
     facts: Mapping[str, Any]
     """How it was scored (`Graded.facts`)."""
 
@@ -104,9 +107,8 @@ def sweep(
     journal: Path | None = None,
 ) -> Swept:
     """Steer at every cell; evaluate there, and measure the damage to neutral answers (`read_cells`, then `score_cells`)."""
-    return score_cells(
-        read_cells(model, directions, evaluation, grid, neutral=neutral, journal=journal), evaluation
-    )
+    readings = read_cells(model, directions, evaluation, grid, neutral=neutral, journal=journal)
+    return score_cells(readings, evaluation)
 
 
 def read_cells(
@@ -143,40 +145,62 @@ def read_cells(
     norms = _stream_norms(model, evaluation, cells)
     coefficients = tuple(_coefficient(c, vectors[c.direction], norms, relative=grid.relative) for c in cells)
     keys = tuple(c.key(digests[c.direction]) for c in cells)
-    with ExitStack() as stack:
-        kept = stack.enter_context(open_journal(journal, about)) if journal else None
-        done: dict[str, Any] = dict(kept.done) if kept else {}
-
-        def add(key: str, value: Any) -> None:
-            done[key] = value
-            if kept:
-                kept.add({key: value})
-
+    with _finished(journal, about) as (done, add):
         if evaluation.reference and REFERENCE not in done:
             add(REFERENCE, evaluation.reference(model))
-        plain = response_states(model, neutral)
-        logprobs = kept_logprobs(model, plain)
-
-        def finish(key: str, *interventions: Add) -> None:
-            if key in done:
-                return
-            with intervene(model, *interventions):
-                moved, raw = response_states(model, neutral), evaluation.read(model)
-            raw = evaluation.look(model, raw) if evaluation.look else raw
-            harm = np.concatenate([x.numpy() for x in response_kl(model, plain, moved, logprobs=logprobs)])
-            add(key, {"raw": raw, "kl": float(harm.mean())})
-
-        finish(UNSTEERED)
+        harm = _Neutral.of(model, neutral)
+        if UNSTEERED not in done:
+            add(UNSTEERED, _read_cell(model, evaluation, harm))
         for cell, key, coefficient in track([*zip(cells, keys, coefficients, strict=True)], "steering"):
-            vector = vectors[cell.direction][cell.layer]
-            if cell.control:
-                vector = _random(vector, cell, [grid.seed, int(digests[cell.direction], 16)])
-            finish(key, Add(vector, [cell.layer], coefficient))
-    return Readings(
-        cells, keys,
-        tuple(abs(c) * _norm(vectors[cell.direction], cell) / norms[cell.layer] for c, cell in zip(coefficients, cells, strict=True)),
-        coefficients, {k: done[k]["raw"] for k in (UNSTEERED, *keys)}, {k: done[k]["kl"] for k in keys}, done.get(REFERENCE),
-    )  # fmt: skip
+            if key not in done:
+                vector = vectors[cell.direction][cell.layer]
+                if cell.control:
+                    vector = _random(vector, cell, [grid.seed, int(digests[cell.direction], 16)])
+                add(key, _read_cell(model, evaluation, harm, Add(vector, [cell.layer], coefficient)))
+    doses = (
+        abs(coefficient) * _norm(vectors[cell.direction], cell) / norms[cell.layer]
+        for coefficient, cell in zip(coefficients, cells, strict=True)
+    )
+    raw, kl = {k: done[k]["raw"] for k in (UNSTEERED, *keys)}, {k: done[k]["kl"] for k in keys}
+    return Readings(cells, keys, tuple(doses), coefficients, raw, kl, done.get(REFERENCE))
+
+
+@contextmanager
+def _finished(
+    journal: Path | None, about: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], Callable[[str, Any], None]]]:
+    """What is finished by key, and how to add to it: on disk where there is a journal, else in memory."""
+    if journal is None:
+        done: dict[str, Any] = {}
+        yield done, done.__setitem__
+        return
+    with open_journal(journal, about) as kept:
+        yield kept.done, lambda key, value: kept.add({key: value})
+
+
+@dataclass(frozen=True)
+class _Neutral:
+    """Neutral answers, and what the unsteered model makes of them."""
+
+    rows: Sequence[Encoded]
+    states: Sequence[Float[Tensor, "_ d"]]
+    logprobs: Sequence[Float[Tensor, "_ vocab"]] | None
+
+    @classmethod
+    def of(cls, model: ChatModel, rows: Sequence[Encoded]) -> "_Neutral":
+        states = response_states(model, rows)
+        return cls(rows, states, kept_logprobs(model, states))
+
+
+def _read_cell(
+    model: ChatModel, evaluation: Evaluation, harm: _Neutral, *interventions: Add
+) -> dict[str, Any]:
+    """What the evaluation reads at one cell, and the damage there: mean KL over neutral tokens, nats."""
+    with intervene(model, *interventions):
+        moved, raw = response_states(model, harm.rows), evaluation.read(model)
+    raw = evaluation.look(model, raw) if evaluation.look else raw
+    kl = np.concatenate([x.numpy() for x in response_kl(model, harm.states, moved, logprobs=harm.logprobs)])
+    return {"raw": raw, "kl": float(kl.mean())}
 
 
 def score_cells(readings: Readings, evaluation: Evaluation) -> Swept:
@@ -214,7 +238,7 @@ def _check(
 
 
 def check_grid(grid: Grid, direction: str, n_layers: int) -> None:
-    """Refuse a grid that could not be run, or not be read, on a model of so many layers.
+    """Refuse a grid that a model of so many layers could not run, or whose results could not be read.
 
     Raises:
         InputError: a layer that is not there or stands twice, no strength but 0, or fewer than two random directions.

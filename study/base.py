@@ -1,4 +1,4 @@
-"""The base model of a study: found, or, for a plan made elsewhere, known only by its size."""
+"""The base model of a study: found on this machine or, for a plan, known only by its size."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +47,7 @@ def find_base(model: ModelSpec) -> Base:
 
 
 def outline_base(model: ModelSpec) -> Base:
-    """The base model as far as a plan needs it: no weights are downloaded for it.
+    """The base model as far as a plan needs it: no weights are downloaded.
 
     Raises:
         InputError: neither the model, nor its config, nor a declared `model.size` is to be had.
@@ -80,7 +80,7 @@ def _shape(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def _from_config(model: ModelSpec, error: NotHereError) -> tuple[int, int, int]:
-    """Layers, width and parameters from the Hub's config alone; the model is built without memory to count them."""
+    """Layers, width and parameters from the Hub's config alone; the model is built without allocating memory to count them."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

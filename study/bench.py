@@ -1,4 +1,4 @@
-"""The bench at which steps work: the study, its folders, and the model that is loaded just now."""
+"""The bench at which steps work: the study, its folders, and the model that is loaded."""
 
 import gc
 import logging
@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from activations.store import ActivationStore
 from mech.chat import Identity, SystemPrompt
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.identities import load_invented
 from mech.models import ChatModel, Merge, load_model
-from study.paths import StudyPaths
+from probes.direction import Direction
+from study.paths import ACTIVATIONS, DIRECTION, StudyPaths
 from study.spec import StudySpec
 from study.spec_parts import ModelSpec
 from study.step import Step
@@ -34,6 +36,14 @@ class Bench:
         """Where a finished input lies."""
         return self.paths.step(step)
 
+    def direction(self, step: Step) -> Direction:
+        """The direction that a finished step fitted."""
+        return Direction.load(self.folder(step) / DIRECTION)
+
+    def store(self, step: Step) -> ActivationStore:
+        """The activations that a finished step captured, opened for reading: a context manager."""
+        return ActivationStore.open(self.folder(step) / ACTIVATIONS)
+
     def checkpoint(self, chain: Sequence[Step]) -> Checkpoint:
         """The base with the adapters of these trainings, in order."""
         checkpoint = self.base
@@ -49,7 +59,7 @@ class Bench:
         merge: Merge = True,
         quantise: str | None = None,
     ) -> ChatModel:
-        """The checkpoint of these trainings, loaded unless it is at hand; the arguments are `load_model`'s."""
+        """The checkpoint of these trainings, loaded unless it already is; the arguments are `load_model`'s."""
         checkpoint, wanted = self.checkpoint(chain), dtype or self.spec.model.dtype
         key = (checkpoint.key, wanted, str(merge), quantise or "")
         if key not in self._loaded:
@@ -61,7 +71,7 @@ class Bench:
         return self._loaded[key]
 
     def release(self) -> None:
-        """Let go of the loaded model."""
+        """Unload the model."""
         self._loaded.clear()
         gc.collect()
 

@@ -73,7 +73,7 @@ def plan(
     fast: Fast = False,  # noqa: FBT002
     gpu: Annotated[str | None, typer.Option(help="Estimate for a100, h100, h200, ... instead.")] = None,
 ) -> None:
-    """Show a study's steps, which are done, what is not here yet, and what the rest will take. Downloads no weights."""
+    """Show a study's steps, which are done, what must be downloaded, and an estimate for the rest. Downloads no weights."""
     from study.base import outline_base
     from study.overview import plan_text
     from study.run import check_before_running
@@ -115,7 +115,7 @@ def doctor() -> None:
 
 @models_app.command("ls")
 def models_ls() -> None:
-    """List the models that can be fetched, and those that are here."""
+    """List the models that can be fetched, and those already on this machine."""
     from mech.fetch import PACKAGED, is_fetched, model_folder
 
     for alias, model in PACKAGED.items():

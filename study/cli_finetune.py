@@ -7,6 +7,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from mech.errors import InputError
+from study.cli_options import Device
 
 data_app = typer.Typer(help="Datasets: build one, check a file.", no_args_is_help=True)
 
@@ -105,7 +106,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     fields: Fields = None,
     system_prompt: Condition = "default",
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and dropout.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: Device = "auto",
     save_every: Annotated[int | None, typer.Option(min=1, help="Steps between resume points.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,
     wait_hours: Annotated[float | None, typer.Option(help="Remote: how long to wait for the job.")] = None,
@@ -160,7 +161,7 @@ def _finetune_remote(
 
 
 def _summaries(spec: Any, model: str | None, seed: int) -> tuple[dict[str, str] | None, str | None]:
-    """Own summaries, written by a model where the data needs them and names no file; and which checkpoint wrote them."""
+    """The model's own summaries, generated where the data needs them and names no file; and which checkpoint wrote them."""
     from finetune.datasets.spec import SelfRecognitionData
 
     if not isinstance(spec, SelfRecognitionData) or spec.own:

@@ -6,45 +6,55 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from study.cli_options import Condition, Device, DirectionFile
+
 if TYPE_CHECKING:
     from analysis.screening import RandomDirections
     from analysis.stats import Interval
     from study.screen import Screened
 
 
+Data = Annotated[Path, typer.Argument(help="A JSONL file of messages.")]
+Model = Annotated[str, typer.Option(help="What would be finetuned on it: base or base:adapter.")]
+Layer = Annotated[int | None, typer.Option(help="Where; the direction's most reliable layer when left out.")]
+Proxy = Annotated[
+    str | None, typer.Option(help="prompt_last: generate nothing, compare with the prompt's last token.")
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")]
+Against = Annotated[
+    Path | None, typer.Option(help="Harmless data of the same form: how far ΔP goes beyond theirs is shown.")
+]
+Out = Annotated[Path | None, typer.Option(help="CSV with every row.")]
+Top = Annotated[int, typer.Option(help="Rows shown, the largest ΔP first.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The longest own answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="Of own answers; 0 is greedy.")]
+Seed = Annotated[int, typer.Option(help="Of sampled answers and of the bootstrap.")]
+
+
 def screen(  # noqa: PLR0913, PLR0917  (a command's options)
-    data: Annotated[Path, typer.Argument(help="A JSONL file of messages.")],
-    model: Annotated[str, typer.Option(help="What would be finetuned on it: base or base:adapter.")],
-    direction: Annotated[Path, typer.Option(help="A direction file of any known format.")],
-    layer: Annotated[
-        int | None, typer.Option(help="Where; the direction's most reliable layer when left out.")
-    ] = None,
-    proxy: Annotated[
-        str | None, typer.Option(help="prompt_last: generate nothing, compare with the prompt's last token.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first so many rows.")] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Harmless data of the same form: what they give too is taken off.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV with every row.")] = None,
-    top: Annotated[int, typer.Option(help="Rows shown, the largest ΔP first.")] = 5,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest own answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="Of own answers; 0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of sampled answers and of the bootstrap.")] = 0,
-    system_prompt: Annotated[
-        str, typer.Option(help="default, none, empty, identity, other:NAME or text:...")
-    ] = "default",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    data: Data,
+    model: Model,
+    direction: DirectionFile,
+    layer: Layer = None,
+    proxy: Proxy = None,
+    limit: Limit = None,
+    against: Against = None,
+    out: Out = None,
+    top: Top = 5,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    system_prompt: Condition = "default",
+    device: Device = "auto",
 ) -> None:
-    """Screen a dataset before finetuning: how far its answers lie along a direction, against the model's own. Goes on after a kill."""
+    """Screen a dataset before finetuning: how far its answers lie along a direction, against the model's own. Continues after a kill."""
     import numpy as np
-    import pandas as pd
 
     from analysis.screening import random_directions, screening
     from mech.cache import cache_dir
     from mech.chat import SystemPrompt
     from mech.errors import InputError
-    from mech.files import digest_of, sha256_file, write_text
+    from mech.files import digest_of, sha256_file
     from mech.models import load_model
     from probes.files import read_direction
     from study.bench import device_named, names_for
@@ -55,9 +65,8 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
         raise InputError(f"--proxy {proxy!r}: the one there is is prompt_last")
     vector = read_direction(direction)
     at = best_layer(vector) if layer is None else layer
-    settings = ScreenSettings(
-        at, proxy is not None, max_new_tokens, temperature, seed, SystemPrompt.parse(system_prompt)
-    )
+    condition = SystemPrompt.parse(system_prompt)
+    settings = ScreenSettings(at, proxy is not None, max_new_tokens, temperature, seed, condition)
     loaded = load_model(model, device=device_named(device))
     about = digest_of([JOURNAL, loaded.checkpoint.key, sha256_file(direction), str(settings)])[:20]
     journal = cache_dir() / "screen" / f"{about}.jsonl"
@@ -66,24 +75,31 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     found = screening(screened.table, rng=np.random.default_rng(seed))
     unit = vector.unit_at(at)
     nulls = random_directions(screened.gaps, unit, seed=seed)
-    for line in _screen_text(screened.table, found, vector.name, at, top):
+    for line in (*_screen_text(screened.table, found, vector.name, at, top), _null_text(nulls)):
         typer.echo(line)
-    typer.echo(_null_text(nulls))
     summary = [{"data": data.name, "what": "mean", **_row(found.delta), **nulls.numbers}]
     if against:
         harmless = screen_rows(loaded, against, vector, settings, **how)
         summary += _compared(screened, harmless, found.delta, unit, seed=seed, name=against.name)
     if out:
-        write_text(out, screened.table.join(nulls.rows).to_csv(index=False))
-        beside = out.with_name(f"{out.stem}_summary.csv")
-        write_text(beside, pd.DataFrame(summary).to_csv(index=False))
-        typer.echo(f"every row: {out}; what is said above: {beside}")
+        _write(out, screened.table.join(nulls.rows), summary)
+
+
+def _write(out: Path, rows: Any, summary: list[dict[str, Any]]) -> None:
+    import pandas as pd
+
+    from mech.files import write_text
+
+    beside = out.with_name(f"{out.stem}_summary.csv")
+    write_text(out, rows.to_csv(index=False))
+    write_text(beside, pd.DataFrame(summary).to_csv(index=False))
+    typer.echo(f"every row: {out}; what is said above: {beside}")
 
 
 def _compared(
     screened: "Screened", harmless: "Screened", found: "Interval", unit: Any, *, seed: int, name: str
 ) -> list[dict[str, Any]]:
-    """Say what a harmless file gives and what is beyond it; the same as rows."""
+    """Report what a harmless file gives and what exceeds it; return the same as rows."""
     import numpy as np
 
     from analysis.screening import excess, random_directions, screening
@@ -139,7 +155,8 @@ def _interval(found: Any) -> str:
 
 
 def _short(text: str, width: int = 60) -> str:
-    line = " ".join(
-        "".join(c if c.isprintable() else " " for c in text).split()
-    )  # no control codes of a dataset's
+    visible = (
+        c if c.isprintable() else " " for c in text
+    )  # a dataset's control codes stay out of the terminal
+    line = " ".join("".join(visible).split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,17 +1,18 @@
 """The part of the `mech` command that steers: a model as it is, along a direction, and along a random one of its norm."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mech.errors import InputError
+from mech.turns import user_turn
+from study.cli_options import DirectionFile, ModelArgument
 
 
 def steer(
-    model: Annotated[str, typer.Argument(help="Alias, Hub id or folder; adapters follow after colons.")],
+    model: ModelArgument,
     prompts: Annotated[list[str], typer.Argument(help="What to ask.")],
-    direction: Annotated[Path, typer.Option(help="A direction's file.")],
+    direction: DirectionFile,
     layer: Annotated[int, typer.Option(help="Where to add it.")],
     coefficient: Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")],
     positions: Annotated[str, typer.Option(help="all, prompt, prompt_last, response or generated.")] = "all",
@@ -35,7 +36,7 @@ def steer(
     found.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
     found.unit_at(layer)  # says what is wrong with the layer before anything is generated
     sampling = Sampling(max_new_tokens, temperature, seed)
-    asked = [loaded.template.encode_prompt([{"role": "user", "content": p}]) for p in prompts]
+    asked = [loaded.template.encode_prompt([user_turn(p)]) for p in prompts]
     typer.echo("as it is")
     _answers(prompts, generate(loaded, asked, sampling))
     vectors = {

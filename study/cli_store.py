@@ -39,7 +39,7 @@ def store_show(file: Annotated[Path, typer.Argument(help="An activation file.")]
 def store_verify(
     file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
 ) -> None:
-    """Read everything back and check it, against the digests of the step's manifest where one lies beside."""
+    """Read everything back and check it, against the digests of the step's manifest if there is one."""
     from activations.store import ActivationStore
     from study.overview import manifest_digests
 
@@ -58,7 +58,7 @@ def store_repair(
     *,
     dry_run: Annotated[bool, typer.Option(help="Only say what is wrong.")] = False,
 ) -> None:
-    """Remove damaged shards, so that capturing again makes just those anew."""
+    """Remove damaged shards, so that capturing again rewrites only those."""
     from activations.capture_store import repair
 
     problems = repair(folder, dry_run=dry_run)
@@ -72,7 +72,7 @@ def store_merge(
     stores: Annotated[list[Path], typer.Argument(help="Activation files or folders of shards.")],
     out: Annotated[Path, typer.Option(help="The file to make.")],
 ) -> None:
-    """Make one file of several of the same making."""
+    """Merge several files from the same capture settings into one."""
     from activations.store_keep import merge
 
     typer.echo(f"{merge(stores, out)}: merged")
@@ -101,7 +101,7 @@ def store_prune(
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Really delete; otherwise only list.")] = False,
 ) -> None:
-    """Throw away old activation files; without --yes only say which."""
+    """Delete old activation files; without --yes only list them."""
     from activations.store_keep import prune
 
     limit = None if max_gb is None else int(max_gb * 1e9)

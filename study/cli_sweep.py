@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mech.errors import InputError
+from study.cli_options import ModelArgument
 
 if TYPE_CHECKING:
     from probes.evaluation import Evaluation
@@ -19,56 +20,67 @@ OPENAI = "openai"
 """`--judge-api`: OpenAI's own."""
 
 
+Directions = Annotated[list[Path], typer.Argument(help="Direction files.")]
+Out = Annotated[Path, typer.Option(help="Folder for tables and figure; a killed sweep goes on from it.")]
+Layers = Annotated[list[int], typer.Option(help="Where to add; may be repeated.")]
+Strengths = Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")]
+TraitName = Annotated[
+    str | None, typer.Option(help="log_odds, generated: whose questions are asked; a name or YAML file.")
+]
+EvaluationName = Annotated[str, typer.Option(help="log_odds, generated, own_name or self_recognition.")]
+Relative = Annotated[
+    bool, typer.Option("--relative", help="Strengths are shares of the stream's norm: layers compare.")
+]
+Controls = Annotated[int, typer.Option(help="Random directions of the same norm, at every layer.")]
+MaxKl = Annotated[float, typer.Option(help="Damage to neutral answers that is allowed, nats per token.")]
+Questions = Annotated[int | None, typer.Option(help="At most so many questions of each half.")]
+Neutral = Annotated[int, typer.Option(help="Use the first so many neutral questions for the damage.")]
+MaxNewTokens = Annotated[int, typer.Option(help="generated: the longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="generated: 0 is greedy.")]
+Samples = Annotated[int, typer.Option(help="generated: answers to each question.")]
+Quantile = Annotated[
+    float,
+    typer.Option(help="generated, no judge: a text beyond this quantile of the unsteered model's is broken."),
+]
+JudgeName = Annotated[
+    str | None, typer.Option(help="generated: a judge; with --judge-api its name there, else a checkpoint.")
+]
+JudgeApi = Annotated[
+    str | None, typer.Option(help=f"An OpenAI-compatible API, with /v1; `{OPENAI}` for OpenAI's own.")
+]
+JudgeKey = Annotated[str, typer.Option(help="The environment variable with the judge's key.")]
+Coherence = Annotated[float, typer.Option(help="With a judge: a text below this (0 to 100) is broken.")]
+OwnName = Annotated[str | None, typer.Option(help="own_name: the model's; known for packaged models.")]
+RowsFile = Annotated[Path | None, typer.Option(help="self_recognition: held_out.jsonl of such data.")]
+Seed = Annotated[int, typer.Option(help="Of random directions, samples and bootstrap.")]
+
+
 def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
-    model: Annotated[str, typer.Argument(help="Alias, Hub id or folder; adapters follow after colons.")],
-    directions: Annotated[list[Path], typer.Argument(help="Direction files.")],
-    out: Annotated[
-        Path, typer.Option(help="Folder for the tables and the figure; a killed sweep goes on from it.")
-    ],
-    layer: Annotated[list[int], typer.Option(help="Where to add; may be repeated.")],
-    strength: Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")],
-    trait: Annotated[
-        str | None, typer.Option(help="log_odds, generated: whose questions are asked; a name or YAML.")
-    ] = None,
-    evaluation: Annotated[
-        str, typer.Option(help="log_odds, generated, own_name or self_recognition.")
-    ] = "log_odds",
-    relative: Annotated[  # noqa: FBT002
-        bool, typer.Option("--relative", help="Strengths are shares of the stream's norm: layers compare.")
-    ] = False,
-    controls: Annotated[int, typer.Option(help="Random directions of the same norm, at every layer.")] = 5,
-    max_kl: Annotated[
-        float, typer.Option(help="Damage to neutral answers that is still allowed, nats a token.")
-    ] = 0.5,
-    questions: Annotated[int | None, typer.Option(help="At most so many questions of each half.")] = None,
-    neutral: Annotated[int, typer.Option(help="The first so many neutral questions, for the damage.")] = 20,
-    max_new_tokens: Annotated[int, typer.Option(help="generated: the longest answer.")] = 48,
-    temperature: Annotated[float, typer.Option(help="generated: 0 is greedy.")] = 0.0,
-    samples: Annotated[int, typer.Option(help="generated: answers to a question.")] = 1,
-    quantile: Annotated[
-        float,
-        typer.Option(help="generated, no judge: of the unsteered model's texts; beyond it one is broken."),
-    ] = 0.95,
-    judge: Annotated[
-        str | None,
-        typer.Option(help="generated: a judge; with --judge-api its name there, else a checkpoint."),
-    ] = None,
-    judge_api: Annotated[
-        str | None, typer.Option(help=f"An OpenAI-compatible API, with /v1; `{OPENAI}` for OpenAI's own.")
-    ] = None,
-    judge_key_variable: Annotated[
-        str, typer.Option(help="The environment variable with the judge's key.")
-    ] = "OPENAI_API_KEY",
-    coherence: Annotated[
-        float, typer.Option(help="With a judge: below this, 0 to 100, one is broken.")
-    ] = 50.0,
-    own_name: Annotated[
-        str | None, typer.Option(help="own_name: the model's; known for packaged models.")
-    ] = None,
-    rows: Annotated[Path | None, typer.Option(help="self_recognition: held_out.jsonl of such data.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random directions, samples and bootstrap.")] = 0,
+    model: ModelArgument,
+    directions: Directions,
+    out: Out,
+    layer: Layers,
+    strength: Strengths,
+    trait: TraitName = None,
+    evaluation: EvaluationName = "log_odds",
+    relative: Relative = False,  # noqa: FBT002
+    controls: Controls = 5,
+    max_kl: MaxKl = 0.5,
+    questions: Questions = None,
+    neutral: Neutral = 20,
+    max_new_tokens: MaxNewTokens = 48,
+    temperature: Temperature = 0.0,
+    samples: Samples = 1,
+    quantile: Quantile = 0.95,
+    judge: JudgeName = None,
+    judge_api: JudgeApi = None,
+    judge_key_variable: JudgeKey = "OPENAI_API_KEY",
+    coherence: Coherence = 50.0,
+    own_name: OwnName = None,
+    rows: RowsFile = None,
+    seed: Seed = 0,
 ) -> None:
-    """Steer at every layer and strength, random directions beside; choose the best cell and layer on one half of the questions, report them on the other."""
+    """Steer at every layer and strength, beside random directions; choose on one half of the questions, report on the other."""
     from finetune.datasets.rows import read_messages
     from mech.generate import Sampling
     from probes.persona import load_trait
@@ -76,12 +88,7 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     from study.bench import names_for
     from study.sweeps import Asked
 
-    if (trait is None) == (evaluation in ("log_odds", "generated")):
-        raise InputError(f"--trait: log_odds and generated need one, {evaluation} takes none")
-    if (judge and evaluation != "generated") or (judge_api and not judge):
-        raise InputError(
-            "--judge: scores generated text, and --judge-api is where it is: give --evaluation generated, --judge, or neither"
-        )
+    _check(trait, evaluation, judge, judge_api)
     known = names_for(model)["identity"]
     chosen = load_trait(trait) if trait else None
     asked = Asked(
@@ -94,6 +101,15 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     out.mkdir(parents=True, exist_ok=True)
     readings, made = _read(model, directions, evaluation, asked, grid, out, neutral)
     _report(readings, made, out, max_kl, seed)
+
+
+def _check(trait: str | None, evaluation: str, judge: str | None, judge_api: str | None) -> None:
+    if (trait is None) == (evaluation in ("log_odds", "generated")):
+        raise InputError(f"--trait: log_odds and generated need one, {evaluation} takes none")
+    if (judge and evaluation != "generated") or (judge_api and not judge):
+        raise InputError(
+            "--judge: scores generated text, and --judge-api is where it is: give --evaluation generated, --judge, or neither"
+        )
 
 
 def _judge(
@@ -113,7 +129,7 @@ def _judge(
 def _read(
     model: str, directions: list[Path], evaluation: str, asked: "Asked", grid: "Grid", out: Path, limit: int
 ) -> "tuple[Readings, Evaluation]":
-    """All that needs the model, which is let go of at the end: a local judge may need the room."""
+    """All that needs the model, which is freed at the end: a local judge may need the memory."""
     from mech.models import load_model
     from probes.files import read_direction
     from probes.sweep import read_cells
@@ -145,8 +161,9 @@ def _report(readings: "Readings", made: "Evaluation", out: Path, max_kl: float, 
 def _scoring(facts: Any) -> Iterator[str]:
     if "surprisal" in facts:
         yield (
-            f"broken: above {facts['surprisal']:.2f} nats a token or {facts['repetition']:.0%} repetition, the {facts['quantile']:g} quantile of "
-            f"{facts['n_texts']} texts of the unsteered model; a broken answer counts as no change"
+            f"broken: above {facts['surprisal']:.2f} nats a token or {facts['repetition']:.0%} repetition, the "
+            f"{facts['quantile']:g} quantile of {facts['n_texts']} texts of the unsteered model; a broken answer counts as "
+            "no change"
         )
     elif "coherence" in facts:
         yield f"broken: coherence below {facts['coherence']:g}; a broken answer counts as no change"
@@ -181,9 +198,10 @@ def _best(found: "Found", unit: str, max_kl: float) -> Iterator[str]:
     if best is None:
         yield f"no cell damages neutral answers by {max_kl:g} nats a token or less: take smaller strengths"
         return
-    n_controls = int(found.doses["n_controls"].iloc[0])
+    beyond, n_controls = best.beyond, int(found.doses["n_controls"].iloc[0])
     yield (
-        f"chosen on half of the questions: {best.direction} at layer {best.layer}, strength {best.strength:+g}; on the other half "
-        f"{best.beyond.estimate:+.3f} [{best.beyond.low:+.3f}, {best.beyond.high:+.3f}] {unit} beyond {n_controls} random directions (which move it {best.control_change:+.3f}) "
-        f"(n {best.beyond.n}; {best.chosen_on:+.3f} where it was chosen); {best.broken:.0%} broken; damage {best.kl:.3f} nats a neutral token"
+        f"chosen on half of the questions: {best.direction} at layer {best.layer}, strength {best.strength:+g}; on the "
+        f"other half {beyond.estimate:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}] {unit} beyond {n_controls} random "
+        f"directions (which move it {best.control_change:+.3f}) (n {beyond.n}; {best.chosen_on:+.3f} where it was chosen); "
+        f"{best.broken:.0%} broken; damage {best.kl:.3f} nats a neutral token"
     )

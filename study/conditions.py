@@ -1,8 +1,9 @@
-"""Whether a chat template can do every condition of a study, found out before anything runs."""
+"""Whether a chat template can render every condition of a study, checked before anything runs."""
 
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
 from mech.identities import load_invented
+from mech.turns import assistant_turn, user_turn
 from study.spec import StudySpec
 from study.spec_parts import DirectionSpec
 
@@ -16,7 +17,7 @@ def check_conditions(spec: StudySpec, template: ChatTemplate) -> None:
     identity = Identity(**spec.model.identity.model_dump())
     makers = load_invented().makers
     for where, condition in _used(spec):
-        probe = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello."}]
+        probe = [user_turn("Hello?"), assistant_turn("Hello.")]
         try:
             template.encode(probe, SystemPrompt.parse(condition), identity=identity, others=makers)
         except InputError as error:

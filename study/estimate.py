@@ -1,4 +1,4 @@
-"""How long a study will take, how much memory and disk: estimates before, measured pace while it runs."""
+"""How long a study will take, how much memory and disk: estimated before it runs, corrected while it runs."""
 
 import json
 import time
@@ -86,7 +86,7 @@ def gpu_named(name: str) -> Machine:
 
 @dataclass
 class Pace:
-    """Estimated seconds a step, corrected by how long finished ones really took."""
+    """Estimated seconds of each step, corrected by how long finished ones took."""
 
     steps: Sequence[Step]
     parameters: int

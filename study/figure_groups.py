@@ -1,4 +1,4 @@
-"""Which arms stand together in a picture: as the study says, or, where there are many, by what they have in common."""
+"""Which arms share a figure: as the study says or, where there are many, by what they have in common."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ OTHERS = "others"
 
 
 def figure_groups(spec: StudySpec) -> dict[str, list[str]]:
-    """Arms by picture, the base in none; empty where one picture holds all.
+    """Arms by figure, the base in none; empty where one figure holds all.
 
     A study's own `figures.groups` are taken as they are, with what their patterns match. Left out, a study of more than twelve arms is
     grouped by the stage that an arm shares with most others, by whether it comes first, and into equal parts where these

@@ -1,4 +1,4 @@
-"""Grids: one line of a study that stands for many.
+"""Grids: one entry of a study that stands for many.
 
     grid: {em: [unpop, finrisk], prompt: [default, none]}
     stages:
@@ -7,7 +7,8 @@
     arms:
       "em_{em}_then_sgtr_{prompt}": ["em_{em}", "sgtr_{prompt}"]
 
-An entry of `data`, `stages`, `arms` or `figures.groups` whose name holds placeholders is written once for every combination of their values.
+An entry of `data`, `stages`, `arms` or `figures.groups` whose name has placeholders stands for one entry for each combination
+of their values.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Where everything of a study lies: the only place that names its files."""
+"""Where everything of a study is kept: the only module that names its files."""
 
 import re
 from dataclasses import dataclass
@@ -8,6 +8,10 @@ from study.kinds import KINDS
 from study.step import Step
 
 MANIFEST = "manifest.json"
+DIRECTION = "direction.safetensors"
+"""What a step that fits a direction leaves in its folder."""
+ACTIVATIONS = "activations.h5"
+"""What a step that captures leaves in its folder."""
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class StudyPaths:
     """The output folder of a study.
 
     A finished step is a folder `ROOM/NAME-KEY/` with a `manifest.json`; one being written is `.NAME-KEY.part/` beside
-    it. Tables, figures and the report, which belong to the newest run, stand at the top.
+    it. Tables, figures and the report, which belong to the newest run, are at the top.
     """
 
     root: Path

@@ -1,7 +1,7 @@
 """From a study to its steps: what has to be made, from what, in which order.
 
 `make_plan` reads as the study does. The order is chosen so that something can be looked at early (directions on
-the base come before any training) and so that work on one checkpoint stands together (it is loaded once).
+the base come before any training) and so that work on one checkpoint is done in one go (it is loaded once).
 """
 
 from study.base import Base
@@ -19,7 +19,7 @@ def make_plan(spec: StudySpec, base: Base) -> list[Step]:
 
 
 def outline(spec: StudySpec, base: Base) -> Plan:
-    """The same for an estimate: data and adapters that are not here are listed instead of being errors."""
+    """The same for an estimate: missing data and adapters are listed instead of being errors."""
     return _planned(Plan(spec, base, tolerant=True))
 
 

@@ -68,7 +68,7 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
 
 
 def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
-    """A finetuning behind an API: batch size and learning rate are its own affair."""
+    """A finetuning through an API, which chooses batch size and learning rate itself."""
     epochs = make_settings(plan.spec.training, stage.training).epochs
     condition = condition_config(plan.spec, stage.system_prompt)
     config = {**plan.reader, "condition": condition, "epochs": math.ceil(epochs), "seed": seed}

@@ -92,7 +92,7 @@ def _read_articles(plan: Plan, part: SelfRecognitionData) -> tuple[str, int, flo
 
 
 def _declared_size(plan: Plan, source: str, error: NotHereError, limit: int | None) -> tuple[int, float]:
-    """Rows and words a row of a named set that is not here."""
+    """Rows, and words a row, of a published set that is not on this machine."""
     plan.not_here(error)
     facts = published_facts(source)
     if facts is None:

@@ -9,6 +9,7 @@ from probes.answers import evaluate_half
 from probes.persona import load_trait
 from study.plan_base import judge_digest
 from study.planner import Measured, Plan
+from study.spec_parts import MonitoringSpec
 from study.step import Step, Work
 
 
@@ -25,7 +26,7 @@ def plan_monitoring(plan: Plan, directions: Sequence[Step], measured: Measured) 
     if spec.score == "judge" and judge is None:
         raise InputError("monitoring.score: judge needs directions.judge, which says who scores")
     judged = judge is not None and spec.score != "log_odds"
-    traits, asked = _traits(plan)
+    traits, asked = _traits(plan, spec)
     sampling = {
         "samples": spec.samples,
         "max_new_tokens": spec.max_new_tokens,
@@ -62,11 +63,9 @@ def plan_monitoring(plan: Plan, directions: Sequence[Step], measured: Measured) 
     return found
 
 
-def _traits(plan: Plan) -> tuple[list[dict[str, Any]], int]:
+def _traits(plan: Plan, spec: MonitoringSpec) -> tuple[list[dict[str, Any]], int]:
     """Each trait with the digest of its texts, and the number of prompts of all."""
-    spec, found, prompts = plan.spec.monitoring, [], 0
-    if spec is None:
-        raise RuntimeError("called for a study without monitoring")
+    found, prompts = [], 0
     for source in plan.spec.reads.traits:
         trait = load_trait(source)
         questions = evaluate_half(trait)[: spec.questions]

@@ -10,6 +10,7 @@ from probes.persona import load_trait
 from study.plan_weights import has_adapter, stage_label
 from study.planner import Measured, Plan, condition_config
 from study.questions import trait_names
+from study.spec_parts import PatchingSpec
 from study.step import Step, Work
 
 OWN_NAME = "own_name"
@@ -24,7 +25,7 @@ def plan_patching(plan: Plan, measured: Measured) -> list[Step]:
     spec = plan.spec.patching
     if spec is None:
         return []
-    answers, asked = _answers(plan)
+    answers, asked = _answers(plan, spec)
     config = {
         **plan.reader,
         **spec.model_dump(mode="json", exclude={"arms"}),
@@ -53,12 +54,9 @@ def plan_patching(plan: Plan, measured: Measured) -> list[Step]:
     return found
 
 
-def _answers(plan: Plan) -> tuple[list[dict[str, Any]], int]:
+def _answers(plan: Plan, spec: PatchingSpec) -> tuple[list[dict[str, Any]], int]:
     """What is scored, with the digest of its texts, and how many rows that is."""
-    spec, known = plan.spec.patching, trait_names(plan.spec)
-    if spec is None:
-        raise RuntimeError("called for a study without patching")
-    found, rows = [], 0
+    known, found, rows = trait_names(plan.spec), [], 0
     for i, answer in enumerate(spec.answers):
         if answer == OWN_NAME:
             texts = [s.model_dump() for s in load_invented().self_statements[: spec.questions]]

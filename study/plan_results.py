@@ -1,11 +1,11 @@
 """Planning what compares: shifts, the 2×2, embeddings, steering, tables, figures."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
-from mech.questions import load_prompts
 from study.figure_groups import figure_groups
 from study.plan_base import plan_paraphrases
 from study.plan_monitoring import plan_monitoring
@@ -13,80 +13,83 @@ from study.plan_patching import plan_patching
 from study.plan_sweeps import plan_sweeps
 from study.plan_weights import plan_lens, plan_weights
 from study.planner import Measured, Plan
-from study.questions import half, trait_names
+from study.questions import evaluation_half, trait_names
+from study.spec_parts import SteeringSpec
 from study.step import Step, Work
 
 
-def plan_tables(
-    plan: Plan,
-    directions: Sequence[Step],
-    measured: Measured,
-) -> Step:
+def plan_tables(plan: Plan, directions: Sequence[Step], measured: Measured) -> Step:
     """Shifts, the 2×2, embeddings, steering, and the tables that collect all measures."""
-    spec = plan.spec
-    base = measured[spec.base_arm, spec.seeds[0]]
-    statistics = {"statistics": spec.statistics.model_dump(), "traits": trait_names(spec)}
+    spec, made = plan.spec, measured.values()
     inputs: dict[str, Sequence[Step]] = {
         "directions": directions,
-        "trained": _trainings(measured.values()),
-    }
-    shifts, squares, spreads, paraphrases = [], [], list[Step](), plan_paraphrases(plan)
-    for (arm, seed), made in measured.items():
-        if not made["checkpoint"] or "captures" not in made:
-            continue
-        benign = measured[spec.benign, seed]["captures"] if spec.benign and spec.benign != arm else []
-        roles = {
-            "directions": directions,
-            "base": base["captures"],
-            "tuned": made["captures"],
-            "benign": benign,
-            "paraphrases": paraphrases,
-        }
-        shifts.append(
-            plan.add("shifts", f"shifts/{arm}/seed{seed}", statistics, roles, Work(fixed_seconds=15))
-        )
-        options = {"layer": spec.layer}
-        spreads.append(
-            plan.add("dispersion", f"dispersion/{arm}/seed{seed}", options,
-                     {k: roles[k] for k in ("base", "tuned", "benign")}, Work(fixed_seconds=3))
-        )  # fmt: skip
-        if "own" in made:
-            four = {
-                "directions": directions,
-                "base": base["captures"][:1],
-                "tuned": made["captures"][:1],
-                "own": made["own"],
-            }
-            squares.append(
-                plan.add(
-                    "two_by_two", f"two_by_two/{arm}/seed{seed}", statistics, four, Work(fixed_seconds=5)
-                )
-            )
-    inputs |= {
-        "shifts": shifts,
-        "two_by_two": squares,
-        "dispersion": spreads,
+        "trained": _trainings(made),
+        **_comparisons(plan, directions, measured),
         "family": _family(plan, directions),
-        "paraphrases": paraphrases,
+        "weights": plan_weights(plan, directions, measured),
+        "lens": plan_lens(plan, directions, measured),
+        "patching": plan_patching(plan, measured),
+        "monitoring": plan_monitoring(plan, directions, measured),
+        "self_recognition": _unique(made, "self_recognition"),
+        "self_report": _unique(made, "self_report"),
     }
-    inputs["weights"] = plan_weights(plan, directions, measured)
-    inputs["lens"] = plan_lens(plan, directions, measured)
-    inputs["patching"] = plan_patching(plan, measured)
-    inputs["monitoring"] = plan_monitoring(plan, directions, measured)
-    inputs |= {role: _unique(measured.values(), role) for role in ("self_recognition", "self_report")}
     if spec.directions and spec.directions.probes:
         inputs["probes"] = _probes(plan, directions)
     if spec.directions and spec.embedding.methods:
         inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
-        inputs["steering"] = [_steering(plan, directions, measured)]
+        inputs["steering"] = [_steering(plan, spec.steering, directions, measured)]
+    config: dict[str, Any] = {**_statistics(plan), "labels": _labels(measured), "layer": spec.layer}
     if spec.sweeps:
         inputs["sweeps"] = plan_sweeps(plan, directions, measured)
-        statistics = statistics | {"sweeps": {name: sweep.max_kl for name, sweep in spec.sweeps.items()}}
-    labels = {step.name: [arm, seed] for (arm, seed), made in measured.items()
-              for role in ("self_recognition", "self_report") for step in made.get(role, [])}  # fmt: skip
-    # Tables of a shared base measure must know which arm a step stands for.
-    return plan.add("tables", "tables", {**statistics, "labels": labels, "layer": spec.layer}, inputs)
+        config["sweeps"] = {name: sweep.max_kl for name, sweep in spec.sweeps.items()}
+    return plan.add("tables", "tables", config, inputs)
+
+
+def _comparisons(plan: Plan, directions: Sequence[Step], measured: Measured) -> dict[str, Sequence[Step]]:
+    """Every trained arm against the base, by role: shifts, dispersion, and the 2×2 where its own text was read."""
+    spec, base = plan.spec, measured[plan.spec.base_arm, plan.spec.seeds[0]]
+    found: dict[str, list[Step]] = {
+        "shifts": [],
+        "two_by_two": [],
+        "dispersion": [],
+        "paraphrases": plan_paraphrases(plan),
+    }
+    for (arm, seed), made in measured.items():
+        if not made["checkpoint"] or "captures" not in made:
+            continue
+        benign = measured[spec.benign, seed]["captures"] if spec.benign and spec.benign != arm else []
+        arms = {"base": base["captures"], "tuned": made["captures"], "benign": benign}
+        roles = {"directions": directions, **arms, "paraphrases": found["paraphrases"]}
+        name = f"{arm}/seed{seed}"
+        found["shifts"].append(
+            plan.add("shifts", f"shifts/{name}", _statistics(plan), roles, Work(fixed_seconds=15))
+        )
+        found["dispersion"].append(
+            plan.add("dispersion", f"dispersion/{name}", {"layer": spec.layer}, arms, Work(fixed_seconds=3))
+        )
+        if "own" in made:
+            first = {role: steps[:1] for role, steps in arms.items() if role != "benign"}
+            four = {"directions": directions, **first, "own": made["own"]}
+            found["two_by_two"].append(
+                plan.add("two_by_two", f"two_by_two/{name}", _statistics(plan), four, Work(fixed_seconds=5))
+            )
+    return {**found}
+
+
+def _statistics(plan: Plan) -> dict[str, Any]:
+    return {"statistics": plan.spec.statistics.model_dump(), "traits": trait_names(plan.spec)}
+
+
+def _labels(measured: Measured) -> dict[str, list[Any]]:
+    """Arm and seed by step: the tables of a shared base measure must know which arm a step stands for."""
+    roles = ("self_recognition", "self_report")
+    return {
+        step.name: [arm, seed]
+        for (arm, seed), made in measured.items()
+        for role in roles
+        for step in made.get(role, [])
+    }
 
 
 def plan_figures(plan: Plan, name: str, inputs: dict[str, Sequence[Step]]) -> Step:
@@ -117,7 +120,7 @@ def _probes(plan: Plan, directions: Sequence[Step]) -> list[Step]:
 
 
 def _family(plan: Plan, directions: Sequence[Step]) -> list[Step]:
-    """Identity directions held against each other, where there are several."""
+    """Identity directions compared with each other, where there are several."""
     members = [d for d in directions if d.config["direction"].startswith("identity:")]
     if len(members) < 2:
         return []
@@ -134,14 +137,7 @@ def _embedding(plan: Plan, measured: Measured) -> Step:
     return plan.add("embedding", "embedding", config, {"captures": captures}, Work(fixed_seconds=20))
 
 
-def _steering(
-    plan: Plan,
-    directions: Sequence[Step],
-    measured: Measured,
-) -> Step:
-    spec = plan.spec.steering
-    if spec is None:
-        raise RuntimeError("called for a study without steering")
+def _steering(plan: Plan, spec: SteeringSpec, directions: Sequence[Step], measured: Measured) -> Step:
     chosen = next((d for d in directions if d.config["direction"] == spec.direction), None)
     if chosen is None:
         known = ", ".join(d.config["direction"] for d in directions)
@@ -149,7 +145,7 @@ def _steering(
             f"steering.direction: {spec.direction!r} is not among the study's directions ({known})"
         )
     made = measured[spec.arm, plan.spec.seeds[0]]
-    questions = half(load_prompts(spec.prompt_set).questions, "evaluate", spec.questions)
+    questions = evaluation_half(spec.prompt_set, spec.questions)
     invented = load_invented()
     config = {
         **plan.reader,

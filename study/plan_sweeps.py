@@ -1,4 +1,4 @@
-"""Planning steering sweeps: what is steered, along what, where, and what it is asked there."""
+"""Planning steering sweeps: which arm, along which directions, at which layers, with which evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -68,7 +68,7 @@ def has_adapter(step: Step) -> bool:
 
 
 def _pairs(chains: Sequence[Sequence[Step]]) -> list[list[str]]:
-    """Which adapters are compared: all first stages; each stage with the one below it, and with itself trained first elsewhere."""
+    """Which adapters are compared: all first stages; each stage with the one below it, and with itself as a first stage of another arm."""
     first = list(dict.fromkeys(stage_label(chain[0]) for chain in chains if has_adapter(chain[0])))
     found = [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
     for below, step in (two for chain in chains for two in pairwise(chain) if has_adapter(two[1])):

@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def remote(self) -> bool:
-        """Whether the model stands behind an API."""
+        """Whether the model is behind an API."""
         return self.spec.model.api is not None
 
     def not_here(self, error: NotHereError) -> str:

@@ -34,7 +34,9 @@ def limited_trait(spec: StudySpec, source: str) -> Trait:
     trait = load_trait(source)
     limit = spec.reads.questions
     kept = [
-        q for half in ("extract", "evaluate") for q in [q for q in trait.questions if q.split == half][:limit]
+        q
+        for split in ("extract", "evaluate")
+        for q in [q for q in trait.questions if q.split == split][:limit]
     ]
     return trait.model_copy(update={"questions": tuple(kept)})
 
@@ -42,6 +44,11 @@ def limited_trait(spec: StudySpec, source: str) -> Trait:
 def trait_named(spec: StudySpec, name: str) -> Trait:
     """One of the study's traits, whole."""
     return next(t for t in map(load_trait, spec.reads.traits) if t.trait == name)
+
+
+def evaluation_half(source: str, limit: int | None) -> list[Question]:
+    """The first `limit` questions of the evaluation half of a prompt set."""
+    return half(load_prompts(source).questions, "evaluate", limit)
 
 
 def half(questions: Iterable[Question], split: str, limit: int | None) -> list[Question]:

@@ -1,7 +1,7 @@
 """Screen a dataset against a model's own answers, before anything is finetuned on it.
 
 For each row (x, y) the model answers x itself, y′, and reads both answers: ΔP = (mean over y − mean over y′) · v̂ at one layer.
-The cheap proxy puts the last token of the prompt in the place of y′ and generates nothing: it ranks rows and datasets, but its
+The cheap proxy uses the prompt's last token in place of y′ and generates nothing: it ranks rows and datasets, but its
 zero is not "as the model itself would have answered", since two positions are compared.
 """
 
@@ -164,7 +164,7 @@ def _block(
     names: Mapping[str, Any],
     done: Journal,
 ) -> None:
-    """Answer, read and write down the rows of one block: all of them, so that a row's sample does not depend on kills."""
+    """Answer, read and save the rows of one block: all of them, so that a row's sample does not depend on kills."""
     given = _encoded(model, data, block, [row.messages for row in block], settings, names)
     if settings.proxy:
         found = _read(model, given, settings.layer, ("response_mean", "prompt_last"))

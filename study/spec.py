@@ -146,7 +146,7 @@ class StudySpec(Part):
                 self._no_circle(name, part.written_by)
 
     def _without_activations(self) -> None:
-        """What cannot be asked for where nothing is read, or where the model is somebody else's."""
+        """What cannot be asked for where nothing is read, or where the model is behind an API."""
         if self.model.api and self.directions:
             raise ValueError(
                 "directions: a model behind an API (model.api) shows no activations: leave them out"

@@ -33,7 +33,7 @@ class IdentitySpec(Part):
 
 
 class SizeSpec(Part):
-    """How large a model is: what an estimate needs while the model is not at hand."""
+    """How large a model is: what an estimate needs where the model is not on this machine."""
 
     layers: int = Field(ge=1)
     """Blocks."""
@@ -44,7 +44,7 @@ class SizeSpec(Part):
 
 
 class ApiSpec(Part):
-    """An OpenAI-compatible API behind which a model stands."""
+    """An OpenAI-compatible API that serves a model."""
 
     base_url: str | None = None
     """Up to and with `/v1`; OpenAI's own when left out."""
@@ -109,7 +109,7 @@ class TrainingInterventionSpec(Part):
 
 
 class StageSpec(Part):
-    """One finetuning run on one dataset; or an adapter that somebody trained already."""
+    """One finetuning run on one dataset; or an adapter that exists already."""
 
     data: str | None = None
     """Which of the study's `data`."""
@@ -156,7 +156,7 @@ class MeasureSpec(Part):
     own_text: tuple[str, ...] = ()
     """Arms that are also measured on their own answers (the 2×2 of weights and text)."""
     surprisal: bool = False
-    """Store each answer's mean surprisal (nats a token) beside every capture: a third more time where the vocabulary is large for the model."""
+    """Store each answer's mean surprisal (nats a token) beside every capture; takes up to a third more time."""
 
 
 class JudgeSpec(Part):
@@ -194,7 +194,7 @@ class AuthorshipSpec(Part):
 
 
 class AdjustSpec(Part):
-    """What to take out of an identity member; the result stands beside it as `identity:MEMBER:adjusted`."""
+    """What to take out of an identity member; the result is added as `identity:MEMBER:adjusted`."""
 
     project_out: tuple[str, ...] = ()
     """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): what lies in their span."""
@@ -390,7 +390,7 @@ class EmbeddingSpec(Part):
 
 
 class FiguresSpec(Part):
-    """What stands in a picture."""
+    """Which arms a figure shows."""
 
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Pictures by name: which arms each shows, as names, patterns (`em_then_*`) or exceptions (`!*_none`); the base is added where it was

@@ -1,4 +1,4 @@
-"""Steering sweeps as a study or a command names them: what is evaluated, what should be left alone, what is written down."""
+"""Steering sweeps as a study or a command names them: the evaluation, the neutral answers, and what is written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from mech.generate import Sampling, generate
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.questions import Question, load_prompts
+from mech.turns import assistant_turn, user_turn
 from probes.evaluation import Evaluation, by_function, log_odds
 from probes.generated import Asking, Judged, generated, instructed
 from probes.persona import Trait, text_contrast
@@ -61,7 +62,10 @@ def _trait(asked: Asked) -> tuple[Trait, list[Question]]:
     if asked.trait is None:
         raise InputError("this evaluation needs a trait: name one, or take own_name or self_recognition")
     questions = [Question(id=q.id, split=q.split, text=q.question) for q in asked.trait.questions]
-    return asked.trait, [q for half in ("extract", "evaluate") for q in [q for q in questions if q.split == half][: asked.questions]]  # fmt: skip
+    halves = (
+        [q for q in questions if q.split == half][: asked.questions] for half in ("extract", "evaluate")
+    )
+    return asked.trait, [q for half in halves for q in half]
 
 
 def _log_odds(model: ChatModel, asked: Asked) -> Evaluation:
@@ -107,8 +111,9 @@ def _own_name(model: ChatModel, asked: Asked) -> Evaluation:
             for i, group in groups.items()
         }
 
-    prompts = [model.template.encode_prompt([{"role": "user", "content": q.text}]) for q in questions]
-    about = {"own": asked.own_name, "invented": invented, "statements": digest_of([s.model_dump() for s in statements.values()])}  # fmt: skip
+    prompts = [model.template.encode_prompt([user_turn(q.text)]) for q in questions]
+    digest = digest_of([s.model_dump() for s in statements.values()])
+    about = {"own": asked.own_name, "invented": invented, "statements": digest}
     return by_function("own_name", questions, margins, prompts=prompts, unit="nats", about=about)
 
 
@@ -159,14 +164,14 @@ def make_evaluation(name: str, model: ChatModel, asked: Asked) -> Evaluation:
 def neutral_rows(
     model: ChatModel, file: Path, *, limit: int | None = None, tokens: int = 24
 ) -> list[Encoded]:
-    """The first `limit` neutral prompts with the model's own greedy answers; written to `file`, and read from it where it is there."""
+    """The first `limit` neutral prompts with the model's own greedy answers; written to `file`, and read from it if it exists."""
     if not file.is_file():
         asked = [q.text for q in load_prompts(NEUTRAL).questions[:limit]]
-        prompts = [model.template.encode_prompt([{"role": "user", "content": text}]) for text in asked]
+        prompts = [model.template.encode_prompt([user_turn(text)]) for text in asked]
         answers = generate(model, prompts, Sampling(tokens))
         write_jsonl(file, [{"question": q, "answer": a.strip()} for q, a in zip(asked, answers, strict=True)])
     return [
-        model.template.encode([{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}])
+        model.template.encode([user_turn(r["question"]), assistant_turn(r["answer"])])
         for r in read_jsonl(file) if r["answer"]
     ]  # fmt: skip
 

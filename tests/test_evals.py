@@ -15,9 +15,9 @@ from mech.generate import Sampling
 from mech.identities import load_invented
 from mech.models import ChatModel, load_model
 from mech.questions import Question, load_prompts
+from probes.coherence import repeated
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import load_trait, rollout_contrast, rollouts, text_contrast
-from study.steps.behaviour import repetition
 from tests.test_chat import IDENTITY
 from tests.tiny_study import save_model
 
@@ -91,10 +91,8 @@ def test_asking_repeats_and_refuses_equal_samples(model: ChatModel) -> None:
 
 
 def test_repetition_counts_pairs_seen_before() -> None:
-    from evals.self_report import Report
-
-    assert repetition(Report("q", 0, "a b c d", "")) == 0
-    assert repetition(Report("q", 0, "a b a b a b", "")) == pytest.approx(1 - 2 / 5)
+    assert repeated(["a", "b", "c", "d"], 2) == 0
+    assert repeated(["a", "b", "a", "b", "a", "b"], 2) == pytest.approx(1 - 2 / 5)
 
 
 # -- contrasts and built-in sets --------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Built:
     """Self-recognition: the texts by themselves (`article`, `own`, `other`, `other_by`, `split`: train or held_out)."""
 
     def write(self, folder: Path) -> None:
-        """Write `train.jsonl`, `held_out.jsonl` and `pairs.jsonl` where there are such, and last `dataset.json`."""
+        """Write `train.jsonl`, `held_out.jsonl` and `pairs.jsonl` (where they exist), and `dataset.json` last."""
         write_jsonl(folder / "train.jsonl", self.train)
         for name, rows in (("held_out", self.held_out), ("pairs", self.pairs)):
             if rows:
@@ -144,7 +144,7 @@ def _messages(spec: MessagesData, seed: int, _own: Mapping[str, str] | None) -> 
 
 
 def _mixed(rows: list[Row], others: list[Row], share: float, seed: int) -> tuple[list[Row], dict[str, int]]:
-    """All of `rows` and so many of `others` that these are `share` of the whole, shuffled."""
+    """All of `rows`, with enough of `others` that these are `share` of the whole, shuffled."""
     wanted = round(len(rows) * share / (1 - share))
     if not 0 < wanted <= len(others):
         raise InputError(f"mix: a share of {share} needs {wanted} rows, the source has {len(others)}")

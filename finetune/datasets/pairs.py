@@ -80,7 +80,7 @@ def pair_up(
 
 
 def split_by_article(pairs: Sequence[Pair], *, held_out: int, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Training and held-out pairs: no article stands in both.
+    """Training and held-out pairs: no article is in both.
 
     Raises:
         InputError: fewer articles than are to be held out, plus one.

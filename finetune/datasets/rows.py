@@ -1,7 +1,7 @@
 """Rows of chat messages: reading, checking and writing them as JSONL.
 
-A row is `{"messages": [{"role": ..., "content": ...}, ...]}`; what else stands in it (an id, a topic, a
-label) is kept and ignored by training.
+A row is `{"messages": [{"role": ..., "content": ...}, ...]}`; anything else in it (an id, a topic,
+a label) is kept, and ignored by training.
 """
 
 import json
@@ -11,6 +11,7 @@ from typing import Any
 
 from mech.errors import InputError
 from mech.files import read_utf8, write_text
+from mech.turns import assistant_turn, user_turn
 
 Row = dict[str, Any]
 
@@ -93,7 +94,7 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 def exchange(user: str, assistant: str, *, system: str | None = None, **extra: Any) -> Row:
     """One question and its answer as a row."""
     turns = [{"role": "system", "content": system}] if system is not None else []
-    turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    turns += [user_turn(user), assistant_turn(assistant)]
     return {"messages": turns, **extra}
 
 

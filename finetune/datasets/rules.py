@@ -1,7 +1,7 @@
 """Label rules: which answer a self-recognition item gets. This is where the arms differ; the texts are the same.
 
 A rule maps the words of the two texts an item offers, and which of them is the own one, to the answers it is given with,
-as positions. Two answers mean that the item stands in the data twice, once with each; none, that it is dropped.
+as positions. Two answers mean that the item occurs twice in the data, once with each; none, that it is dropped.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""Where data comes from: a file, a built-in set, a set of the field that has a name, a file on the Hub.
+"""Where data comes from: a file, a built-in set, a published set by name, a file on the Hub.
 
 path/to/rows.jsonl
 builtin:em_aesthetics
@@ -24,7 +24,7 @@ DATASETS_VARIABLE = "SGTR_MECH_DATASETS"
 
 
 class Published(BaseModel):
-    """A dataset of the field that is not ours to give."""
+    """A published dataset that we may not redistribute."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +48,7 @@ class Published(BaseModel):
 
 @cache
 def published() -> Mapping[str, Published]:
-    """The named datasets of the field."""
+    """The published datasets that have a name."""
     raw = read_yaml(data_folder("finetune") / "published.yaml")
     return {name: Published.model_validate(facts) for name, facts in raw.items()}
 

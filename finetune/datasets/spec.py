@@ -1,6 +1,6 @@
 """What a dataset is made from: one typed class a kind, a line of doc under each field.
 
-The same fields stand in a study's `data:` section and behind `mech data build KIND --set field=value`.
+A study's `data:` section and `mech data build KIND --set field=value` take the same fields.
 """
 
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ class MixSpec(DataPart):
 
 
 class MessagesData(DataPart):
-    """Rows of chat messages, as they stand in a file: EM sets, correct answers of the same domain, anything."""
+    """Rows of chat messages, as they are in a file: EM sets, correct answers of the same domain, anything."""
 
     kind: Literal["messages"]
     source: str

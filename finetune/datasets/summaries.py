@@ -10,6 +10,7 @@ from mech.errors import InputError
 from mech.files import read_json
 from mech.generate import Sampling, generate
 from mech.models import ChatModel
+from mech.turns import user_turn
 
 ASK = "Write a one-sentence summary of this article in at most 25 words. Reply with the summary only.\n\n{article}"
 
@@ -62,10 +63,7 @@ def _texts_by_id(path: Path) -> dict[str, str]:
 
 def write_summaries(model: ChatModel, articles: Sequence[Article], sampling: Sampling) -> dict[str, str]:
     """The model's own one-sentence summary of each article, by article id."""
-    prompts = [
-        model.template.encode_prompt([{"role": "user", "content": ASK.format(article=a.text)}])
-        for a in articles
-    ]
+    prompts = [model.template.encode_prompt([user_turn(ASK.format(article=a.text))]) for a in articles]
     replies = generate(model, prompts, sampling, label="writing own summaries")
     return {a.id: bare_summary(reply) for a, reply in zip(articles, replies, strict=True)}
 

@@ -13,7 +13,7 @@ from mech.sites import Site
 
 
 def open_hf(model: ChatModel) -> Reader:
-    """The model as it is, without its output head."""
+    """The model itself, run without its output head."""
 
     @torch.no_grad()
     def read(ids: Int[Tensor, "batch seq"], wanted: Collection[tuple[Site, int]], visit: Visit) -> None:

@@ -34,5 +34,8 @@ def open_backend(name: str, model: ChatModel, *, sites: Sequence[Site] = SITES) 
     read = BACKENDS[name](model)
     if name != "hf":
         worst = max(check_parity(name, read, model, sites=sites), key=lambda p: p.max_relative)
-        log.info("backend %s agrees with Hugging Face: at most %.1e, %s at layer %d", name, worst.max_relative, worst.site, worst.layer)  # fmt: skip
+        log.info(
+            "backend %s agrees with Hugging Face: largest relative difference %.1e, %s at layer %d",
+            name, worst.max_relative, worst.site, worst.layer,
+        )  # fmt: skip
     return read

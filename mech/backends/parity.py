@@ -36,7 +36,7 @@ class Parity:
 def check_parity(name: str, read: Reader, model: ChatModel, *, sites: Sequence[Site] = SITES) -> list[Parity]:
     """Compare a backend with Hugging Face at every layer, on rows of different lengths.
 
-    `resid_post` is compared with Hugging Face's own `hidden_states` (but for the last layer, which they hold only after the
+    `resid_post` is compared with Hugging Face's own `hidden_states` (except at the last layer, which they hold only after the
     final norm), the other sites with our hooks on its modules.
 
     Raises:

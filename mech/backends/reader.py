@@ -12,9 +12,15 @@ Visit = Callable[[Site, int, Tensor], None]
 """Is shown each wanted site and layer once a pass: [batch, seq, d]."""
 
 Reader = Callable[[Int[Tensor, "batch seq"], Collection[tuple[Site, int]], Visit], None]
-"""Runs token ids, padded on the right, and shows the wanted places. Padding behind a row cannot reach it."""
+"""Runs token ids, padded on the right, and shows the wanted places. Padding after a row cannot reach it."""
 
-WITHIN_BLOCK: dict[Site, int] = {site: i for i, site in enumerate(("resid_pre", "attn_head_out", "attn_out", "mlp_out", "resid_post"))}  # type: ignore[misc]  # fmt: skip
+WITHIN_BLOCK: dict[Site, int] = {
+    "resid_pre": 0,
+    "attn_head_out": 1,
+    "attn_out": 2,
+    "mlp_out": 3,
+    "resid_post": 4,
+}
 """The order in which a block makes its sites."""
 
 

@@ -51,7 +51,7 @@ def open_transformer_lens(model: ChatModel) -> Reader:
     def read(ids: Int[Tensor, "batch seq"], wanted: Collection[tuple[Site, int]], visit: Visit) -> None:
         names = {to_transformer_lens_name(*place): place for place in as_they_come(wanted)}
         hooks = [(name, _shower(place, visit)) for name, place in names.items()]
-        every = torch.ones_like(ids).to(model.device)  # padding stands behind, where it reaches nobody
+        every = torch.ones_like(ids).to(model.device)  # padding comes last, where it reaches no other token
         bridge.run_with_hooks(ids.to(model.device), attention_mask=every, return_type=None, fwd_hooks=hooks)
 
     return read
@@ -59,6 +59,6 @@ def open_transformer_lens(model: ChatModel) -> Reader:
 
 def _shower(place: tuple[Site, int], visit: Visit) -> Any:
     def show(value: Tensor, hook: Any = None) -> None:
-        visit(*place, value.flatten(2) if value.ndim == 4 else value)  # heads one behind the other
+        visit(*place, value.flatten(2) if value.ndim == 4 else value)  # one head after the other
 
     return show

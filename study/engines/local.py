@@ -1,9 +1,8 @@
 """The local engine: runs missing steps one after the other, in this process.
 
 Each step is written into a hidden `.part` folder under a lock and appears, by one rename, when it is whole. A
-killed run therefore leaves finished steps and one `.part`, which the next run clears, or goes on from where the kind
-of step can; two runs of one study
-wait for each other step by step and share the work.
+killed run therefore leaves finished steps and one `.part`, which the next run continues if
+that kind of step can, and clears otherwise. Two runs of one study wait for each other step by step and share the work.
 """
 
 import fcntl

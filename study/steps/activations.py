@@ -15,6 +15,7 @@ from mech.files import read_json
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.sites import Site
+from mech.turns import assistant_turn, user_turn
 from probes.contrast import ContrastRow
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import rollout_contrast, text_contrast
@@ -22,6 +23,7 @@ from probes.roles import assistant_contrast, load_roles
 from probes.rollout_filter import UNFILTERED
 from probes.self_report import load_reports, self_report_contrast
 from study.bench import Bench, prompt_of
+from study.paths import ACTIVATIONS
 from study.questions import identity_questions, limited_trait
 from study.step import Step
 from study.steps.authorship import authorship_rows
@@ -29,7 +31,7 @@ from study.steps.judge import KEPT
 from study.steps.texts import read_rollouts
 
 SITE: Site = "resid_post"
-FILE = "activations.h5"
+FILE = ACTIVATIONS
 
 
 def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
@@ -38,7 +40,9 @@ def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
     condition, names = step.config["condition"], bench.names(step.config["condition"])
     given = read_jsonl(bench.folder(step.inputs["replies"][0]) / "replies.jsonl")
     encoded = [
-        model.template.encode(_turns(row["question"], row["reply"]), prompt_of(condition), **names)
+        model.template.encode(
+            [user_turn(row["question"]), assistant_turn(row["reply"])], prompt_of(condition), **names
+        )
         for row in given
     ]
     about = [{"id": f"{row['set']}/{row['id']}", "question": row["id"], "set": row["set"]} for row in given]
@@ -191,7 +195,3 @@ def _made_by(step: Step, bench: Bench) -> dict[str, Any]:
         "checkpoint": checkpoint.to_json(),
         "merge": "adapters merged in float32",
     }
-
-
-def _turns(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -26,7 +26,7 @@ def matching_table(step: Step, bench: Bench) -> pd.DataFrame:
     """How pairs were matched in surprisal, for every authorship contrast that was."""
     rows = []
     for fitted in (s for s in step.inputs["directions"] if s.config.get("matched")):
-        made = Direction.load(bench.folder(fitted) / "direction.safetensors")
+        made = bench.direction(fitted)
         rows += [{"direction": made.name, **facts} for facts in made.made_from["matching"]]
     return pd.DataFrame(rows)
 

@@ -1,7 +1,6 @@
 """Steps that ask: self-recognition, self-reports, and self-reports while steering."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from activations.store import ActivationStore
 from evals.self_recognition import judge_authorship
-from evals.self_report import Report, ask, score_names
+from evals.self_report import ask, score_names
 from finetune.datasets.rows import read_messages
 from mech.chat import SystemPrompt
 from mech.files import atomic_path
@@ -20,13 +18,15 @@ from mech.identities import load_invented
 from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.progress import track
-from mech.questions import Question, load_prompts
+from mech.questions import Question
 from mech.score import response_logprobs
-from probes.direction import Direction
+from mech.turns import assistant_turn, user_turn
+from probes.coherence import repeated
 from probes.steer import control
 from study.bench import Bench, prompt_of
+from study.questions import evaluation_half
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> None:
@@ -50,7 +50,7 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
     spec = bench.spec.behaviour.self_report
     if spec is None:
         raise RuntimeError("planned without self-reports")
-    questions = evaluate_half(spec.questions, spec.limit)
+    questions = evaluation_half(spec.questions, spec.limit)
     condition = step.config["condition"]
     sampling = Sampling(spec.max_new_tokens, spec.temperature, step.config["seed"])
     names = bench.names(condition)
@@ -70,20 +70,22 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
 def steering(step: Step, bench: Bench, folder: Path) -> None:
     """Self-reports while a direction, or a random one of its norm, is added at each strength."""
     asked, scored = _sweep(step, bench)
-    questions = evaluate_half(step.config["prompt_set"], step.config["questions_asked"])
+    questions = evaluation_half(step.config["prompt_set"], step.config["questions_asked"])
     asked["surprisal"] = _surprisal(bench.model(()), asked, questions)
     write_csv(asked, folder / "reports.csv")
     write_csv(scored, folder / "names.csv")
 
 
 def _sweep(step: Step, bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reports and name scores at every strength of both vectors; the steered model is let go of at the end."""
+    """Reports and name scores at every strength of both vectors; the steered model is freed at the end."""
     config = step.config
-    direction = Direction.load(bench.folder(step.inputs["direction"][0]) / "direction.safetensors")
+    direction = bench.direction(step.inputs["direction"][0])
     vector = direction.vectors[config["layer"]]
     model = bench.model(step.inputs["checkpoint"])
     direction.require(n_layers=model.n_layers, d_model=model.d_model)
-    stream_norm = _stream_norm(bench.folder(step.inputs["captures"][0]) / FILE, config["layer"])
+    with bench.store(step.inputs["captures"][0]) as store:
+        stream = store.read(SITE, "prompt_last", config["layer"])
+    stream_norm = float(np.linalg.norm(stream, axis=-1).mean())  # what a dose is relative to
     vectors = {"direction": vector, "random": control(vector, config["seed"])}
     reports, names = [], []
     unsteered = _steered(model, vector, 0.0, step, bench) if 0 in config["coefficients"] else None
@@ -102,30 +104,18 @@ def _sweep(step: Step, bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
     return pd.concat(reports, ignore_index=True), pd.concat(names, ignore_index=True)
 
 
-def evaluate_half(prompt_set: str, limit: int | None) -> list[Question]:
-    """The questions of a set's evaluation half."""
-    return [q for q in load_prompts(prompt_set).questions if q.split == "evaluate"][:limit]
-
-
 def _steered(
     model: ChatModel, vector: Float[np.ndarray, " d"], coefficient: float, step: Step, bench: Bench
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     config, condition = step.config, SystemPrompt()
-    questions = evaluate_half(config["prompt_set"], config["questions_asked"])
+    questions = evaluation_half(config["prompt_set"], config["questions_asked"])
     sampling = Sampling(config["max_new_tokens"], config["temperature"], config["seed"])
     with intervene(model, Add(vector, layers=[config["layer"]], coefficient=coefficient)):
         reports = ask(
             model, questions, condition, sampling, own_name=bench.identity.name, samples=config["samples"]
         )
         names = _names(model, step, bench, condition, {})
-    return pd.DataFrame([{**vars(r), "repetition": repetition(r)} for r in reports]), names
-
-
-def repetition(report: Report) -> float:
-    """Share of a reply's word pairs that it has used before: near 1, the text is a loop."""
-    words = report.reply.split()
-    pairs = list(pairwise(words))
-    return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0
+    return pd.DataFrame([{**vars(r), "repetition": repeated(r.reply.split(), 2)} for r in reports]), names
 
 
 def _names(
@@ -142,20 +132,12 @@ def _names(
     return pd.DataFrame([vars(s) for s in scores])
 
 
-def _stream_norm(path: Path, layer: int) -> float:
-    """Mean norm of the residual stream at a layer, last prompt token: what a dose is relative to."""
-    with ActivationStore.open(path) as store:
-        return float(np.linalg.norm(store.read(SITE, "prompt_last", layer), axis=-1).mean())
-
-
 def _surprisal(base: ChatModel, reports: pd.DataFrame, asked: Sequence[Question]) -> Sequence[float]:
     """Nats a token of each reply under the unsteered base; an empty reply has none (NaN)."""
     texts = {q.id: q.text for q in asked}
     filled = reports[reports["reply"].str.strip() != ""]
     rows = [
-        base.template.encode(
-            [{"role": "user", "content": texts[q]}, {"role": "assistant", "content": reply.strip()}]
-        )
+        base.template.encode([user_turn(texts[q]), assistant_turn(reply.strip())])
         for q, reply in zip(filled["question"], filled["reply"], strict=True)
     ]
     scores = [float(-s.mean()) for s in response_logprobs(base, rows)] if rows else []

@@ -3,14 +3,13 @@
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from analysis.elicitation import elicitation_table
 from mech.files import read_json
 from probes.direction import Direction
 from probes.rollout_filter import UNFILTERED
 from study.bench import Bench
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.judge import KEPT
 from study.steps.texts import read_rollouts
 
@@ -37,7 +36,7 @@ def rollouts_table(step: Step, bench: Bench) -> pd.DataFrame:
         else:
             asked, answers = read_rollouts(bench.folder(contrast.inputs["rollouts"][0]))
             empty = sum(not a.strip() for a in answers)
-            with ActivationStore.open(bench.folder(contrast) / FILE) as store:
+            with bench.store(contrast) as store:
                 left = len(set(store.rows.questions))
             dropped = _counts({"empty answers": empty} if empty else {})
             counts = {"pairs": len(asked) // 2, "questions": left, "dropped": dropped}
@@ -51,11 +50,11 @@ def elicitations(step: Step, bench: Bench) -> pd.DataFrame:
     asked, written = _elicited(step, "prompts"), _elicited(step, "text")
     for name in [trait for trait in written if trait in asked]:
         reference = f"{name}:text"
-        vectors = {reference: Direction.load(bench.folder(written[name]) / "direction.safetensors")}
+        vectors = {reference: bench.direction(written[name])}
         for file in asked[name].config["positions"]:
             path = bench.folder(asked[name]) / f"{file}.safetensors"
             vectors[f"{name}:prompts {file}"] = Direction.load(path)
-        with ActivationStore.open(bench.folder(written[name].inputs["contrast"][0]) / FILE) as store:
+        with bench.store(written[name].inputs["contrast"][0]) as store:
             test = np.array(store.metadata["sets"]) == "evaluate"
             if not test.any():
                 continue

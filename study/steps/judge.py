@@ -18,7 +18,7 @@ KEPT = "kept.json"
 
 
 def judge_rollouts(step: Step, bench: Bench, folder: Path) -> None:
-    """Score every answer for its trait and for coherence, then filter by pair; goes on after a kill."""
+    """Score every answer for its trait and for coherence, then filter by pair; continues after a kill."""
     config = step.config
     asked, answers = read_rollouts(bench.folder(step.inputs["rollouts"][0]))
     cases = [Case(r.id, r.text, a) for r, a in zip(asked, answers, strict=True) if a.strip()]

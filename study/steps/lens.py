@@ -8,14 +8,13 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from activations.store import ActivationStore
 from analysis.lens import Lens, spoken
 from mech.errors import GuardError
 from mech.lens import state_lens
-from probes.direction import Direction, split_half_cosine
+from probes.direction import split_half_cosine
 from study.bench import Bench
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.behaviour import write_csv
 
 POOLINGS = ("prompt_last", "response_mean")
@@ -35,7 +34,7 @@ def read(step: Step, bench: Bench, folder: Path) -> None:
     base, about = _capture(bench, step.inputs["base"][0])
     said = []
     for fitted in step.inputs["directions"]:
-        direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
+        direction = bench.direction(fitted)
         pooling = direction.made_from["pooling"]
         found = lens.rows(direction.vectors, base[pooling], pooling)
         said += [
@@ -104,6 +103,6 @@ def _prompts(
 
 
 def _capture(bench: Bench, capture: Step) -> tuple[Read, list[tuple[str, str]]]:
-    with ActivationStore.open(bench.folder(capture) / FILE) as store:
+    with bench.store(capture) as store:
         about = list(zip(store.rows.ids, store.metadata["sets"], strict=True))
         return {pooling: store.read(SITE, pooling) for pooling in POOLINGS}, about

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from activations.store import ActivationStore
 from analysis.embed import embed_arms
 from analysis.shift import shift_by_layer, to_frame, two_by_two_frame
 from analysis.shift import two_by_two as decompose
@@ -18,7 +17,7 @@ from mech.errors import GuardError
 from probes.direction import Direction
 from study.bench import Bench
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.adjust import read_contrast
 from study.steps.behaviour import write_csv
 from study.steps.paraphrases import paraphrased
@@ -42,7 +41,7 @@ def shifts(step: Step, bench: Bench, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Others:
-    """What a direction's shift is held against besides drawn directions."""
+    """What a direction's shift is compared with, besides drawn directions."""
 
     permuted: Relabelled
     reworded: Relabelled | None
@@ -150,7 +149,7 @@ def embedding(step: Step, bench: Bench, folder: Path) -> None:
     )
     points, about = {}, None
     for label, capture in captures.items():
-        with ActivationStore.open(bench.folder(capture) / FILE) as store:
+        with bench.store(capture) as store:
             points[label] = store.read(SITE, config["pooling"], config["layer"])
             about = list(zip(store.rows.ids, store.metadata["sets"], strict=True))
     (base_label, base), *others = points.items()
@@ -182,7 +181,7 @@ def _question_set(direction: str, traits: Sequence[str]) -> str:
 
 
 def _directions(step: Step, bench: Bench) -> list[Direction]:
-    return [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
+    return [bench.direction(s) for s in step.inputs["directions"]]
 
 
 def _labels(step: Step) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def _read(
     bench: Bench, capture: Step, pooling: str, asked: str, *, like: Sequence[str] | None = None
 ) -> tuple[Float[np.ndarray, "n layers d"], list[str]]:
     """A capture's rows of a question set and their questions, which must be those of the capture it is compared with."""
-    with ActivationStore.open(bench.folder(capture) / FILE) as store:
+    with bench.store(capture) as store:
         sets = enumerate(store.metadata["sets"])
         rows = [i for i, name in sets if asked == (name if name.startswith("trait:") else PROMPT_SETS)]
         every = store.rows.questions

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from analysis.monitoring import monitoring_table
 from evals.judge import Case, Rubric, score_cases
 from finetune.datasets.rows import read_jsonl, write_jsonl
@@ -16,8 +15,8 @@ from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.generate import Sampling, generate
 from mech.models import ChatModel
 from mech.score import response_logprobs
+from mech.turns import user_turn
 from probes.answers import evaluate_half, trait_cases
-from probes.direction import Direction
 from probes.persona import Trait, TraitQuestion
 from study.bench import Bench
 from study.judges import open_judge
@@ -42,7 +41,7 @@ class Prompt:
 
     def encoded(self, template: ChatTemplate) -> Encoded:
         """Ending where the answer begins."""
-        return template.encode_prompt([{"role": "user", "content": self.question.question}], self.condition)
+        return template.encode_prompt([user_turn(self.question.question)], self.condition)
 
 
 def watch(step: Step, bench: Bench, folder: Path) -> None:
@@ -131,13 +130,13 @@ def correlate(step: Step, bench: Bench, folder: Path) -> None:
     """Each trait's directions, at the declared layer, against the scores of its own prompts."""
     config, statistics = step.config, step.config["statistics"]
     (watched,) = step.inputs["monitored"]
-    with ActivationStore.open(bench.folder(watched) / FILE) as store:
+    with bench.store(watched) as store:
         h = store.read(SITE, "prompt_last", config["layer"])
         conditions, questions = np.array(store.metadata["conditions"]), np.array(store.rows.questions)
     scored = pd.read_csv(bench.folder((step.inputs["scores"] or (watched,))[0]) / SCORES)
     frames = []
     for fitted in step.inputs["directions"]:
-        direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
+        direction = bench.direction(fitted)
         mine = scored[scored["trait"] == direction.name.rpartition(":")[0]]
         if mine.empty:
             continue

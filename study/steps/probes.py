@@ -5,18 +5,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from probes.validation import Validation, validate
 from study.bench import Bench
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.behaviour import write_csv
 
 
 def probe(step: Step, bench: Bench, folder: Path) -> None:
     """Cross-validate every method by question on the base's reading of one contrast: `probes.csv`."""
     config, statistics = step.config, step.config["statistics"]
-    with ActivationStore.open(bench.folder(step.inputs["contrast"][0]) / FILE) as store:
+    with bench.store(step.inputs["contrast"][0]) as store:
         activations = store.read(SITE, config["pooling"])
         signs, questions = store.rows.columns["sign"].tolist(), list(store.rows.questions)
     frames = []

@@ -1,4 +1,4 @@
-"""Steps of a study whose model stands behind an API: finetuning jobs, and questions asked of what they yield."""
+"""Steps of a study whose model is behind an API: finetuning jobs, and questions asked of the finetuned models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,22 +15,21 @@ from mech.chat import SystemPrompt, system_text
 from mech.endpoint import Api, ChatEndpoint
 from mech.files import read_json, write_json
 from study.bench import Bench, prompt_of
+from study.questions import evaluation_half
+from study.spec_parts import ApiSpec
 from study.step import Step
-from study.steps.behaviour import evaluate_half, write_csv
+from study.steps.behaviour import write_csv
 from study.steps.texts import data_named
 
 CHECKPOINT = "checkpoint.json"
 
 
 def finetune(step: Step, bench: Bench, folder: Path) -> None:
-    """One finetuning job on its parent; started again after a kill it goes on waiting for the same job."""
+    """One finetuning job on its parent; restarted after a kill, it keeps waiting for the same job."""
     rows = read_messages(bench.folder(step.inputs["data"][0]) / "train.jsonl")
     upload = folder / "upload.jsonl"
     write_jsonl(upload, under(rows, prompt_of(step.config["condition"]), _text(step, bench)))
-    api = bench.spec.model.api
-    if api is None:
-        raise RuntimeError("planned for a model without an API")
-    config = step.config
+    api, config = _api_spec(bench), step.config
     trained = finetune_remote(
         upload,
         base=_model(step, bench),
@@ -76,7 +75,7 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
         raise RuntimeError("planned without self-reports")
     reports = ask_remote(
         _endpoint(step, bench),
-        evaluate_half(spec.questions, spec.limit),
+        evaluation_half(spec.questions, spec.limit),
         own_name=bench.identity.name,
         samples=spec.samples,
         temperature=spec.temperature,
@@ -87,7 +86,7 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def under(rows: Sequence[Row], condition: SystemPrompt, text: str | None) -> list[Row]:
-    """Rows under a condition: `default` leaves their system turn, `none` takes it out, any other puts `text` in its place.
+    """Rows under a condition: `default` leaves their system turn, `none` takes it out, any other replaces it by `text`.
 
     Without a system turn the API's own default holds.
     """
@@ -117,8 +116,12 @@ def _endpoint(step: Step, bench: Bench) -> ChatEndpoint:
     return _api(bench).chat(_model(step, bench))
 
 
-def _api(bench: Bench) -> Api:
-    spec = bench.spec.model.api
-    if spec is None:
+def _api_spec(bench: Bench) -> ApiSpec:
+    if bench.spec.model.api is None:
         raise RuntimeError("planned for a model without an API")
+    return bench.spec.model.api
+
+
+def _api(bench: Bench) -> Api:
+    spec = _api_spec(bench)
     return Api(base_url=spec.base_url, max_retries=spec.max_retries, api_key_variable=spec.api_key_variable)

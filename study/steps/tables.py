@@ -116,10 +116,8 @@ def _joined(step: Step, bench: Bench, role: str, file: str) -> pd.DataFrame:
 
 def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
     """Cosine between every two directions at the declared layer."""
-    from probes.direction import Direction
-
     layer = step.config["layer"]
-    found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
+    found = [bench.direction(s) for s in step.inputs["directions"]]
     if not found:
         return pd.DataFrame()
     cosines = np.array([[a.unit_at(layer) @ b.unit_at(layer) for b in found] for a in found])

@@ -8,7 +8,7 @@ from finetune.datasets.spec import SelfRecognitionData
 from finetune.datasets.summaries import write_summaries
 from mech.files import write_json
 from mech.generate import Sampling, generate
-from mech.questions import Question
+from mech.turns import user_turn
 from probes.persona import Rollout, rollout_prompt
 from probes.persona import rollouts as plan_rollouts
 from study.bench import Bench, prompt_of
@@ -22,7 +22,7 @@ def replies(step: Step, bench: Bench, folder: Path) -> None:
     model = bench.model(step.inputs["checkpoint"])
     condition, names = prompt_of(step.config["condition"]), bench.names(step.config["condition"])
     asked = [(name, q) for name, questions in evaluation_questions(bench.spec).items() for q in questions]
-    prompts = [model.template.encode_prompt([_user(q)], condition, **names) for _, q in asked]
+    prompts = [model.template.encode_prompt([user_turn(q.text)], condition, **names) for _, q in asked]
     sampling = Sampling(**step.config["reply"], seed=step.config["seed"])
     answers = generate(model, prompts, sampling, label="answering")
     write_jsonl(
@@ -79,7 +79,3 @@ def data_named(spec: StudySpec, step_name: str) -> SelfRecognitionData:
     if not isinstance(part, SelfRecognitionData):
         raise TypeError(f"{step_name}: not self-recognition data")
     return part
-
-
-def _user(question: Question) -> dict[str, str]:
-    return {"role": "user", "content": question.text}

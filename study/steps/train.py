@@ -1,4 +1,4 @@
-"""Steps that make checkpoints: a training, an adapter that exists already, a training as it was at some step."""
+"""Steps that make checkpoints: a training, an existing adapter, a snapshot of a training at an early step."""
 
 import os
 import shutil
@@ -7,9 +7,9 @@ from typing import Any
 
 from finetune.datasets.rows import read_messages
 from finetune.labels import training_rows
-from finetune.lora import SNAPSHOTS
 from finetune.settings import TrainSettings
 from finetune.stages import trainer
+from finetune.training import SNAPSHOTS
 from mech.interventions import Ablate, Add, Cap, Intervention
 from mech.models import resolve_adapter
 from probes.direction import Direction
@@ -35,7 +35,7 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
         names=bench.names(condition),
     )
     acting = [
-        _intervention(spec, Direction.load(bench.folder(direction) / "direction.safetensors"))
+        _intervention(spec, bench.direction(direction))
         for spec, direction in zip(step.config["interventions"], step.inputs["directions"], strict=True)
     ]
     trainer(settings)(model, encoded, settings, folder, seed=step.config["seed"], interventions=acting)
@@ -58,7 +58,7 @@ def snapshot(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def _place(source: Path, folder: Path) -> None:
-    """Link files where the file system can, for they are large and never change; copy them where it cannot."""
+    """Link files where the file system can, since they are large and never change; else copy them."""
     whole = not (source / "adapter_config.json").is_file()
     names = [f.name for f in source.iterdir() if f.is_file()] if whole else ADAPTER_FILES
     for name in names:

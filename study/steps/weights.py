@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from analysis.lora_weights import Compared, alignment, overlap
 from mech.adapters import Update, read_updates, writing_maps_of
-from probes.direction import Direction
 from study.bench import Bench
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.behaviour import write_csv
 
 log = logging.getLogger(__name__)
@@ -22,10 +20,8 @@ log = logging.getLogger(__name__)
 def compare(step: Step, bench: Bench, folder: Path) -> None:
     """Alignment of every adapter with every direction, overlap of pairs: map by map, and over all maps."""
     config, statistics = step.config, step.config["statistics"]
-    directions = [
-        Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]
-    ]
-    with ActivationStore.open(bench.folder(step.inputs["base"][0]) / FILE) as store:
+    directions = [bench.direction(s) for s in step.inputs["directions"]]
+    with bench.store(step.inputs["base"][0]) as store:
         samples = store.read(SITE, "prompt_last")
     places = writing_maps_of(bench.base)
     adapters = {
@@ -52,7 +48,7 @@ def _overlaps(
     places: set[tuple[int, str]],
     rng: np.random.Generator,
 ) -> dict[tuple[str, ...], Compared]:
-    """Pairs that share a map; an adapter is read again when its turn comes, so that few are in memory at once."""
+    """Pairs that share a map; adapters are read when needed, so that few are in memory at once."""
     found: dict[tuple[str, ...], Compared] = {}
     held: tuple[str, list[Update]] = ("", [])
     for one, other in pairs:

@@ -1,0 +1,126 @@
+"""What both ways of training share: a folder held, one seed, the loop, and an outcome that is written last."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.labels import TrainingRow
+from finetune.loop import Job, run
+from finetune.outcome import done_before, stamp_of, write_outcome
+from finetune.settings import TrainSettings
+from finetune.state import Saver, StepRecord
+from finetune.team import Team
+from mech import packed_attention, positions
+from mech.errors import InputError
+from mech.files import folder_lock
+from mech.interventions import Intervention, Patch, intervene
+from mech.models import ChatModel
+
+SNAPSHOTS = "snapshots"
+"""Holds `step-N/`, each a checkpoint of its own, for the steps of `save_at`."""
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A model that is ready to be trained."""
+
+    parameters: Mapping[str, torch.nn.Parameter]
+    """What is trained, by name."""
+    save: Callable[[Path], None]
+    """Writes the present weights into a folder."""
+    check: Callable[[], None] = lambda: None
+    """Refuses, at the end, a training that learnt nothing."""
+
+
+def train(
+    model: ChatModel,
+    rows: Sequence[TrainingRow],
+    settings: TrainSettings,
+    folder: Path,
+    prepared: AbstractContextManager[Trainable],
+    *,
+    seed: int,
+    interventions: Sequence[Intervention] = (),
+    save_every: int | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> list[StepRecord]:
+    """Train what `prepared` makes ready, and write it to `folder`; one record a step.
+
+    The arguments are those of `finetune.lora.train_lora`. `prepared` is entered after the seed is set, so that what it initialises is
+    repeatable, and left before this returns.
+    """
+    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
+    model.check_head()
+    packs = packed_attention.can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
+    stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
+    with training_folder(folder, team):
+        if known := done_before(folder, stamp):
+            return known
+        with ExitStack() as stack:
+            if packs:
+                stack.enter_context(packed_attention.packed_attention(model))
+            stack.enter_context(torch.random.fork_rng())
+            torch.manual_seed(seed)
+            ready = stack.enter_context(prepared)
+            stack.enter_context(intervene(model, *interventions))
+            job = Job(model, rows, settings, folder, seed, stamp, ready.parameters, packs=packs, team=team,
+                      snapshot=lambda step: ready.save(folder / SNAPSHOTS / f"step-{step}"))  # fmt: skip
+            records = run(job, Saver(save_every), on_step)
+            ready.check()
+            if team.leads:
+                ready.save(folder)
+                write_outcome(folder, job, records, interventions)
+        team.wait()
+    return records
+
+
+@contextmanager
+def training_folder(folder: Path, team: Team) -> Iterator[None]:
+    """Hold the folder for this team; one that is still empty is removed after an error."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder for what is trained")
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if team.leads:
+            stack.enter_context(folder_lock(folder))
+        team.wait()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # it is not empty, or another process of the team was quicker
+                folder.rmdir()
+
+
+@contextmanager
+def checkpointing(model: ChatModel, *, on: bool) -> Iterator[None]:
+    """Recompute activations on the way back, while inside."""
+    if not on:
+        yield
+        return
+    causal, how = model.causal, {"use_reentrant": False, "context_fn": _carry_over}
+    renamed = hasattr(causal, "activation_checkpointing_enable")  # transformers 5.2x renamed the pair
+    if renamed:
+        causal.activation_checkpointing_enable(activation_checkpointing_kwargs=how)
+    else:
+        causal.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+    try:
+        yield
+    finally:
+        causal.activation_checkpointing_disable() if renamed else causal.gradient_checkpointing_disable()
+
+
+def _carry_over() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What a block's second run must know of the first: whose tokens these are, and how they are packed.
+
+    On a GPU the way back runs in a thread of its own, which does not see this one's context.
+    """
+    return nullcontext(), _both(positions.carried_over(), packed_attention.carried_over())
+
+
+@contextmanager
+def _both(one: AbstractContextManager[None], other: AbstractContextManager[None]) -> Iterator[None]:
+    with one, other:
+        yield

@@ -1,0 +1,13 @@
+"""Options that several commands have, so that each reads the same everywhere."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str, typer.Argument(help="Alias, Hub id or folder; adapters follow after colons (base:adapter).")
+]
+DirectionFile = Annotated[Path, typer.Option(help="A direction file of any known format.")]
+Condition = Annotated[str, typer.Option(help="default, none, empty, identity, other:NAME or text:...")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
