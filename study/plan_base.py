@@ -55,8 +55,8 @@ def plan_directions(plan: Plan) -> list[Step]:
 
 def plan_paraphrases(plan: Plan) -> list[Step]:
     """The base's reading of paired wordings, against which shifts are held; nothing where the study does without, or trains nothing."""
-    reads = plan.spec.reads
-    if plan.spec.directions is None or not reads.paraphrases or not any(plan.spec.arms.values()):
+    reads = plan.spec.directions
+    if reads is None or not reads.paraphrases or not any(plan.spec.arms.values()):
         return []
     pairs, questions = load_paraphrases(), [q for q in identity_questions(plan.spec) if q.split == "extract"]
     asked = questions[: reads.paraphrases]

@@ -163,6 +163,8 @@ def test_the_snippets_of_the_docs_run(
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(snippets) >= 3
     monkeypatch.setattr("mech.load_model", lambda *_a, **_k: model)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/quickstart/checkpoints/train-em-seed0-abc").mkdir(parents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number, snippet in enumerate(snippets):
