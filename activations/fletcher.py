@@ -1,4 +1,4 @@
-"""HDF5's Fletcher-32 checksum of many chunks, by matrix products: threads may take them at once, and a chunk stays in the cache.
+"""HDF5's Fletcher-32 checksum of many chunks, by matrix products of blocks that stay in a core's cache.
 
 HDF5 sums a chunk's 16-bit words w_0 … w_(n-1), read big-endian: the lower half of its checksum is Σ w_i, the upper half Σ (n - i) w_i,
 both modulo 65535, where a multiple of 65535 is written as 65535 unless all words are zero (H5checksum.c). Exchanging a word's bytes
@@ -20,7 +20,7 @@ the way passes 2**24."""
 
 
 class Fletcher32:
-    """Takes chunks of one size, up to `at_once`, and then gives their checksums. One thread's own.
+    """Takes chunks of one size, up to `at_once`, and then gives their checksums.
 
     A chunk's words are laid out in blocks of `ROWS` rows, whatever its own shape is.
 

@@ -1,4 +1,4 @@
-"""Reading checksummed chunks straight from the file, past HDF5's filter pipeline: quicker, on several threads, and checked as it does.
+"""Reading checksummed chunks straight from the file, past HDF5's filter pipeline: quicker, and checked as it does.
 
 HDF5 says where the chunks lie, in checksummed indexes; their bytes go to where they are wanted, and their Fletcher-32 is compared with
 the stored one (`activations.fletcher`). Whatever is not as expected (another layout, a checksum that differs, too few bytes) is left to
@@ -7,11 +7,9 @@ HDF5, which then reads it or says what is wrong with it.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
-from threading import Thread
 from typing import Any
 
 import h5py
@@ -21,10 +19,6 @@ from jaxtyping import Float32, Int
 from activations.fletcher import Fletcher32
 from activations.store_format import from_bits
 
-CHUNKS_A_THREAD = 16
-"""So few chunks that another thread is not worth its start."""
-THREADS = 2
-"""That share a read, where there are as many cores."""
 MAX_CHUNK = 16 << 20
 """Bytes; the sums of larger ones could overflow."""
 CHECKSUM = 4
@@ -78,31 +72,7 @@ def read_chunks(chunks: Chunks, out: Float32[np.ndarray, "n d"], wanted: Int[np.
     pieces = [(int(first[a]), a, b) for a, b in pairwise(cuts)]
     if any(start not in chunks.offsets for start, _, _ in pieces):
         return False
-    n = max(1, min(THREADS, _cores(), len(pieces) // CHUNKS_A_THREAD))
-    ends = np.linspace(0, len(pieces), n + 1).astype(int)
-    return _all_true([partial(_read, chunks, out, wanted, pieces[a:b]) for a, b in pairwise(ends)])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _all_true(tasks: Sequence[Callable[[], bool]]) -> bool:
-    """Do the first task here and each other one in a thread."""
-    done = [False] * len(tasks)
-
-    def run(i: int) -> None:
-        done[i] = tasks[i]()
-
-    threads = [Thread(target=run, args=(i,)) for i in range(1, len(tasks))]
-    for thread in threads:
-        thread.start()
-    try:
-        run(0)
-    finally:
-        for thread in threads:
-            thread.join()
-    return all(done)
+    return _read(chunks, out, wanted, pieces)
 
 
 def _read(chunks: Chunks, out: np.ndarray, wanted: Int[np.ndarray, " n"], pieces: Sequence[Piece]) -> bool:

@@ -4,7 +4,7 @@
 
 All variants are read in turn in one run, from the page cache; `--cold` asks the system to forget the files before each
 read (as far as it obliges). Times are medians; `ratio` is the median over rounds of the ratio to the contiguous
-dataset in the same round; `cpu ms` is what all threads of a read computed, which other work on the machine changes little.
+dataset in the same round; `cpu ms` is what a read computed, which other work on the machine changes little.
 """
 
 import argparse
@@ -85,7 +85,6 @@ def make_files(folder: Path, values: np.ndarray) -> dict[str, tuple[Path, Callab
             writer.write(SITE, POOLING, layer, np.arange(n), values)
     readers["contiguous, into a prepared array"] = (folder / "0.h5", prepared(folder / "0.h5"))
     readers["ActivationStore.open and read"] = (path, lambda: stored(path))
-    readers["the same, one thread"] = (path, lambda: stored(path, threads=1))
     readers["the same, HDF5 checking"] = (path, lambda: stored(path, past_hdf5=False))
     return readers
 
@@ -109,11 +108,10 @@ def prepared(path: Path) -> Callable[[], np.ndarray]:
     return read
 
 
-def stored(path: Path, *, threads: int = store_chunks.THREADS, past_hdf5: bool = True) -> np.ndarray:
+def stored(path: Path, *, past_hdf5: bool = True) -> np.ndarray:
     """Read one layer through the store."""
     find = store_chunks.find_chunks if past_hdf5 else lambda *_: None
     with (
-        patch.object(store_chunks, "THREADS", threads),
         patch.object(store_shard, "find_chunks", find),
         ActivationStore.open(path) as store,
     ):

@@ -65,19 +65,13 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-@pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize(
     "rows", [None, [999], [0, 127, 128, 700], slice(100, 400), np.arange(N) % 3 == 0, [5, 3, 3], []]
 )
-def test_what_is_read_is_what_hdf5_reads(
-    made: Path, monkeypatch: pytest.MonkeyPatch, rows: object, threads: int
-) -> None:
+def test_what_is_read_is_what_hdf5_reads(made: Path, monkeypatch: pytest.MonkeyPatch, rows: object) -> None:
     with monkeypatch.context() as patch, ActivationStore.open(made) as store:
         patch.setattr("activations.store_shard.find_chunks", lambda *_: None)
         expected = store.read(SITE, "mean", None, rows), store.read_tokens(SITE, 1, rows)  # type: ignore[arg-type]
-    for name, value in (("THREADS", threads), ("CHUNKS_A_THREAD", 1)):
-        monkeypatch.setattr(store_chunks, name, value)
-    monkeypatch.setattr(store_chunks, "_cores", lambda: threads)
     went = spy(monkeypatch)
     with ActivationStore.open(made) as store:
         np.testing.assert_array_equal(store.read(SITE, "mean", None, rows), expected[0])  # type: ignore[arg-type]
