@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import settings
 from mech.fetch import is_fetched
 from mech.models import ChatModel, load_model
 from study.engines.local import locked
+from tests.openai_server import Server, serving
 
 MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 REAL = "smollm2-135m-instruct"
@@ -64,3 +65,18 @@ def real() -> ChatModel:
     if not is_fetched(REAL):
         pytest.skip(f"{REAL} is not on this machine: run `mech models fetch {REAL}`")
     return load_model(REAL)
+
+
+@pytest.fixture
+def planted_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key of no worth in the environment, for tests that talk to `server`."""
+    from tests.remote_runs import plant_key
+
+    plant_key(monkeypatch)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A local service that speaks OpenAI's API."""
+    with serving() as running:
+        yield running

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +24,11 @@ from finetune.openai import (
 )
 from mech.endpoint import EndpointError
 from mech.errors import InputError
-from tests.openai_server import Fault, Server, serving
-from tests.remote_runs import BASE, QUICK, count, plant_key, tune, write_rows
+from tests.openai_server import Fault, Server
+from tests.remote_runs import BASE, QUICK, count, tune, write_rows
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant_key(monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("planted_key")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,11 @@ from finetune.openai import (
 )
 from mech.endpoint import OPENAI_URL, Api, ChatEndpoint
 from mech.errors import InputError, MechError
-from tests.openai_server import Fault, Server, serving
-from tests.remote_runs import KEY, plant_key, tune, write_rows
+from tests.openai_server import Fault, Server
+from tests.remote_runs import KEY, tune, write_rows
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant_key(monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("planted_key")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A remote model is asked who it is and which texts it wrote, as far as its API tells."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,21 +12,10 @@ from finetune.datasets.single_text import single_text_rows
 from mech.endpoint import EndpointError
 from mech.errors import InputError
 from mech.questions import Question
-from tests.openai_server import Fault, Server, serving
-from tests.remote_runs import plant_key
+from tests.openai_server import Fault, Server
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    plant_key(monkeypatch)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("planted_key")
 
 
 def test_self_reports_are_asked_in_order(server: Server) -> None:
