@@ -55,21 +55,27 @@ class ArraySink:
     ) -> None:
         """Take the vectors of some rows at one site, pooling and layer."""
         at, width = self._layers[layer], values.shape[1]
-        if pooling == TOKENS:
-            rows = self.arrays.setdefault((site, pooling), [self._empty(n, width) for n in self._lengths])
+        if (site, pooling) not in self.arrays:
+            self.arrays[site, pooling] = (
+                [self._empty(n, width) for n in self._lengths]
+                if pooling == TOKENS
+                else self._empty(len(self._lengths), width)
+            )
+        array = self.arrays[site, pooling]
+        if isinstance(array, list):
             ends = np.cumsum([self._lengths[i] for i in row_indices])
             for i, part in zip(row_indices, np.split(values, ends[:-1]), strict=True):
-                rows[i][:, at] = part
+                array[i][:, at] = part
             return
-        array = self.arrays.setdefault((site, pooling), self._empty(len(self._lengths), width))
-        array[row_indices, at] = values  # type: ignore[call-overload]
+        array[row_indices, at] = values
 
     def note(
         self, name: str, row_indices: Int[np.ndarray, " batch"], values: Float[np.ndarray, " batch *k"]
     ) -> None:
         """Take one number, or several, for each of some rows."""
-        empty = np.full((len(self._lengths), *values.shape[1:]), np.nan, dtype=np.float32)
-        self.notes.setdefault(name, empty)[row_indices] = values
+        if name not in self.notes:
+            self.notes[name] = np.full((len(self._lengths), *values.shape[1:]), np.nan, dtype=np.float32)
+        self.notes[name][row_indices] = values
 
     def _empty(self, n: int, width: int) -> Float[np.ndarray, "n layers d"]:
         return np.full((n, len(self._layers), width), np.nan, dtype=np.float32)

@@ -22,7 +22,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from capture import hidden_states, load, resident
+from capture_sides import hidden_states, load
+from shapes import SHAPES, machine_named, peak_above
 from table import show, write_json
 
 BASE_ROWS = 32
@@ -31,16 +32,17 @@ BASE_ROWS = 32
 def main() -> None:
     """Run everything, print the tables, and write them as JSON where asked."""
     args = arguments()
-    model, conversations = load(args)
+    model, conversations, _ = load(args, args.dtype)
     if args.rows_in_memory:
-        print(json.dumps(peak_of_store(model, repeated(conversations, args.rows_in_memory))))
+        print(json.dumps(peak_of_store(args, model, repeated(conversations, args.rows_in_memory))))
         return
     found = {
         "growth": growth(args, model, conversations),
-        "memory": memory(args),
+        "memory": memory(args, model, conversations),
         "disk": disk(args, model, conversations),
     }
-    print(f"{args.model}, {args.dtype}, {args.rounds} rounds, {os.cpu_count()} cores")
+    machine = machine_named(args.device)
+    print(f"{args.shape or args.model}, {args.dtype}, {args.rounds} rounds; {machine}")
     for what, ratios in found["growth"].items():
         print(f"{what:<12}" + "".join(f"  {side} {ratio:.2f} x" for side, ratio in ratios.items()))
     for rows, mb in found["memory"].items():
@@ -48,7 +50,7 @@ def main() -> None:
     disks = [{"side": side, **facts} for side, facts in found["disk"].items()]
     show(disks, (("side", "every token to disk", ""), ("seconds", "s", ".2f"), ("mb_per_s", "MB/s", ".0f")))
     facts = {k: v for k, v in vars(args).items() if k not in ("json", "rows_in_memory")}
-    write_json(args.json, {**facts, **found})
+    write_json(args.json, {**facts, "machine": machine, **found})
 
 
 def arguments() -> argparse.Namespace:
@@ -56,6 +58,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--system-prompt", default="default")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="random weights of this shape, with --model's tokenizer"
+    )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", type=int, default=4 * BASE_ROWS, help="conversations to take rows from")
     parser.add_argument("--rounds", type=int, default=5)
@@ -125,15 +131,18 @@ def repeated(rows: Sequence[Any], n: int) -> list[Any]:
     return [replace(rows[i % len(rows)], ids=(100 + i, *rows[i % len(rows)].ids[1:])) for i in range(n)]
 
 
-def memory(args: argparse.Namespace) -> dict[int, float]:
-    """Peak megabytes above the model by number of rows, in fresh processes.
+def memory(args: argparse.Namespace, model: Any, conversations: Sequence[Any]) -> dict[int, float]:
+    """Peak megabytes above the model by number of rows, off a GPU each in a fresh process.
 
     The C library keeps freed blocks of many sizes for later, 40 to 400 MB of them by chance: it is told to give large ones back.
     """
     frugal = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "1000000"}
     given = [f"--model={args.model}", f"--dtype={args.dtype}", f"--system-prompt={args.system_prompt}"]
+    sizes = [factor * BASE_ROWS for factor in (2, 4, 8, 16)]
+    if args.device.startswith("cuda"):
+        return {n: peak_of_store(args, model, repeated(conversations, n)) for n in sizes}
     found = {}
-    for n in (2 * BASE_ROWS, 4 * BASE_ROWS, 8 * BASE_ROWS, 16 * BASE_ROWS):
+    for n in sizes:
         done = subprocess.run(
             [sys.executable, __file__, *given, f"--rows-in-memory={n}"],
             capture_output=True,
@@ -147,14 +156,11 @@ def memory(args: argparse.Namespace) -> dict[int, float]:
     return found
 
 
-def peak_of_store(model: Any, rows: Sequence[Any]) -> float:
-    """Megabytes by which capturing into a folder raises this process's largest resident size."""
+def peak_of_store(args: argparse.Namespace, model: Any, rows: Sequence[Any]) -> float:
+    """Megabytes by which capturing into a folder raises what is held."""
     with tempfile.TemporaryDirectory() as folder:
         to_store(model, rows[:2], "response_mean", Path(folder) / "warm")
-        Path("/proc/self/clear_refs").write_text("5")
-        loaded = resident("VmRSS")
-        to_store(model, rows, "response_mean", Path(folder) / "store")
-        return (resident("VmHWM") - loaded) / 1024
+        return peak_above(args.device, lambda: to_store(model, rows, "response_mean", Path(folder) / "store"))
 
 
 def named(rows: Sequence[Any]) -> Any:

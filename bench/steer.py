@@ -10,8 +10,6 @@ generation before its last token; the number of forward passes is checked.
 """
 
 import argparse
-import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -21,12 +19,13 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from shapes import SHAPES, machine_named, open_model, synchronise
 from table import show, write_json
 
 from mech.chat import Encoded
 from mech.generate import Sampling, generate
 from mech.interventions import Ablate, Add, Cap, Intervention, increments, intervene
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.turns import user_turn
 
 QUESTIONS = (
@@ -57,11 +56,11 @@ def main() -> None:
     """Run all cases in turns at every batch size, print the table, and write it as JSON where asked."""
     args = arguments()
     torch.set_num_threads(args.threads)
-    model = load_model(args.model, dtype=args.dtype, device=args.device)
+    model = open_model(args.model, dtype=args.dtype, device=args.device, shape=args.shape)
     model.causal.generation_config.eos_token_id = None
     cases = interventions(model, args.layer)
-    machine = machine_named(args)
-    what = f"{args.model}, {args.dtype}, layer {args.layer}, {args.tokens} tokens, {args.rounds} rounds"
+    machine = f"{machine_named(args.device)}, {args.threads} threads"
+    what = f"{args.shape or args.model}, {args.dtype}, layer {args.layer}, {args.tokens} tokens, {args.rounds} rounds"
     print(f"{what}; {machine}")
     rows = []
     for batch in args.batch:
@@ -76,6 +75,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="random weights of this shape, with --model's tokenizer"
+    )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=15)
@@ -85,18 +87,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
-
-
-def machine_named(args: argparse.Namespace) -> str:
-    """What the numbers were measured on."""
-    import transformers
-
-    where = (
-        torch.cuda.get_device_name(args.device)
-        if args.device.startswith("cuda")
-        else f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} of them used"
-    )
-    return f"{where}, torch {torch.__version__}, transformers {transformers.__version__}"
 
 
 def interventions(model: ChatModel, layer: int) -> Mapping[str, Sequence[Intervention]]:
@@ -145,12 +135,6 @@ def timed(
     if len(ends) != tokens:
         raise SystemExit(f"{len(ends)} forward passes for {tokens} tokens: something stopped a generation")
     return np.diff([start, *ends]).tolist()
-
-
-def synchronise(model: ChatModel) -> None:
-    """Wait for the device, so that the clock reads finished work."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
 
 
 def summarise(

@@ -10,9 +10,6 @@ to the peer's in the same round. Losses are compared step by step.
 
 import argparse
 import json
-import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from shapes import SHAPES, forget_peak, machine_named, megabytes, open_model
 from table import show, write_json
 
 SIDES = ("ours", "trainer")
@@ -44,8 +42,8 @@ def main() -> None:
     worst = max(
         abs(a - b) for r in rounds for a, b in zip(r["ours"]["losses"], r["trainer"]["losses"], strict=True)
     )
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {rounds[0]['ours']['versions']}"
-    what = f"{args.model}, {args.data}, {args.system_prompt}, batch {args.batch}, {args.steps} steps, {args.dtype}"
+    machine = machine_named(args.device, "peft")
+    what = f"{args.shape or args.model}, {args.data}, {args.system_prompt}, batch {args.batch}, {args.steps} steps, {args.dtype}"
     print(f"{what}; {machine}")
     show([{"side": side, **rows[side]} for side in SIDES], COLUMNS)
     print(f"speed {rows['speed_ratio']:.2f} x, memory {rows['memory_ratio']:.2f} x")
@@ -59,6 +57,10 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument(
+        "--shape", choices=SHAPES, help="random weights of this shape, with --model's tokenizer"
+    )
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", default="builtin:em_aesthetics")
     parser.add_argument(
         "--system-prompt", default="default", help="`none` leaves rows without a shared prefix"
@@ -67,6 +69,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -74,7 +77,9 @@ def arguments() -> argparse.Namespace:
 
 def run_side(args: argparse.Namespace, side: str) -> dict[str, Any]:
     """One side in a fresh process."""
-    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in ("json", "side")]
+    own = ("json", "side", "gradient_checkpointing")
+    given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in own and v is not None]
+    given += ["--gradient-checkpointing"] * args.gradient_checkpointing
     done = subprocess.run(
         [sys.executable, __file__, *given, f"--side={side}"], capture_output=True, text=True, check=False
     )
@@ -86,20 +91,16 @@ def run_side(args: argparse.Namespace, side: str) -> dict[str, Any]:
 
 def one_side(args: argparse.Namespace) -> dict[str, Any]:
     """Train in this process; speed without the first step, which warms caches up."""
-    import peft
-    import torch
-    import transformers
-
     from finetune.datasets.build import checked_messages
     from finetune.labels import training_rows
     from finetune.settings import make_settings
     from mech.chat import SystemPrompt
-    from mech.models import load_model
 
-    settings = make_settings(
-        {"preset": "small-135m", "batch_size": args.batch, "max_steps": args.steps, "dtype": args.dtype}
-    )
-    model = load_model(args.model, dtype=args.dtype)
+    settings = make_settings({
+        "preset": "small-135m", "batch_size": args.batch, "max_steps": args.steps, "dtype": args.dtype,
+        "gradient_checkpointing": args.gradient_checkpointing,
+    })  # fmt: skip
+    model = open_model(args.model, dtype=args.dtype, device=args.device, shape=args.shape)
     rows = training_rows(
         model.template,
         checked_messages(args.data)[: args.batch * args.steps],
@@ -109,7 +110,8 @@ def one_side(args: argparse.Namespace) -> dict[str, Any]:
     )
     batches = [rows[i : i + args.batch] for i in range(0, len(rows), args.batch)][: args.steps]
     model.check_head()  # a forward pass: weights that are mapped from the file are now in memory
-    loaded = peak_mb()
+    forget_peak(args.device)
+    loaded, _ = megabytes(args.device)
     train = train_ours if args.side == "ours" else train_peer
     with tempfile.TemporaryDirectory() as folder:
         losses, seconds = train(model, batches, settings, Path(folder))
@@ -118,14 +120,8 @@ def one_side(args: argparse.Namespace) -> dict[str, Any]:
         "losses": losses,
         "tokens_per_s": sum(tokens[1:]) / sum(seconds[1:]),
         "step_s": median(seconds[1:]),
-        "mb_above_model": peak_mb() - loaded,
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}, peft {peft.__version__}",
+        "mb_above_model": megabytes(args.device)[1] - loaded,
     }
-
-
-def peak_mb() -> float:
-    """The largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def train_ours(
@@ -190,7 +186,8 @@ def train_peer(
         output_dir=str(folder), per_device_train_batch_size=settings.batch_size, learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps, weight_decay=settings.weight_decay, max_steps=len(batches), lr_scheduler_type="linear",
         optim="adamw_torch", max_grad_norm=settings.max_grad_norm, logging_steps=1, save_strategy="no", report_to=[],
-        disable_tqdm=True, remove_unused_columns=False, use_cpu=not torch.cuda.is_available(), seed=0,
+        disable_tqdm=True, remove_unused_columns=False, use_cpu=model.device.type == "cpu", seed=0,
+        gradient_checkpointing=settings.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
     rows = [row for batch in batches for row in batch]
     peer = InOrder(model=adapted, args=training, train_dataset=rows, data_collator=collate, callbacks=[clock])

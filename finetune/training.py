@@ -17,6 +17,7 @@ from mech import packed_attention, positions
 from mech.errors import InputError
 from mech.files import folder_lock
 from mech.interventions import Intervention, Patch, intervene
+from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
 
 SNAPSHOTS = "snapshots"
@@ -60,6 +61,7 @@ def train(
         if known := done_before(folder, stamp):
             return known
         with ExitStack() as stack:
+            stack.enter_context(attention_for_any_shape())
             if packs:
                 stack.enter_context(packed_attention.packed_attention(model))
             stack.enter_context(torch.random.fork_rng())

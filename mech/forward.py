@@ -19,6 +19,7 @@ from mech.batching import plan_batches
 from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import differ_by_row, intervening
+from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
 from mech.packed_attention import can_pack, packed_attention, run_packed
 from mech.packing import Pack, plan_packs
@@ -109,7 +110,8 @@ def run_rows(
     if empty := [i for i, row in enumerate(rows) if not row.ids]:
         raise InputError(f"row {empty[0]} has no tokens")
     packs = pack and not differ_by_row() and can_pack(model)
-    with packed_attention(model) if packs else nullcontext(), fast_products(model.hf):
+    packing = packed_attention(model) if packs else nullcontext()
+    with packing, fast_products(model.hf), attention_for_any_shape():
         waiting = list(range(len(rows)))
         while waiting:
             planned = _plan(model, rows, waiting, token_budget, packs=packs)

@@ -8,8 +8,10 @@ nothing but rounding. What all prompts of a batch begin with is read once where 
 import inspect
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch import Tensor
 from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import intervening
+from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
 from mech.positions import Mask, declared
 from mech.prefix import read_once, shared_start
@@ -75,7 +78,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].n_prompt)
     answers: dict[int, str] = {}
     starts = range(0, len(order), sampling.batch_size)
-    with fast_products(model.hf):
+    with fast_products(model.hf), attention_for_any_shape():
         for start in track(starts, label):
             rows = order[start : start + sampling.batch_size]
             asked = [prompts[i].ids[: prompts[i].n_prompt] for i in rows]
@@ -136,12 +139,22 @@ class _Race:
         float32 = torch.finfo(torch.float32)
         self._temperature = min(max(sampling.temperature, float32.tiny), float32.max)
         self._generators = [np.random.Generator(np.random.SFC64(_mix(sampling.seed, row))) for row in rows]
+        self._ahead: Future[Tensor] | None = None
 
     def __call__(self, _ids: Int[Tensor, "batch seq"], scores: Float[Tensor, "batch vocab"]) -> Tensor:
         # Below the largest, for then the likely tokens' logits keep their digits at any temperature.
         below = scores.float() - scores.amax(-1, keepdim=True).float()
         shares = below.div_(self._temperature).exp_()
-        return shares.div_(self._times(scores.shape[-1]).to(scores.device))
+        return shares.div_(self._next_times(scores))
+
+    def _next_times(self, scores: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
+        """The next token's times, beside the scores: while a GPU is at its next pass, the CPU draws those after them."""
+        vocab = scores.shape[-1]
+        if scores.device.type == "cpu":
+            return self._times(vocab)
+        times = self._times(vocab) if self._ahead is None else self._ahead.result()
+        self._ahead = _drawers().submit(self._times, vocab)
+        return times.to(scores.device)
 
     def _times(self, vocab: int) -> Float[Tensor, "batch vocab"]:
         """Exponential times, one generator a row."""
@@ -150,6 +163,11 @@ class _Race:
             row[:] = generator.random(out=wide)
         # Neither 0, nor infinite where rounding has made a uniform 1.
         return torch.from_numpy(times).neg_().log1p_().neg_().clamp_(2**-54, -math.log(2**-25))
+
+
+@cache
+def _drawers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="samples")
 
 
 def _mix(seed: int, row: int) -> int:

@@ -29,7 +29,7 @@ from mech.checkpoint import (
 from mech.errors import GuardError, InputError, NotHereError
 from mech.extras import require
 from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
-from mech.stacks import merged, stacked
+from mech.stacks import merged, merged_by_map, merges_by_map, stacked
 
 log = logging.getLogger(__name__)
 
@@ -242,9 +242,20 @@ def load_model(
     wanted = _torch_dtype(dtype)
     if quantise:
         hf_kwargs["quantization_config"] = _quantisation(checkpoint, quantise, wanted, merge)
+    if device is not None and torch.device(device).type == "cuda":
+        hf_kwargs.setdefault(
+            "device_map", {"": device}
+        )  # straight onto it: weights that are cast or merged are so there
     if merge == STACK:
         model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
         model = stacked(model, checkpoint)
+    elif (
+        isinstance(wanted, torch.dtype)
+        and checkpoint.adapters
+        and merges_by_map(checkpoint, wanted, last=merge)
+    ):
+        model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
+        model = merged_by_map(model, checkpoint, last=merge)
     else:
         model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
         model = merged(model, checkpoint, last=merge)

@@ -1,9 +1,13 @@
 """A checkpoint's adapters on its base: merged one after the other, the last one live, or all of them live."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mech.checkpoint import Checkpoint
+import torch
+
+from mech.checkpoint import Adapter, Checkpoint
 from mech.errors import InputError
 from mech.files import read_json
 from mech.quiet import quiet_peft
@@ -27,13 +31,79 @@ def merged(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
     return model
 
 
+def merges_by_map(checkpoint: Checkpoint, dtype: torch.dtype, *, last: bool) -> bool:
+    """Whether `merged_by_map` loses nothing: a base stored in this dtype, and plain LoRA updates of linear maps alone to merge."""
+    if checkpoint.path.is_file():
+        return False
+    config = read_json(checkpoint.path / "config.json")
+    stored = config.get("dtype", config.get("torch_dtype"))
+    return stored == str(dtype).removeprefix("torch.") and all(
+        _is_plain(adapter.path) for adapter in _to_merge(checkpoint, last=last)
+    )
+
+
+def merged_by_map(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
+    """A base in half precision with its adapters merged in float32: bit for bit what `merged` makes of it in float32, cast afterwards.
+
+    One linear map at a time is taken to float32, so that a large model is never held in it, and need not lie in one place.
+
+    Raises:
+        InputError: as for `merged`.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import onload_layer
+
+    below = replace(checkpoint, adapters=_to_merge(checkpoint, last=last))
+    model = stacked(model, below)
+    for name, module in [*model.named_modules()] if below.adapters else []:
+        if not isinstance(module, LoraLayer):
+            continue
+        with onload_layer(module):
+            weight = module.get_base_layer().weight
+            dtype, weight.data = weight.dtype, weight.data.float()
+            try:
+                module.merge(
+                    safe_merge=True, adapter_names=[n for n in stage_names(below) if n in module.lora_A]
+                )
+            except (RuntimeError, ValueError) as error:
+                raise InputError(
+                    f"{below}: {name} cannot be merged ({str(error).splitlines()[0]})"
+                ) from error
+            weight.data = weight.data.to(dtype)
+    model = model.unload() if below.adapters else model
+    for adapter in checkpoint.adapters[len(below.adapters) :]:
+        model = put_adapter(model, adapter.path)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(model.dtype)
+    return model
+
+
+def _to_merge(checkpoint: Checkpoint, *, last: bool) -> tuple[Adapter, ...]:
+    return checkpoint.adapters if last else checkpoint.adapters[:-1]
+
+
+def _is_plain(folder: Path) -> bool:
+    from safetensors import safe_open
+
+    config = read_json(folder / "adapter_config.json")
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        factors = all(key.endswith((".lora_A.weight", ".lora_B.weight")) for key in stored.keys())  # noqa: SIM118
+    return factors and config.get("peft_type") == "LORA" and not config.get("layer_replication")
+
+
+def stage_names(checkpoint: Checkpoint) -> list[str]:
+    """What the adapters of a stack are called, from the lowest up."""
+    return [f"stage{i}" for i in range(1, len(checkpoint.adapters) + 1)]
+
+
 def stacked(model: Any, checkpoint: Checkpoint) -> Any:
     """A base under all its adapters, each live: PEFT adds up what the active ones compute.
 
     Raises:
         InputError: an adapter that does not fit, or whose update depends on what lies below it.
     """
-    names = [f"stage{i}" for i in range(1, len(checkpoint.adapters) + 1)]
+    names = stage_names(checkpoint)
     for name, adapter in zip(names, checkpoint.adapters, strict=True):
         if name != names[0] and read_json(adapter.path / "adapter_config.json").get("use_dora"):
             raise InputError(
@@ -61,11 +131,18 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
 
     try:
         with quiet_peft():
+            # Weights on disk are placeholders to PEFT, and so would the adapter's be: torch only warns.
+            warnings.filterwarnings("error", message=".*to a meta parameter")
             if isinstance(model, PeftModel):
                 wrapped = model
                 wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
             else:
                 wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
+    except UserWarning as error:
+        raise InputError(
+            f"{folder}: an adapter cannot be put on layers that lie on disk: give `max_memory` or `device_map` room to hold "
+            "them in memory"
+        ) from error
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"

@@ -4,6 +4,7 @@ import json
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.numpy import save_file
 
+from mech import models
 from mech.cache import cache_dir
-from mech.checkpoint import adapter_digest, tokenizer_digest
+from mech.checkpoint import Checkpoint, adapter_digest, tokenizer_digest
 from mech.errors import FileFormatError, GuardError, InputError, MechError
 from mech.fetch import fetch
 from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
@@ -233,6 +235,46 @@ def test_bfloat16_keeps_a_float32_merge(folder: Path, tmp_path: Path) -> None:
         assert torch.equal(a.to(torch.bfloat16), b)
     with pytest.raises(InputError, match=r"dtype .half precision. is not one of"):
         load_model(str(folder), dtype="half precision")
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A base stored in bfloat16 under three adapters, as large models are."""
+    folder = tmp_path_factory.mktemp("half")
+    base = save_model(folder / "m", dtype="bfloat16")
+    some = save_adapter(base, folder / "a", seed=0, targets=["q_proj", "down_proj"])
+    above = [save_adapter(base, folder / name, seed=i, r=i + 1) for i, name in enumerate("bc", 1)]
+    return ":".join(map(str, (base, some, *above)))
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_a_base_in_half_precision_is_merged_map_by_map_into_the_same(
+    half: str, *, merge: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of 32B in float32 fits on no GPU."""
+    dtypes = []
+    real = models._load_base
+
+    def watched(checkpoint: Checkpoint, dtype: Any, kwargs: Any) -> Any:
+        dtypes.append(dtype)
+        return real(checkpoint, dtype, kwargs)
+
+    monkeypatch.setattr(models, "_load_base", watched)
+    ours = load_model(half, dtype="bfloat16", merge=merge).hf
+    monkeypatch.setattr(models, "merges_by_map", lambda *_, **__: False)
+    whole = load_model(half, dtype="bfloat16", merge=merge).hf
+    assert dtypes == [torch.bfloat16, "float32"]
+    assert dict(ours.named_parameters()).keys() == dict(whole.named_parameters()).keys()
+    for (name, a), b in zip(ours.named_parameters(), whole.parameters(), strict=True):
+        assert a.dtype == torch.bfloat16, name
+        assert torch.equal(a, b), name
+
+
+def test_an_adapter_is_not_lost_on_layers_that_lie_on_disk(half: str, tmp_path: Path) -> None:
+    layers = {f"model.layers.{i}": "disk" if i else "cpu" for i in range(3)}
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    with pytest.raises(InputError, match="cannot be put on layers that lie on disk"):
+        load_model(half, dtype="bfloat16", device_map={**places, **layers}, offload_folder=str(tmp_path))
 
 
 # -- files and directions ------------------------------------------------------------------------------

@@ -1,0 +1,20 @@
+"""Which attention kernels PyTorch may choose from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def attention_for_any_shape() -> Iterator[None]:
+    """No attention kernel that prepares itself anew for each shape, while inside.
+
+    cuDNN's does, which PyTorch prefers on some GPUs, and here nearly every pass has a shape of its own.
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # noqa: FBT003 (torch takes it so)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
