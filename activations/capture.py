@@ -5,12 +5,12 @@ block after the last wanted layer; a prefix that rows share is run once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from activations.pooling import TOKENS, pooled_span
@@ -153,15 +153,15 @@ class _Read:
     """What one pass gave."""
 
     pooled: dict[Place, Float[Tensor, "rows poolings d"]]
+    finite: dict[Place, Bool[Tensor, " rows"]]
     norms: dict[Place, Float[Tensor, "rows poolings"]]
     tokens: dict[Place, Float[Tensor, "tokens d"]]
     surprisal: dict[str, Float[Tensor, " rows"]]
 
     def check_finite(self, one: Pass) -> None:
-        for (site, layer), values in self.pooled.items():
-            bad = ~torch.isfinite(values).flatten(1).all(-1)
-            if bad.any():
-                row = one.members[int(bad.nonzero()[0])]
+        for (site, layer), finite in self.finite.items():
+            if not finite.all():
+                row = one.members[int((~finite).nonzero()[0])]
                 raise GuardError(
                     f"row {row}: {site} at layer {layer} is not finite (NaN or infinity in the model's output)"
                 )
@@ -169,7 +169,8 @@ class _Read:
     def on_cpu(self) -> "_Read":
         """The same off the device: of all places in one transfer, for each takes its time, however small; every token by itself."""
         tokens = {place: values.cpu() for place, values in self.tokens.items()}
-        return _Read(_off_device(self.pooled), _off_device(self.norms), tokens, self.surprisal)
+        pooled, finite, norms = (_off_device(found) for found in (self.pooled, self.finite, self.norms))
+        return _Read(pooled, finite, norms, tokens, self.surprisal)
 
     def hand_over(self, sink: Sink, one: Pass, reading: Reading) -> None:
         rows = np.array(one.members)
@@ -216,7 +217,7 @@ class _Reader:
 
     def read(self, one: Pass) -> _Read:
         """One forward pass, pooled at every wanted place as it goes by."""
-        read = _Read({}, {}, {}, {})
+        read = _Read({}, {}, {}, {}, {})
         wanted = {(site, layer) for site in self.reading.sites for layer in self.reading.layers}
         weights = self._weights(one).to(self.model.device)
         every = torch.tensor([t for places in one.places for t in places], device=self.model.device)
@@ -225,7 +226,8 @@ class _Reader:
             def look(h: Float[Tensor, "batch seq d"]) -> None:
                 flat = h.flatten(0, 1).float()
                 here = weights.to(h.device)
-                read.pooled[place] = (here @ flat).unflatten(0, (len(one.members), -1))
+                read.pooled[place] = pooled = (here @ flat).unflatten(0, (len(one.members), -1))
+                read.finite[place] = torch.isfinite(pooled).flatten(1).all(-1)
                 if "norms" in self.reading.notes:
                     norms = here @ torch.linalg.vector_norm(flat, dim=-1)
                     read.norms[place] = norms.unflatten(0, (len(one.members), -1))
@@ -255,7 +257,7 @@ class _Reader:
         found: dict[str, Tensor] = {
             name: self._surprisal(name, one, hidden) for name in self.reading.surprisals
         }
-        return _Read(read.pooled, read.norms, read.tokens, found)
+        return replace(read, surprisal=found)
 
     def _surprisal(self, name: str, one: Pass, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, " rows"]:
         """Nats a token; NaN for a row without a response (or with a prompt of one token)."""
