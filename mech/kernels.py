@@ -10,7 +10,8 @@ import torch
 def attention_for_any_shape() -> Iterator[None]:
     """No attention kernel that prepares itself anew for each shape, while inside.
 
-    cuDNN's does, which PyTorch prefers on some GPUs, and here nearly every pass has a shape of its own.
+    cuDNN's does, for about half a second, and PyTorch prefers it on recent GPUs, also where there is a mask (its 2.11 does); here nearly
+    every pass has a shape of its own.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)  # noqa: FBT003 (torch takes it so)

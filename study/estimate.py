@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError
@@ -63,13 +64,21 @@ GPUS = {
 }
 """Vendors' figures by name: dense bfloat16 operations and bytes of memory traffic, a second."""
 
+MEASURED_EFFICIENCY = 0.6
+"""Share of the speed of a large matrix product, measured, that such passes usually reach."""
+
 GPU_EFFICIENCY = 0.35
 """Share of a GPU's dense bfloat16 speed that such passes usually reach."""
 
 
 def this_machine() -> Machine:
-    """The machine at hand, its matrix speed measured in float32."""
-    return Machine("this machine", matrix_speed(), None, 0.6, 4)
+    """The machine at hand, its speed measured: matrix products in float32 on a CPU, in bfloat16 and between them memory on a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return Machine("this machine", matrix_speed("cpu", torch.float32, 1024), None, MEASURED_EFFICIENCY, 4)
+    speed = matrix_speed("cuda", torch.bfloat16, 4096)
+    return Machine("this machine", speed, copy_speed(), MEASURED_EFFICIENCY, 2)
 
 
 def gpu_named(name: str) -> Machine:
@@ -143,18 +152,30 @@ def n_parameters(base: Checkpoint) -> int:
     return total
 
 
-def matrix_speed() -> float:
-    """Floating-point operations a second of a float32 matrix product on the device that will be used."""
+def matrix_speed(device: str, dtype: Any, size: int) -> float:
+    """Floating-point operations a second of a square matrix product."""
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a = torch.ones(1024, 1024, device=device)
+    a = torch.randn(size, size, device=device).to(dtype)
+    return 2 * size**3 / _quickest(lambda: a @ a)
+
+
+def copy_speed() -> float:
+    """Bytes a second that a GPU moves, read or written, while it copies a gigabyte."""
+    import torch
+
+    a = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    return 2 * len(a) / _quickest(a.clone)
+
+
+def _quickest(run: Callable[[], Any]) -> float:
+    """Seconds of the quickest of five, each waited for by reading one number of its result."""
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        float((a @ a)[0, 0])  # reading a number waits for the device
+        float(run().flatten()[0])
         best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
+    return best
 
 
 def duration(seconds: float) -> str:

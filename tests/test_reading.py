@@ -359,6 +359,22 @@ def test_out_of_memory_halves_the_budget_and_goes_on(
         capture(model, rows)
 
 
+def test_what_is_captured_in_memory_is_laid_out_once(
+    model: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not again for every layer of every pass: that grows with the square of the rows."""
+    made, empty = [], ArraySink._empty
+
+    def counted(self: ArraySink, n: int, width: int) -> Any:
+        made.append((n, width))
+        return empty(self, n, width)
+
+    monkeypatch.setattr(ArraySink, "_empty", counted)
+    rows = conversations(model)
+    capture(model, rows, poolings=["prompt_last", "tokens"], token_budget=60)
+    assert sorted(made) == sorted([(len(rows), model.d_model), *((len(r.ids), model.d_model) for r in rows)])
+
+
 def test_an_adapter_reads_alike_live_and_merged(model: ChatModel, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
