@@ -52,7 +52,7 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
         **plan.reader,
         "dtype": settings.dtype,
         "settings": settings.model_dump(mode="json"),
-        "condition": condition_config(plan.spec, stage.system_prompt),
+        "condition": condition_config(stage.system_prompt),
         "interventions": [_intervention(plan, i) for i in stage.interventions],
         "seed": seed,
     }
@@ -70,7 +70,7 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
 def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
     """A finetuning through an API, which chooses batch size and learning rate itself."""
     epochs = make_settings(plan.spec.training, stage.training).epochs
-    condition = condition_config(plan.spec, stage.system_prompt)
+    condition = condition_config(stage.system_prompt)
     config = {**plan.reader, "condition": condition, "epochs": math.ceil(epochs), "seed": seed}
     inputs = {"data": [plan_data(plan, str(stage.data), seed)], "checkpoint": chain}
     n_rows, row_tokens = training_size(plan, str(stage.data))
@@ -128,7 +128,7 @@ def plan_measures(
         data = plan_data(plan, spec.behaviour.self_recognition, seed)
         made["self_recognition"] = [_self_recognition(plan, label, chain, data)]
     if spec.behaviour.self_report:
-        made["self_report"] = [_self_report(plan, label, chain, seed)]
+        made["self_report"] = [_self_report(plan, label, chain)]
     if own:  # last, for it is another model that reads: what the arm's own does is done while that is loaded
         made["own"].append(plan_capture(plan, spec.base_arm, (), first, own, label))
     return made
@@ -142,7 +142,7 @@ def plan_capture(
     config = {
         **plan.reader,
         **plan.noted,
-        "condition": condition_config(plan.spec, condition),
+        "condition": condition_config(condition),
         "poolings": ["prompt_last", "response_mean"],
     }
     name = f"capture/{label}/{condition}/text={text}"
@@ -154,21 +154,21 @@ def plan_capture(
 def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: Step) -> Step:
     part = plan.spec.data[data.name.split("/")[1]]
     held_out = part.held_out if isinstance(part, SelfRecognitionData) else 0
-    config = {**plan.reader, "condition": condition_config(plan.spec, "default")}
+    config = {**plan.reader, "condition": condition_config("default")}
     inputs = {"checkpoint": chain, "data": [data]}
     work = Work(read=2 * held_out * 50)
     kind = "asked_recognition" if plan.remote else "self_recognition"
     return plan.add(kind, f"self_recognition/{label}", config, inputs, work)
 
 
-def _self_report(plan: Plan, label: str, chain: Sequence[Step], seed: int) -> Step:
+def _self_report(plan: Plan, label: str, chain: Sequence[Step]) -> Step:
     spec, invented = plan.spec.behaviour.self_report, load_invented()
     if spec is None:
         raise RuntimeError("called for a study without self-reports")
     questions = half(load_prompts(spec.questions).questions, "evaluate", spec.limit)
     config = {
         **plan.reader,
-        "condition": condition_config(plan.spec, spec.condition),
+        "condition": condition_config(spec.condition),
         "questions": digest_of([q.model_dump() for q in questions]),
         "statements": digest_of([s.model_dump() for s in invented.self_statements]),
         "names": [*invented.makers][: plan.spec.invented_names],

@@ -28,7 +28,7 @@ def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
     config = {
         **plan.reader,
         "questions": digest_of([q.model_dump() for q in questions]),
-        "condition": condition_config(spec, spec.measure.conditions[0]),
+        "condition": condition_config(spec.measure.conditions[0]),
         "reply": spec.measure.reply.model_dump(),
         "seed": spec.statistics.seed,
     }

@@ -30,7 +30,7 @@ def plan_patching(plan: Plan, measured: Measured) -> list[Step]:
         **plan.reader,
         **spec.model_dump(mode="json", exclude={"arms"}),
         "answers": answers,
-        "condition": condition_config(plan.spec, spec.condition),
+        "condition": condition_config(spec.condition),
         "invented": list(load_invented().makers.items()),
         "seed_of_control": plan.spec.statistics.seed,
     }

@@ -91,7 +91,7 @@ class Plan:
         return rows * poolings * self.model.n_layers * self.model.d_model * 4
 
 
-def condition_config(spec: StudySpec, condition: str) -> dict[str, Any]:
+def condition_config(condition: str) -> dict[str, Any]:
     """A condition with all that gives it its text."""
     makers = load_invented().makers if condition.startswith("other:") else {}
     return {"condition": condition, "maker": makers.get(condition.partition(":")[2])}

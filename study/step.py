@@ -49,8 +49,3 @@ class Step:
         """Digest of all that determines the output."""
         inputs = {role: [s.key for s in steps] for role, steps in self.inputs.items()}
         return digest_of([self.kind, KINDS[self.kind].version, self.config, inputs])
-
-    @property
-    def all_inputs(self) -> list["Step"]:
-        """Every input, whatever its role."""
-        return [step for steps in self.inputs.values() for step in steps]

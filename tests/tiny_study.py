@@ -129,7 +129,7 @@ def behind(steps: Sequence[Step], wanted: Sequence[Step]) -> list[Step]:
     while waiting:
         step = waiting.pop()
         needed.add(step.name)
-        waiting += step.all_inputs
+        waiting += [s for inputs in step.inputs.values() for s in inputs]
     return [s for s in steps if s.name in needed]
 
 
