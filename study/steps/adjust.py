@@ -17,9 +17,9 @@ from probes.layers import choose_layer
 from probes.residual import regress_out, without
 from probes.separability import heldout_auroc
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import FILE, SITE
-from study.steps.behaviour import write_csv
 from study.steps.directions import auroc_columns, quality_table
 
 

@@ -13,10 +13,10 @@ from probes.direction import Direction, fit_direction
 from probes.layers import choose_layer
 from probes.separability import Separability, heldout_auroc
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import FILE, SITE
 from study.steps.answers import write_by_answer
-from study.steps.behaviour import write_csv
 
 _ORIGIN = (
     "checkpoint",

@@ -15,10 +15,10 @@ from probes.contrast import ContrastArrays
 from probes.crossfit import cross_fit, cross_fit_adjusted
 from probes.direction import Direction
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import FILE, SITE
 from study.steps.adjust import evaluation_scores, read_contrast, read_taken
-from study.steps.behaviour import write_csv
 
 
 def agreement(step: Step, bench: Bench, folder: Path) -> None:

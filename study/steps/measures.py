@@ -16,10 +16,10 @@ from analysis.shift_nulls import Relabelled, null_columns, permuted, reworded, w
 from mech.errors import GuardError
 from probes.direction import Direction
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import SITE
 from study.steps.adjust import read_contrast
-from study.steps.behaviour import write_csv
 from study.steps.paraphrases import paraphrased
 
 PROMPT_SETS = "prompt sets"

@@ -19,11 +19,11 @@ from mech.turns import user_turn
 from probes.answers import evaluate_half, trait_cases
 from probes.persona import Trait, TraitQuestion
 from study.bench import Bench
+from study.frames import write_csv
 from study.judges import open_judge
 from study.questions import trait_named
 from study.step import Step
 from study.steps.activations import FILE, SITE, write_capture
-from study.steps.behaviour import write_csv
 
 SCORES = "scores.csv"
 """Columns trait, row, score: `row` counts the prompts of the capture."""

@@ -15,10 +15,10 @@ from mech.chat import SystemPrompt, system_text
 from mech.endpoint import Api, ChatEndpoint
 from mech.files import read_json, write_json
 from study.bench import Bench, prompt_of
+from study.frames import write_csv
 from study.questions import evaluation_half
 from study.spec_parts import ApiSpec
 from study.step import Step
-from study.steps.behaviour import write_csv
 from study.steps.texts import data_named
 
 CHECKPOINT = "checkpoint.json"

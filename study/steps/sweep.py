@@ -19,11 +19,11 @@ from probes.evaluation import Evaluation
 from probes.persona import Trait
 from probes.sweep import Grid, Readings, read_cells, score_cells
 from study.bench import Bench
+from study.frames import stacked, write_csv
 from study.judges import judged
 from study.kinds import KINDS
 from study.plan_sweeps import CHOSEN
 from study.step import Step
-from study.steps.behaviour import write_csv
 from study.sweeps import Asked, make_evaluation, neutral_rows
 
 SCORING = "scoring.json"
@@ -145,10 +145,7 @@ def sweep_tables(step: Step, bench: Bench) -> dict[str, pd.DataFrame]:
         for part, frame in parts.items():
             if not frame.empty:
                 made[part].append(pd.concat([pd.DataFrame([about] * len(frame)), frame], axis=1))
-    return {
-        name: pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        for name, frames in made.items()
-    }
+    return {name: stacked(frames) for name, frames in made.items()}
 
 
 def _best(table: pd.DataFrame, max_kl: float, how: Mapping[str, Any]) -> pd.DataFrame:

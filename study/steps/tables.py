@@ -11,9 +11,9 @@ from analysis.behaviour import recognition_row, report_row, steering_rows
 from finetune.datasets.rows import read_jsonl
 from mech.files import read_json
 from study.bench import Bench
+from study.frames import read_csvs, stacked, write_csv
 from study.step import Step
 from study.steps.answers import answers_table, matching_table
-from study.steps.behaviour import write_csv
 from study.steps.elicitation import elicitations, rollouts_table
 from study.steps.paraphrases import paraphrase_table
 from study.steps.sweep import sweep_tables
@@ -109,9 +109,7 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def _joined(step: Step, bench: Bench, role: str, file: str) -> pd.DataFrame:
-    files = [bench.folder(s) / file for s in step.inputs.get(role, ())]
-    frames = [pd.read_csv(path) for path in files if path.is_file()]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return read_csvs(bench.folder(s) / file for s in step.inputs.get(role, ()))
 
 
 def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
@@ -158,7 +156,7 @@ def _samples(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> 
     for measured in step.inputs.get("self_report", ()):
         reports = pd.read_csv(bench.folder(measured) / "reports.csv", keep_default_na=False)
         frames.append(reports.rename(columns={"claimed": "claimed_name"}).assign(**labels[measured.name]))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return stacked(frames)
 
 
 def _steering(step: Step, bench: Bench) -> pd.DataFrame:
@@ -176,7 +174,7 @@ def _steering(step: Step, bench: Bench) -> pd.DataFrame:
             "layer": measured.config["layer"],
         }
         frames.append(found.assign(**about))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return stacked(frames)
 
 
 def _training(step: Step, bench: Bench) -> pd.DataFrame:
@@ -185,7 +183,7 @@ def _training(step: Step, bench: Bench) -> pd.DataFrame:
         _, stage, seed = trained.name.split("/")
         frame = pd.DataFrame(read_jsonl(bench.folder(trained) / "loss.jsonl"))
         frames.append(frame.assign(stage=stage, seed=int(seed.removeprefix("seed"))))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return stacked(frames)
 
 
 def _datasets(step: Step, bench: Bench) -> pd.DataFrame:
