@@ -299,7 +299,7 @@ def test_what_the_filter_kept_is_what_is_read(home: Path, tmp_path: Path, server
     found = read_json(bench.folder(steps["judged/zest"]) / "kept.json")
     assert found["dropped"] == {"positive side below the trait threshold": 2}  # q0, both samples
     assert found["kept"] == 6
-    direction = Direction.load(bench.folder(steps["direction/zest:prompts"]) / "direction.safetensors")
+    direction = bench.direction(steps["direction/zest:prompts"])
     assert direction.n_pairs == 3
     assert direction.made_from["filter"] == "trait 50, coherence 50: 6 of 8 pairs kept"
     assert direction.made_from["judge"] == {"model": "grader", "how": ["text"]}

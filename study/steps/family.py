@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from analysis.dispersion import spread, spread_change
 from analysis.family import Apart, Member, Part, cosines, transfer, verdicts
 from mech.errors import GuardError
@@ -17,7 +16,7 @@ from probes.direction import Direction
 from study.bench import Bench
 from study.frames import write_csv
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.adjust import evaluation_scores, read_contrast, read_taken
 
 
@@ -36,7 +35,7 @@ def agreement(step: Step, bench: Bench, folder: Path) -> None:
 
 def _member(bench: Bench, fitted: Step, layer: int) -> Member:
     """A direction with its rows at a layer; cross-fitted where it was scored so."""
-    direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
+    direction = bench.direction(fitted)
     rows = read_contrast(fitted, bench, [layer])
     folds, extract = fitted.config.get("folds", 1), _part(rows.of_split("extract"))
     rng = np.random.default_rng(fitted.config["statistics"]["seed"])
@@ -115,5 +114,5 @@ def dispersion(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def _read(bench: Bench, capture: Step, pooling: str, layer: int) -> tuple[np.ndarray, list[str]]:
-    with ActivationStore.open(bench.folder(capture) / FILE) as store:
+    with bench.store(capture) as store:
         return store.read(SITE, pooling, layer), list(store.rows.ids)

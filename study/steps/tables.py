@@ -12,6 +12,7 @@ from finetune.datasets.rows import read_jsonl
 from mech.files import read_json
 from study.bench import Bench
 from study.frames import read_csvs, stacked, write_csv
+from study.paths import QUALITY
 from study.step import Step
 from study.steps.answers import answers_table, matching_table
 from study.steps.elicitation import elicitations, rollouts_table
@@ -63,7 +64,7 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "shifts": _joined(step, bench, "shifts", "shifts.csv"),
         "paraphrases": paraphrase_table(step, bench),
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
-        "directions": _joined(step, bench, "directions", "quality.csv"),
+        "directions": _joined(step, bench, "directions", QUALITY),
         "direction_cosines": _cosines(step, bench),
         "elicitation": elicitations(step, bench),
         "rollouts": rollouts_table(step, bench),
