@@ -40,9 +40,11 @@ class Plan:
         config: dict[str, Any],
         inputs: Mapping[str, Sequence[Step]],
         work: Work | None = None,
+        labels: Mapping[str, Any] | None = None,
     ) -> Step:
         """Append a step; the same step asked for twice is one step."""
-        step = Step(kind, name, config, {k: tuple(v) for k, v in inputs.items()}, work or Work())
+        roles = {k: tuple(v) for k, v in inputs.items()}
+        step = Step(kind, name, config, roles, work or Work(), labels or {})
         known = self._by_name.setdefault(name, step)
         if known is step:
             self.steps.append(step)

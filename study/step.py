@@ -43,6 +43,8 @@ class Step:
     """Steps whose output it reads, by role."""
     work: Work = Work()
     """For the estimate."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What its tables call it: arm and seed, stage and seed, a dataset, a sweep. In its name, so no part of the key."""
 
     @cached_property
     def key(self) -> str:

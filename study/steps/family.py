@@ -88,7 +88,6 @@ def _part(rows: ContrastArrays) -> Part:
 def dispersion(step: Step, bench: Bench, folder: Path) -> None:
     """Spread of an arm's activations under every condition, beside the base's and the benign control's."""
     layer, rows = step.config["layer"], []
-    _, arm, seed = step.name.split("/")
     benign = step.inputs["benign"] or (None,) * len(step.inputs["base"])
     for base, tuned, control in zip(step.inputs["base"], step.inputs["tuned"], benign, strict=True):
         for pooling in ("prompt_last", "response_mean"):
@@ -99,7 +98,7 @@ def dispersion(step: Step, bench: Bench, folder: Path) -> None:
             h_benign = _read(bench, control, pooling, layer)[0] if control else None
             now, before = spread(h_tuned), spread(h_base)
             row = {
-                "arm": arm, "seed": int(seed.removeprefix("seed")), "condition": base.config["condition"]["condition"],
+                **step.labels, "condition": base.config["condition"]["condition"],
                 "pooling": pooling, "layer": layer, "n_questions": len(set(questions)), "trace": now.trace,
                 "trace_base": before.trace, "participation": now.participation, "entropy_rank": now.entropy_rank,
             }  # fmt: skip

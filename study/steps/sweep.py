@@ -119,7 +119,7 @@ def sweep_tables(step: Step, bench: Bench) -> dict[str, pd.DataFrame]:
     }
     options = step.config["statistics"]
     for swept in step.inputs.get("sweeps", ()):
-        name = swept.name.partition("/")[2]
+        name = swept.labels["sweep"]
         table, scoring = (
             pd.read_csv(bench.folder(swept) / "sweep.csv"),
             read_json(bench.folder(swept) / SCORING),

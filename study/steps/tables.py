@@ -181,9 +181,8 @@ def _steering(step: Step, bench: Bench) -> pd.DataFrame:
 def _training(step: Step, bench: Bench) -> pd.DataFrame:
     frames = []
     for trained in (s for s in step.inputs.get("trained", ()) if s.kind == "train"):
-        _, stage, seed = trained.name.split("/")
         frame = pd.DataFrame(read_jsonl(bench.folder(trained) / "loss.jsonl"))
-        frames.append(frame.assign(stage=stage, seed=int(seed.removeprefix("seed"))))
+        frames.append(frame.assign(**trained.labels))
     return stacked(frames)
 
 
@@ -194,7 +193,7 @@ def _datasets(step: Step, bench: Bench) -> pd.DataFrame:
         shortcut = facts.get("shortcut_accuracy", {}).get("train", {})
         rows.append(
             {
-                "dataset": data.name.partition("/")[2],
+                "dataset": data.name.removeprefix("data/"),  # with its seed, where a trained arm wrote it
                 "kind": facts["kind"],
                 "n_rows": facts["n_rows"],
                 "label_rule": facts["label_rule"],
