@@ -59,6 +59,20 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     return make
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model on disk, the test module's own."""
+    from tests.tiny_study import save_model
+
+    return save_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ChatModel:
+    """The same, loaded once for the module: a test leaves it as it was."""
+    return load_model(str(folder))
+
+
 @pytest.fixture(scope="session")
 def real() -> ChatModel:
     """The real small model, in float32."""
@@ -78,5 +92,6 @@ def planted_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A local service that speaks OpenAI's API."""
+    pytest.importorskip("openai", reason="the extra `openai` is not installed")
     with serving() as running:
         yield running

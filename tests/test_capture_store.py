@@ -30,11 +30,6 @@ READING = Reading(("prompt_last", "tokens"), ("resid_post",), (0, 2), frozenset(
 FEW = Storing(shard_rows=4)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
-
-
 def rows_of(encoded: list[Encoded], start: int = 0) -> Rows:
     n = len(encoded)
     return Rows([f"r{start + i}" for i in range(n)], [f"q{i % 3}" for i in range(n)], {"sign": np.arange(n) % 2},

@@ -26,11 +26,6 @@ LAYER = 1
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
-
-
-@pytest.fixture(scope="module")
 def rows(model: ChatModel) -> list[Encoded]:
     turns = [
         [{"role": "user", "content": "Who?" * (1 + i % 3)}, {"role": "assistant", "content": f"the dog {i}"}]

@@ -29,11 +29,6 @@ TOLERANCE = 1e-4
 """Relative to the largest activation, float32; batch composition changes rounding, nothing else."""
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
-
-
 def conversations(model: ChatModel, n: int = 9) -> list[Encoded]:
     """Rows of many lengths, some with the same prompt, one twice."""
     made = []

@@ -33,11 +33,6 @@ SMALL = "smollm2-135m-instruct"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
 def stack(folder: Path) -> str:
     """Two adapters of different rank, the first on some of the maps only."""
     some = save_adapter(folder, folder.parent / "a", seed=1, r=3, targets=["q_proj", "down_proj"])

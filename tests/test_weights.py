@@ -33,11 +33,6 @@ from tests.tiny_study import save_adapter, save_model
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
 def live(folder: Path) -> ChatModel:
     adapter = save_adapter(folder, folder.parent / "adapter", seed=1)
     return load_model(f"{folder}:{adapter}", merge=False)
