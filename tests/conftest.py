@@ -73,6 +73,27 @@ def model(folder: Path) -> ChatModel:
     return load_model(str(folder))
 
 
+@pytest.fixture(scope="module")
+def home(made_once: MadeOnce) -> Path:
+    """A folder with a tiny model and its study."""
+    from tests.tiny_study import save_adapter, save_model, write_study
+
+    def fill(folder: Path) -> None:
+        write_study(folder)
+        save_adapter(save_model(folder / "model"), folder / "given", seed=0)
+
+    return made_once("tiny_study", fill)
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, made_once: MadeOnce) -> Path:
+    """The study's output, run once without any disturbance."""
+    from study.run import run_study
+    from study.spec import load_spec
+
+    return made_once("tiny_study_out", lambda out: run_study(load_spec(home / "study.yaml"), out))
+
+
 @pytest.fixture(scope="session")
 def real() -> ChatModel:
     """The real small model, in float32."""

@@ -16,7 +16,7 @@ from mech.patching import answer_logprob, patch_between
 from probes.answers import QUESTION, PatchedCase, own_name_cases, patch_case, trait_cases
 from probes.persona import Trait, load_trait, text_contrast
 from probes.steer import trait_log_odds
-from tests.test_reading import conversations
+from tests.plain_hooks import conversations
 from tests.tiny_study import save_adapter
 
 DEFAULT = SystemPrompt()

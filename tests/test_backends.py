@@ -23,7 +23,8 @@ from mech.errors import GuardError, InputError
 from mech.models import ChatModel
 from mech.sites import BEFORE, SITES, Site
 from probes.persona import load_trait, text_contrast
-from tests.test_reading import architectures, conversations
+from tests.architectures import architectures
+from tests.plain_hooks import conversations
 from tests.tiny_study import make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours

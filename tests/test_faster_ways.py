@@ -14,7 +14,7 @@ from finetune.fused_norm import _RMSNorm, fused_norms
 from mech.chat import SystemPrompt
 from mech.models import ChatModel
 from mech.products import fast_products, product
-from tests.test_reading import architectures
+from tests.architectures import architectures
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (1, 24), (2, 3, 24), (24,), (0, 24)])

@@ -14,7 +14,8 @@ from mech.generate import Sampling, _Race, generate
 from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.score import next_token_logits, response_logprobs
-from tests.test_reading import conversations, random_model
+from tests.architectures import random_model
+from tests.plain_hooks import conversations
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(model: ChatModel) -> None:

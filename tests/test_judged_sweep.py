@@ -23,8 +23,8 @@ from study.bench import Bench
 from study.engines.local import run_steps
 from study.spec import load_spec
 from study.step import Step
+from tests.forks import FORKS
 from tests.openai_server import Server
-from tests.test_study import FORKS
 from tests.test_sweep_study import behind, planned
 from tests.tiny_study import STUDY, make_tokenizer, save_model, write_study
 

@@ -14,9 +14,9 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.models import ChatModel
 from study.cli import app
+from tests.plain_hooks import conversations
 from tests.store_files import make_rows, make_values, write_file
 from tests.test_capture_store import rows_of
-from tests.test_reading import conversations
 
 POOLINGS = ("span:prompt", "prompt_last", "response_mean", "response_first_2")
 

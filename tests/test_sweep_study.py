@@ -28,7 +28,7 @@ from study.paths import StudyPaths
 from study.plan import make_plan
 from study.spec import StudySpec, load_spec
 from study.step import Step
-from tests.test_study import FORKS
+from tests.forks import FORKS
 from tests.tiny_study import STUDY, behind, save_adapter, save_model, write_study
 
 COMMON: dict[str, Any] = {"strengths": [1], "controls": 2, "questions": 2, "neutral": 2}
