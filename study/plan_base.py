@@ -14,7 +14,7 @@ from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
-from study.spec_parts import DirectionSpec
+from study.spec_directions import DirectionSpec
 from study.step import Step, Work
 
 WHOLE_TURN = ("presence:none", "presence:empty")
