@@ -31,10 +31,6 @@ def judge(server: Server, **options: Any) -> EndpointJudge:
     return EndpointJudge(server.api(max_retries=2).chat("grader"), **options)
 
 
-def logs(**shares: float) -> dict[str, float]:
-    return {token.removeprefix("n"): math.log(share) for token, share in shares.items()}
-
-
 def content(body: dict[str, Any]) -> str:
     return str(body["messages"][-1]["content"])
 
