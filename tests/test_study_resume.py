@@ -3,12 +3,15 @@
 import os
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from analysis.gallery import draw_figures
+from analysis.plot_files import SavedFigure
 from study.engines import local
 from study.run import run_study
 from study.spec import load_spec
@@ -36,6 +39,16 @@ def small(home: Path, made_once: MadeOnce) -> Path:
 def small_finished(small: Path, made_once: MadeOnce) -> Path:
     """Its output, undisturbed."""
     return made_once("small_study_out", lambda out: run_study(load_spec(small), out))
+
+
+@pytest.fixture
+def few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of two tables only: half of a small study's time goes into figures, and no number of another run depends on them."""
+    monkeypatch.setattr("study.steps.figures.draw_figures", _draw_few)
+
+
+def _draw_few(tables: Mapping[str, pd.DataFrame], folder: Path, **how: Any) -> list[SavedFigure]:
+    return draw_figures({k: tables[k] for k in ("directions", "training") if k in tables}, folder, **how)
 
 
 def assert_same_tables(a: Path, b: Path) -> None:
@@ -74,6 +87,7 @@ def _run(yaml_file: str, out: str, ran: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("few_figures")
 def test_killed_in_every_kind_of_step_it_goes_on(home: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     # In the order in which kinds first come up: a kind met earlier would be done, and not be run again.
@@ -102,6 +116,7 @@ def test_two_runs_at_once_share_the_work(small: Path, small_finished: Path, tmp_
     assert_same_tables(out, small_finished)
 
 
+@pytest.mark.usefixtures("few_figures")
 def test_a_full_disk_loses_nothing(
     small: Path, small_finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
