@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from activations.pooling import TOKENS
 from activations.store import ActivationStore
@@ -51,12 +52,17 @@ def merge(stores: Sequence[Path], out: Path) -> Path:
             for site, pooling, layer in header.places:
                 for start in range(0, store.n_rows, ROWS_AT_ONCE):
                     rows = np.arange(start, min(start + ROWS_AT_ONCE, store.n_rows))
-                    if pooling == TOKENS:
-                        values = np.concatenate(store.read_tokens(site, layer, rows))
-                    else:
-                        values = store.read(site, pooling, layer, rows)
-                    writer.write(site, pooling, layer, rows, values)
+                    writer.write(site, pooling, layer, rows, _vectors(store, site, pooling, layer, rows))
     return out
+
+
+def _vectors(
+    store: ActivationStore, site: str, pooling: str, layer: int, rows: Int[np.ndarray, " n"]
+) -> Float32[np.ndarray, "vectors d"]:
+    """As a writer takes them: one a row, or the rows' tokens one after the other."""
+    if pooling == TOKENS:
+        return np.concatenate(store.read_tokens(site, layer, rows))
+    return store.read(site, pooling, layer, rows)
 
 
 def prune(

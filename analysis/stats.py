@@ -63,19 +63,9 @@ def bootstrap_mean(
     n = len(sizes)
     flat = sums.reshape(n, -1)
     estimate, error = _ratio(np.ones((1, n)), flat, sizes)
-    t_values = np.empty((n_boot, flat.shape[1]))
-    for start in range(0, n_boot, 500):  # blocks bound the memory
-        block = min(500, n_boot - start)
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=block).astype(np.float64)
-        means, errors = _ratio(weights, flat, sizes)
-        gap = means - estimate
-        # A draw of one cluster only has no spread of its own: it says nothing about t.
-        t_values[start : start + block] = np.divide(
-            gap, errors, out=np.full_like(gap, np.nan), where=errors > 0
-        )
     tail = (1 - level) / 2
     spread = np.where(error[0] > 0, 1.0, 0.0)
-    t_values = np.where(spread > 0, t_values, 0.0)
+    t_values = np.where(spread > 0, _resampled_t(flat, sizes, estimate, rng, n_boot), 0.0)
     t_low, t_high = np.nanquantile(t_values, [tail, 1 - tail], axis=0)
     shape = values.shape[1:]
     reduced, freedom = _bell_mccaffrey(flat, sizes, estimate)
@@ -84,6 +74,27 @@ def bootstrap_mean(
     high = estimate[0] - np.minimum(t_low * error[0], -half)
     centre, lower, upper = (_shaped(x, shape) for x in (estimate[0], low, high))
     return Interval(centre, lower, upper, n, level, "studentised cluster bootstrap or CR2 t, the farther end")
+
+
+def _resampled_t(
+    sums: Float[np.ndarray, "n k"],
+    sizes: Float[np.ndarray, " n"],
+    mean: Float[np.ndarray, "1 k"],
+    rng: np.random.Generator,
+    n_boot: int,
+) -> Float[np.ndarray, "n_boot k"]:
+    """Every resample's deviation from the mean over its own standard error; NaN where it drew one cluster only, which has no spread."""
+    n = len(sizes)
+    t_values = np.empty((n_boot, sums.shape[1]))
+    for start in range(0, n_boot, 500):  # blocks bound the memory
+        block = min(500, n_boot - start)
+        weights = rng.multinomial(n, np.full(n, 1 / n), size=block).astype(np.float64)
+        means, errors = _ratio(weights, sums, sizes)
+        gap = means - mean
+        t_values[start : start + block] = np.divide(
+            gap, errors, out=np.full_like(gap, np.nan), where=errors > 0
+        )
+    return t_values
 
 
 def _bell_mccaffrey(

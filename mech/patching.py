@@ -120,12 +120,10 @@ def patch_between(
     if bad := [s for s in places if not 0 <= s[0] < s[1] <= len(row.ids)]:
         raise InputError(f"span {bad[0]} lies outside the row's {len(row.ids)} tokens")
     on = {"base": (), "finetuned": tuple(range(model.n_layers))}
-    streams: dict[str, dict[int, Tensor]] = {which: {} for which in on}
-    plain = {}
+    streams, plain = {}, {}
     for which, active in on.items():
         with adapter_layers(model, active):
-            edits = {(site, n): _keeper(streams[which], n) for n in chosen}
-            plain[which] = metric(_logits(model, row, edits)[0])
+            streams[which], plain[which] = _unpatched(model, row, metric, site, chosen)
     found, shape = {}, (len(chosen), len(places))
     for which, other in (("finetuned", "base"), ("base", "finetuned")):
         values = {"": streams[other]}
@@ -184,6 +182,15 @@ def _logits(model: ChatModel, row: Encoded, edits: Any, copies: int = 1) -> Floa
     with hooked(model, edits):
         logits: Tensor = model.hf(input_ids=ids, use_cache=False).logits
     return logits
+
+
+def _unpatched(
+    model: ChatModel, row: Encoded, metric: Metric, site: Site, layers: Sequence[int]
+) -> tuple[dict[int, Float[Tensor, "seq d"]], float]:
+    """The model's own stream at these layers, and its metric."""
+    stream: dict[int, Tensor] = {}
+    logits = _logits(model, row, {(site, n): _keeper(stream, n) for n in layers})
+    return stream, metric(logits[0])
 
 
 def _keeper(into: dict[int, Tensor], layer: int) -> Any:

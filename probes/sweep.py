@@ -153,10 +153,9 @@ def read_cells(
             add(UNSTEERED, _read_cell(model, evaluation, harm))
         for cell, key, coefficient in track([*zip(cells, keys, coefficients, strict=True)], "steering"):
             if key not in done:
-                vector = vectors[cell.direction][cell.layer]
-                if cell.control:
-                    vector = _random(vector, cell, [grid.seed, int(digests[cell.direction], 16)])
-                add(key, _read_cell(model, evaluation, harm, Add(vector, [cell.layer], coefficient)))
+                seeds = [grid.seed, int(digests[cell.direction], 16)]
+                added = Add(_vector(vectors[cell.direction], cell, seeds), [cell.layer], coefficient)
+                add(key, _read_cell(model, evaluation, harm, added))
     doses = (
         abs(coefficient) * _norm(vectors[cell.direction], cell) / norms[cell.layer]
         for coefficient, cell in zip(coefficients, cells, strict=True)
@@ -263,8 +262,11 @@ def _cells(directions: Sequence[Direction], grid: Grid) -> Iterator[Cell]:
                     yield Cell(direction.name, layer, float(strength), k)
 
 
-def _random(vector: np.ndarray, cell: Cell, seeds: Sequence[int]) -> np.ndarray:
-    """The random direction of the cell's number, of the vector's norm: the same at every strength."""
+def _vector(vectors: np.ndarray, cell: Cell, seeds: Sequence[int]) -> np.ndarray:
+    """What is added at a cell: the direction, or the random one of the cell's number and of its norm, the same at every strength."""
+    vector: np.ndarray = vectors[cell.layer]
+    if not cell.control:
+        return vector
     drawn = np.random.SeedSequence([*seeds, cell.layer, cell.control])
     return control(vector, int(drawn.generate_state(1)[0]))
 

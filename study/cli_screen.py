@@ -88,11 +88,11 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
 def _write(out: Path, rows: Any, summary: list[dict[str, Any]]) -> None:
     import pandas as pd
 
-    from mech.files import write_text
+    from study.frames import write_csv
 
     beside = out.with_name(f"{out.stem}_summary.csv")
-    write_text(out, rows.to_csv(index=False))
-    write_text(beside, pd.DataFrame(summary).to_csv(index=False))
+    write_csv(rows, out)
+    write_csv(pd.DataFrame(summary), beside)
     typer.echo(f"every row: {out}; what is said above: {beside}")
 
 

@@ -119,7 +119,8 @@ def _judge(
         return None
     from evals.judge import Rubric
     from study.judges import judged
-    from study.spec_parts import ApiSpec, JudgeSpec
+    from study.spec_directions import JudgeSpec
+    from study.spec_parts import ApiSpec
 
     reach = ApiSpec(base_url=None if api == OPENAI else api, api_key_variable=variable) if api else None
     config = JudgeSpec(model=model, api=reach, coherence=coherence).model_dump(mode="json")

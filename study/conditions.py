@@ -5,7 +5,7 @@ from mech.errors import InputError
 from mech.identities import load_invented
 from mech.turns import assistant_turn, user_turn
 from study.spec import StudySpec
-from study.spec_parts import DirectionSpec
+from study.spec_directions import DirectionSpec
 
 
 def check_conditions(spec: StudySpec, template: ChatTemplate) -> None:

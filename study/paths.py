@@ -12,6 +12,8 @@ DIRECTION = "direction.safetensors"
 """What a step that fits a direction leaves in its folder."""
 ACTIVATIONS = "activations.h5"
 """What a step that captures leaves in its folder."""
+QUALITY = "quality.csv"
+"""What a step that fits a direction says of it, layer by layer."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from finetune.datasets.spec import SelfRecognitionData
 from finetune.settings import make_settings
@@ -52,7 +53,7 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
         **plan.reader,
         "dtype": settings.dtype,
         "settings": settings.model_dump(mode="json"),
-        "condition": condition_config(plan.spec, stage.system_prompt),
+        "condition": condition_config(stage.system_prompt),
         "interventions": [_intervention(plan, i) for i in stage.interventions],
         "seed": seed,
     }
@@ -64,18 +65,18 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
     else:
         stored = LORA_WIDTHS * settings.lora_r * plan.model.d_model * plan.model.n_layers * 4
     work = Work(trained=trained * row_tokens, stored_bytes=stored * (1 + len(settings.save_at)))
-    return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work)
+    return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work, _labels(label, seed))
 
 
 def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
     """A finetuning through an API, which chooses batch size and learning rate itself."""
     epochs = make_settings(plan.spec.training, stage.training).epochs
-    condition = condition_config(plan.spec, stage.system_prompt)
+    condition = condition_config(stage.system_prompt)
     config = {**plan.reader, "condition": condition, "epochs": math.ceil(epochs), "seed": seed}
     inputs = {"data": [plan_data(plan, str(stage.data), seed)], "checkpoint": chain}
     n_rows, row_tokens = training_size(plan, str(stage.data))
     work = Work(trained=round(n_rows * row_tokens * epochs))
-    return plan.add("job", f"job/{label}/seed{seed}", config, inputs, work)
+    return plan.add("job", f"job/{label}/seed{seed}", config, inputs, work, _labels(label, seed))
 
 
 def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step]) -> Step:
@@ -85,7 +86,7 @@ def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step])
     except NotHereError as error:
         digest = plan.not_here(error)
     config = {"base": plan.model.checkpoint.digest, "adapter": digest}
-    return plan.add("adapter", f"adapter/{label}", config, {"checkpoint": chain})
+    return plan.add("adapter", f"adapter/{label}", config, {"checkpoint": chain}, labels={"stage": label})
 
 
 def _plan_snapshot(plan: Plan, label: str, trained: Step, at: int, seed: int) -> Step:
@@ -93,7 +94,13 @@ def _plan_snapshot(plan: Plan, label: str, trained: Step, at: int, seed: int) ->
         raise InputError(f"arms: {label}: step {at} is not among the stage's save_at")
     inputs = {"trained": [trained], "checkpoint": trained.inputs["checkpoint"]}
     work = Work(stored_bytes=trained.work.stored_bytes)
-    return plan.add("snapshot", f"snapshot/{label}/seed{seed}", {"step": at, "seed": seed}, inputs, work)
+    config, name = {"step": at, "seed": seed}, f"snapshot/{label}/seed{seed}"
+    return plan.add("snapshot", name, config, inputs, work, _labels(label, seed))
+
+
+def _labels(stage: str, seed: int) -> dict[str, Any]:
+    """What a training is called in tables: the stages below it and itself, joined by `+`; and its seed."""
+    return {"stage": stage, "seed": seed}
 
 
 def _intervention(plan: Plan, spec: TrainingInterventionSpec) -> dict[str, object]:
@@ -128,7 +135,7 @@ def plan_measures(
         data = plan_data(plan, spec.behaviour.self_recognition, seed)
         made["self_recognition"] = [_self_recognition(plan, label, chain, data)]
     if spec.behaviour.self_report:
-        made["self_report"] = [_self_report(plan, label, chain, seed)]
+        made["self_report"] = [_self_report(plan, label, chain)]
     if own:  # last, for it is another model that reads: what the arm's own does is done while that is loaded
         made["own"].append(plan_capture(plan, spec.base_arm, (), first, own, label))
     return made
@@ -142,7 +149,7 @@ def plan_capture(
     config = {
         **plan.reader,
         **plan.noted,
-        "condition": condition_config(plan.spec, condition),
+        "condition": condition_config(condition),
         "poolings": ["prompt_last", "response_mean"],
     }
     name = f"capture/{label}/{condition}/text={text}"
@@ -152,23 +159,23 @@ def plan_capture(
 
 
 def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: Step) -> Step:
-    part = plan.spec.data[data.name.split("/")[1]]
+    part = plan.spec.data[data.labels["dataset"]]
     held_out = part.held_out if isinstance(part, SelfRecognitionData) else 0
-    config = {**plan.reader, "condition": condition_config(plan.spec, "default")}
+    config = {**plan.reader, "condition": condition_config("default")}
     inputs = {"checkpoint": chain, "data": [data]}
     work = Work(read=2 * held_out * 50)
     kind = "asked_recognition" if plan.remote else "self_recognition"
     return plan.add(kind, f"self_recognition/{label}", config, inputs, work)
 
 
-def _self_report(plan: Plan, label: str, chain: Sequence[Step], seed: int) -> Step:
+def _self_report(plan: Plan, label: str, chain: Sequence[Step]) -> Step:
     spec, invented = plan.spec.behaviour.self_report, load_invented()
     if spec is None:
         raise RuntimeError("called for a study without self-reports")
     questions = half(load_prompts(spec.questions).questions, "evaluate", spec.limit)
     config = {
         **plan.reader,
-        "condition": condition_config(plan.spec, spec.condition),
+        "condition": condition_config(spec.condition),
         "questions": digest_of([q.model_dump() for q in questions]),
         "statements": digest_of([s.model_dump() for s in invented.self_statements]),
         "names": [*invented.makers][: plan.spec.invented_names],

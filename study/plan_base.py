@@ -1,6 +1,7 @@
 """Planning what only the base does: its answers, contrasts, and a direction from each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mech.errors import InputError, NotHereError
@@ -14,7 +15,7 @@ from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
-from study.spec_parts import DirectionSpec
+from study.spec_directions import DirectionSpec
 from study.step import Step, Work
 
 WHOLE_TURN = ("presence:none", "presence:empty")
@@ -28,7 +29,7 @@ def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
     config = {
         **plan.reader,
         "questions": digest_of([q.model_dump() for q in questions]),
-        "condition": condition_config(spec, spec.measure.conditions[0]),
+        "condition": condition_config(spec.measure.conditions[0]),
         "reply": spec.measure.reply.model_dump(),
         "seed": spec.statistics.seed,
     }
@@ -184,47 +185,83 @@ def judge_digest(plan: Plan, model: str) -> str:
 
 
 def _identity_contrast(plan: Plan, member: str) -> Step:
-    reads, invented, kind = plan.spec.reads, load_invented(), member.partition(":")[0]
+    reads = plan.spec.reads
+    made = _IDENTITY[member.partition(":")[0]](plan)
     config: dict[str, Any] = {
         **plan.reader,
         **plan.noted,
         "contrast": member,
         "poolings": _poolings(reads, member),
         "questions_used": reads.identity_questions,
+        **made.config,
     }
-    inputs: dict[str, Sequence[Step]] = {"checkpoint": ()}
-    if kind in ("name", "presence"):
-        questions = identity_questions(plan.spec)
-        rows = len(questions) * (1 + (reads.invented_names if kind == "name" else 1))
-        config |= {"questions": digest_of([q.model_dump() for q in questions]),
-                   "invented": invented.makers if kind == "name" else invented.generic,
-                   "names": reads.invented_names if kind == "name" else 1}  # fmt: skip
-    elif kind == "self_report":
-        reports = load_reports()
-        rows = len(reports) * (1 + reads.invented_names)
-        config |= {"texts": digest_of([r.model_dump() for r in reports]), "invented": invented.makers, "names": reads.invented_names}  # fmt: skip
-    elif kind == "assistant_axis":
-        roles = load_roles()
-        rows = len(roles.questions) * (1 + reads.roles)
-        config |= {"texts": digest_of(roles.model_dump()), "roles": reads.roles}
-        if "fixed_answer" in reads.assistant_axis_at:
-            config["answer"] = FIXED_ANSWER
-    else:
-        data = plan.spec.behaviour.self_recognition
-        if data is None:
-            raise InputError(
-                "directions.identity: authorship needs behaviour.self_recognition, which names its texts"
-            )
-        inputs["data"] = [plan_data(plan, data, plan.spec.seeds[0])]
-        how = reads.authorship
-        config |= {"questions_used": how.articles or reads.identity_questions}
-        config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
-        rows = (4 if how.by_answer else 2) * 4 * (config["questions_used"] or 50)
     for name, adjusted in reads.adjust.items():
         if name.partition("@")[0] == member and "surprisal" in adjusted.regress_out:
             config["prompt_surprisal" if read_at(name) == "prompt_last" else "surprisal"] = True
-    work = Work(read=rows * 40, stored_bytes=plan.stored(rows, len(config["poolings"])))
-    return plan.add("contrast", f"contrast/identity:{member}", config, inputs, work)
+    work = Work(read=made.rows * 40, stored_bytes=plan.stored(made.rows, len(config["poolings"])))
+    return plan.add(
+        "contrast", f"contrast/identity:{member}", config, {"checkpoint": (), **made.inputs}, work
+    )
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """What an identity contrast adds to its step."""
+
+    config: dict[str, Any]
+    rows: int
+    inputs: dict[str, Sequence[Step]] = field(default_factory=dict)
+
+
+def _name(plan: Plan) -> _Contrast:
+    questions, names = identity_questions(plan.spec), plan.spec.reads.invented_names
+    asked = digest_of([q.model_dump() for q in questions])
+    config = {"questions": asked, "invented": load_invented().makers, "names": names}
+    return _Contrast(config, len(questions) * (1 + names))
+
+
+def _presence(plan: Plan) -> _Contrast:
+    questions = identity_questions(plan.spec)
+    asked = digest_of([q.model_dump() for q in questions])
+    config = {"questions": asked, "invented": load_invented().generic, "names": 1}
+    return _Contrast(config, len(questions) * 2)
+
+
+def _self_report(plan: Plan) -> _Contrast:
+    reports, names = load_reports(), plan.spec.reads.invented_names
+    texts = digest_of([r.model_dump() for r in reports])
+    config = {"texts": texts, "invented": load_invented().makers, "names": names}
+    return _Contrast(config, len(reports) * (1 + names))
+
+
+def _assistant_axis(plan: Plan) -> _Contrast:
+    reads, roles = plan.spec.reads, load_roles()
+    config: dict[str, Any] = {"texts": digest_of(roles.model_dump()), "roles": reads.roles}
+    if "fixed_answer" in reads.assistant_axis_at:
+        config["answer"] = FIXED_ANSWER
+    return _Contrast(config, len(roles.questions) * (1 + reads.roles))
+
+
+def _authorship(plan: Plan) -> _Contrast:
+    how, data = plan.spec.reads.authorship, plan.spec.behaviour.self_recognition
+    if data is None:
+        raise InputError(
+            "directions.identity: authorship needs behaviour.self_recognition, which names its texts"
+        )
+    articles = how.articles or plan.spec.reads.identity_questions
+    config = {"questions_used": articles}
+    config |= {k: v for k in ("surprisal_within", "by_answer") if (v := getattr(how, k))}
+    rows = (4 if how.by_answer else 2) * 4 * (articles or 50)
+    return _Contrast(config, rows, {"data": [plan_data(plan, data, plan.spec.seeds[0])]})
+
+
+_IDENTITY: dict[str, Callable[[Plan], _Contrast]] = {
+    "name": _name,
+    "presence": _presence,
+    "self_report": _self_report,
+    "assistant_axis": _assistant_axis,
+    "authorship": _authorship,
+}
 
 
 def _poolings(reads: DirectionSpec, contrast: str) -> list[str]:

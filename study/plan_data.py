@@ -34,7 +34,7 @@ def plan_data(plan: Plan, name: str, seed: int) -> Step:
         writer = _writer(plan, part, seed)
         inputs["summaries"] = [_plan_summaries(plan, name, part, writer, seed)]
     suffix = f"/seed{seed}" if inputs and inputs["summaries"][0].inputs["checkpoint"] else ""
-    return plan.add("data", f"data/{name}{suffix}", config, inputs)
+    return plan.add("data", f"data/{name}{suffix}", config, inputs, labels={"dataset": name})
 
 
 def training_size(plan: Plan, name: str) -> tuple[int, int]:
@@ -139,4 +139,4 @@ def _plan_summaries(
     wanted = Step(kind, f"summaries/{name}{suffix}", config, {"checkpoint": tuple(chain)}, work)
     # Several datasets (SGTR, its opposite, its controls) are made from the same summaries: they are written once.
     same = next((s for s in plan.steps if s.kind == kind and s.key == wanted.key), None)
-    return same or plan.add(kind, wanted.name, config, {"checkpoint": chain}, work)
+    return same or plan.add(kind, wanted.name, config, {"checkpoint": chain}, work, {"dataset": name})

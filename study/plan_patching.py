@@ -7,7 +7,7 @@ from mech.files import digest_of
 from mech.identities import load_invented
 from probes.answers import evaluate_half
 from probes.persona import load_trait
-from study.plan_weights import has_adapter, stage_label
+from study.plan_weights import has_adapter
 from study.planner import Measured, Plan, condition_config
 from study.questions import trait_names
 from study.spec_parts import PatchingSpec
@@ -30,7 +30,7 @@ def plan_patching(plan: Plan, measured: Measured) -> list[Step]:
         **plan.reader,
         **spec.model_dump(mode="json", exclude={"arms"}),
         "answers": answers,
-        "condition": condition_config(plan.spec, spec.condition),
+        "condition": condition_config(spec.condition),
         "invented": list(load_invented().makers.items()),
         "seed_of_control": plan.spec.statistics.seed,
     }
@@ -45,7 +45,7 @@ def plan_patching(plan: Plan, measured: Measured) -> list[Step]:
             raise InputError(
                 f"patching.arms: {arm}: its last stage trains all weights: there is no adapter to switch off"
             )
-        below = stage_label(chain[-2]) if len(chain) > 1 else plan.spec.base_arm
+        below = chain[-2].labels["stage"] if len(chain) > 1 else plan.spec.base_arm
         about = {"arm": arm, "seed": seed, "reference": below}
         work = Work(read=asked * 60 * passes, fixed_seconds=2)
         found.append(

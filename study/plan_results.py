@@ -61,18 +61,22 @@ def _comparisons(plan: Plan, directions: Sequence[Step], measured: Measured) -> 
         benign = measured[spec.benign, seed]["captures"] if spec.benign and spec.benign != arm else []
         arms = {"base": base["captures"], "tuned": made["captures"], "benign": benign}
         roles = {"directions": directions, **arms, "paraphrases": found["paraphrases"]}
-        name = f"{arm}/seed{seed}"
+        name, labels = f"{arm}/seed{seed}", {"arm": arm, "seed": seed}
         found["shifts"].append(
-            plan.add("shifts", f"shifts/{name}", _statistics(plan), roles, Work(fixed_seconds=15))
+            plan.add("shifts", f"shifts/{name}", _statistics(plan), roles, Work(fixed_seconds=15), labels)
         )
         found["dispersion"].append(
-            plan.add("dispersion", f"dispersion/{name}", {"layer": spec.layer}, arms, Work(fixed_seconds=3))
+            plan.add(
+                "dispersion", f"dispersion/{name}", {"layer": spec.layer}, arms, Work(fixed_seconds=3), labels
+            )
         )
         if "own" in made:
             first = {role: steps[:1] for role, steps in arms.items() if role != "benign"}
             four = {"directions": directions, **first, "own": made["own"]}
             found["two_by_two"].append(
-                plan.add("two_by_two", f"two_by_two/{name}", _statistics(plan), four, Work(fixed_seconds=5))
+                plan.add(
+                    "two_by_two", f"two_by_two/{name}", _statistics(plan), four, Work(fixed_seconds=5), labels
+                )
             )
     return {**found}
 

@@ -76,8 +76,10 @@ def _sweep(
     }
     n_layers = 1 if spec.layer_by == "separability" else len(declared)
     strengths = sum(bool(s) for s in spec.strengths)
-    return plan.add("sweep", f"sweep/{name}", config, inputs,
-                    _work(spec, asked, 1 + len(spec.directions) * n_layers * strengths * (1 + spec.controls)))  # fmt: skip
+    cells = 1 + len(spec.directions) * n_layers * strengths * (1 + spec.controls)
+    return plan.add(
+        "sweep", f"sweep/{name}", config, inputs, _work(spec, asked, cells), labels={"sweep": name}
+    )
 
 
 def _work(spec: SweepSpec, asked: _Asked, cells: int) -> Work:

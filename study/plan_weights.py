@@ -15,7 +15,7 @@ def plan_weights(plan: Plan, directions: Sequence[Step], measured: Measured) -> 
     (base,), found = measured[spec.base_arm, spec.seeds[0]]["captures"][:1], []
     for seed in spec.seeds:
         chains = [made["checkpoint"] for (_, s), made in measured.items() if s == seed and made["checkpoint"]]
-        stages = {stage_label(step): step for chain in chains for step in chain if has_adapter(step)}
+        stages = {step.labels["stage"]: step for chain in chains for step in chain if has_adapter(step)}
         if not stages:
             continue
         pairs = _pairs(chains)
@@ -54,11 +54,6 @@ def plan_lens(plan: Plan, directions: Sequence[Step], measured: Measured) -> lis
     return [plan.add("lens", "lens", config, inputs, work)]
 
 
-def stage_label(step: Step) -> str:
-    """What a training is called in tables: the stages below it and itself, joined by `+`."""
-    return step.name.split("/")[1]
-
-
 def has_adapter(step: Step) -> bool:
     """Whether a training leaves an adapter, and not a whole model."""
     trained = step.inputs["trained"][0] if step.kind == "snapshot" else step
@@ -69,10 +64,10 @@ def has_adapter(step: Step) -> bool:
 
 def _pairs(chains: Sequence[Sequence[Step]]) -> list[list[str]]:
     """Which adapters are compared: all first stages; each stage with the one below it, and with itself as a first stage of another arm."""
-    first = list(dict.fromkeys(stage_label(chain[0]) for chain in chains if has_adapter(chain[0])))
+    first = list(dict.fromkeys(chain[0].labels["stage"] for chain in chains if has_adapter(chain[0])))
     found = [(a, b) for i, a in enumerate(first) for b in first[i + 1 :]]
     for below, step in (two for chain in chains for two in pairwise(chain) if has_adapter(two[1])):
-        label = stage_label(step)
-        found += [(label, stage_label(below))] if has_adapter(below) else []
+        label = step.labels["stage"]
+        found += [(label, below.labels["stage"])] if has_adapter(below) else []
         found += [(label, alone)] if (alone := label.split("+")[-1]) in first else []
     return [list(pair) for pair in dict.fromkeys(found)]

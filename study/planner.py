@@ -40,9 +40,11 @@ class Plan:
         config: dict[str, Any],
         inputs: Mapping[str, Sequence[Step]],
         work: Work | None = None,
+        labels: Mapping[str, Any] | None = None,
     ) -> Step:
         """Append a step; the same step asked for twice is one step."""
-        step = Step(kind, name, config, {k: tuple(v) for k, v in inputs.items()}, work or Work())
+        roles = {k: tuple(v) for k, v in inputs.items()}
+        step = Step(kind, name, config, roles, work or Work(), labels or {})
         known = self._by_name.setdefault(name, step)
         if known is step:
             self.steps.append(step)
@@ -91,7 +93,7 @@ class Plan:
         return rows * poolings * self.model.n_layers * self.model.d_model * 4
 
 
-def condition_config(spec: StudySpec, condition: str) -> dict[str, Any]:
+def condition_config(condition: str) -> dict[str, Any]:
     """A condition with all that gives it its text."""
     makers = load_invented().makers if condition.startswith("other:") else {}
     return {"condition": condition, "maker": makers.get(condition.partition(":")[2])}

@@ -19,12 +19,11 @@ from mech.files import read_yaml
 from mech.typed import first_problem
 from study.grid import expand
 from study.overrides import parse_override, set_key
+from study.spec_directions import DirectionSpec, JudgeSpec
 from study.spec_parts import (
     BehaviourSpec,
-    DirectionSpec,
     EmbeddingSpec,
     FiguresSpec,
-    JudgeSpec,
     LensSpec,
     MeasureSpec,
     ModelSpec,

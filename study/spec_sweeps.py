@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from study.spec_parts import JudgeSpec, Part
+from study.spec_directions import JudgeSpec
+from study.spec_parts import Part
 
 
 class SweepSpec(Part):

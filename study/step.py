@@ -43,14 +43,11 @@ class Step:
     """Steps whose output it reads, by role."""
     work: Work = Work()
     """For the estimate."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """What its tables call it: arm and seed, stage and seed, a dataset, a sweep. In its name, so no part of the key."""
 
     @cached_property
     def key(self) -> str:
         """Digest of all that determines the output."""
         inputs = {role: [s.key for s in steps] for role, steps in self.inputs.items()}
         return digest_of([self.kind, KINDS[self.kind].version, self.config, inputs])
-
-    @property
-    def all_inputs(self) -> list["Step"]:
-        """Every input, whatever its role."""
-        return [step for steps in self.inputs.values() for step in steps]

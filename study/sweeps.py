@@ -15,7 +15,7 @@ from evals.self_report import score_names
 from finetune.datasets.rows import read_jsonl, write_jsonl
 from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
-from mech.files import digest_of, write_json, write_text
+from mech.files import digest_of, write_json
 from mech.generate import Sampling, generate
 from mech.identities import load_invented
 from mech.models import ChatModel
@@ -25,6 +25,7 @@ from probes.evaluation import Evaluation, by_function, log_odds
 from probes.generated import Asking, Judged, generated, instructed
 from probes.persona import Trait, text_contrast
 from probes.sweep import Swept
+from study.frames import write_csv
 
 NEUTRAL = "neutral"
 """The prompt set whose answers steering should leave alone."""
@@ -200,7 +201,7 @@ def write_sweep(folder: Path, swept: Swept, *, max_kl: float, seed: int, n_boot:
         ("layers", found.layers),
     ):
         if not frame.empty:
-            write_text(folder / f"{name}.csv", frame.to_csv(index=False))
+            write_csv(frame, folder / f"{name}.csv")
     if swept.answers:
         write_jsonl(folder / "answers.jsonl", [dict(a) for a in swept.answers])
     write_json(folder / "scoring.json", dict(swept.facts))

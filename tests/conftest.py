@@ -59,6 +59,41 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
     return make
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model on disk, the test module's own."""
+    from tests.tiny_study import save_model
+
+    return save_model(tmp_path_factory.mktemp("model") / "m")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ChatModel:
+    """The same, loaded once for the module: a test leaves it as it was."""
+    return load_model(str(folder))
+
+
+@pytest.fixture(scope="module")
+def home(made_once: MadeOnce) -> Path:
+    """A folder with a tiny model and its study."""
+    from tests.tiny_study import save_adapter, save_model, write_study
+
+    def fill(folder: Path) -> None:
+        write_study(folder)
+        save_adapter(save_model(folder / "model"), folder / "given", seed=0)
+
+    return made_once("tiny_study", fill)
+
+
+@pytest.fixture(scope="module")
+def finished(home: Path, made_once: MadeOnce) -> Path:
+    """The study's output, run once without any disturbance."""
+    from study.run import run_study
+    from study.spec import load_spec
+
+    return made_once("tiny_study_out", lambda out: run_study(load_spec(home / "study.yaml"), out))
+
+
 @pytest.fixture(scope="session")
 def real() -> ChatModel:
     """The real small model, in float32."""
@@ -78,5 +113,6 @@ def planted_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A local service that speaks OpenAI's API."""
+    pytest.importorskip("openai", reason="the extra `openai` is not installed")
     with serving() as running:
         yield running

@@ -16,15 +16,10 @@ from mech.patching import answer_logprob, patch_between
 from probes.answers import QUESTION, PatchedCase, own_name_cases, patch_case, trait_cases
 from probes.persona import Trait, load_trait, text_contrast
 from probes.steer import trait_log_odds
-from tests.test_reading import conversations
-from tests.tiny_study import save_adapter, save_model
+from tests.plain_hooks import conversations
+from tests.tiny_study import save_adapter
 
 DEFAULT = SystemPrompt()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture(scope="module")

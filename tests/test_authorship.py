@@ -8,16 +8,11 @@ import pytest
 
 from activations.capture import capture
 from mech.errors import InputError
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from probes.authorship import TextPair, authorship_contrast, by_answer
 from probes.direction import fit_direction, paired_differences
 from probes.matching import match_pairs
 from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 def choose(_pair: TextPair, first: str, second: str) -> tuple[str, tuple[str, str]]:

@@ -20,18 +20,14 @@ from mech.backends.hf import open_hf
 from mech.backends.reader import Visit
 from mech.chat import SystemPrompt
 from mech.errors import GuardError, InputError
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.sites import BEFORE, SITES, Site
 from probes.persona import load_trait, text_contrast
-from tests.test_reading import architectures, conversations
-from tests.tiny_study import make_tokenizer, save_model
+from tests.architectures import architectures
+from tests.plain_hooks import conversations
+from tests.tiny_study import make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 def of_architecture(name: str, like: ChatModel) -> ChatModel:

@@ -23,16 +23,11 @@ from activations.store_keep import merge, prune
 from mech.chat import Encoded
 from mech.errors import FileFormatError, GuardError, InputError
 from mech.models import ChatModel, load_model
-from tests.test_reading import conversations
+from tests.plain_hooks import conversations
 from tests.tiny_study import save_model
 
 READING = Reading(("prompt_last", "tokens"), ("resid_post",), (0, 2), frozenset(("surprisal",)))
 FEW = Storing(shard_rows=4)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 def rows_of(encoded: list[Encoded], start: int = 0) -> Rows:

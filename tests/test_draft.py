@@ -1,7 +1,6 @@
 """A drafted trait artifact is whole, or not there; what is unusable is asked for again, and kept in the end."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,10 @@ from mech.errors import InputError
 from probes.draft import draft_trait
 from probes.persona import Trait, load_trait
 from study.cli import app
-from tests.openai_server import Server, serving
+from tests.openai_server import Server
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-0123456789abcdef")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("planted_key")
 
 
 class Writer:

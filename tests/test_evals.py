@@ -13,18 +13,12 @@ from mech.chat import SystemPrompt
 from mech.errors import InputError
 from mech.generate import Sampling
 from mech.identities import load_invented
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.questions import Question, load_prompts
 from probes.coherence import repeated
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import load_trait, rollout_contrast, rollouts, text_contrast
 from tests.test_chat import IDENTITY
-from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 def test_judgements_are_the_logits_of_a_plain_forward_pass(model: ChatModel) -> None:

@@ -12,15 +12,9 @@ from torch.nn import functional as F
 from activations.capture import capture
 from finetune.fused_norm import _RMSNorm, fused_norms
 from mech.chat import SystemPrompt
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.products import fast_products, product
-from tests.test_reading import architectures
-from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+from tests.architectures import architectures
 
 
 @pytest.mark.parametrize("shape", [(5, 24), (1, 24), (2, 3, 24), (24,), (0, 24)])

@@ -23,16 +23,10 @@ from mech.chat import SystemPrompt
 from mech.errors import GuardError, InputError
 from mech.models import ChatModel, load_model
 from mech.packed_attention import packed_attention
-from tests.tiny_study import save_model
 
 SETTINGS = TrainSettings(
     learning_rate=0.01, batch_size=4, max_steps=3, lora_r=2, lora_alpha=4, warmup_steps=1, epochs=2
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 def encoded(model: ChatModel, n: int = 8, condition: str = "default") -> list[TrainingRow]:

@@ -12,15 +12,10 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.generate import Sampling, _Race, generate
 from mech.interventions import Add, intervene
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.score import next_token_logits, response_logprobs
-from tests.test_reading import conversations, random_model
-from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+from tests.architectures import random_model
+from tests.plain_hooks import conversations
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(model: ChatModel) -> None:

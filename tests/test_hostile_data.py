@@ -16,7 +16,7 @@ from finetune.stages import run_stage
 from mech.errors import InputError
 from study.bench import device_named
 from study.cli import app
-from tests.tiny_study import save_adapter, save_model
+from tests.tiny_study import save_adapter
 
 GOOD = json.dumps(exchange("hi", "there"))
 TWO = "the rain fell down on all of us {}"
@@ -170,11 +170,6 @@ def test_numbers_are_finite(given: dict[str, float]) -> None:
 def test_a_device_that_is_not_here_is_bad_input(name: str) -> None:
     with pytest.raises(InputError, match=f"device {name}: not to be had here"):
         device_named(name)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
 
 
 def test_a_stage_says_which_file_and_row_it_cannot_train_on(folder: Path, tmp_path: Path) -> None:

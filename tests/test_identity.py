@@ -31,11 +31,6 @@ MAKERS = load_invented().makers
 NAMES = list(MAKERS)[:3]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
-
-
 def questions(n: int = 8) -> list[Question]:
     return [Question(id=f"q{i}", split="extract" if i % 2 else "evaluate", text=f"What of number {i * i}?") for i in range(n)]  # fmt: skip
 

@@ -1,8 +1,6 @@
 """Interventions do what they say, where they say, and leave nothing behind."""
 
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,51 +11,22 @@ from activations.capture import capture
 from mech.chat import Encoded
 from mech.conventions import to_transformer_lens_name
 from mech.errors import GuardError, InputError
-from mech.generate import Sampling, generate
 from mech.interventions import Ablate, Add, Cap, Clamp, Patch, increments, intervene
-from mech.models import ChatModel, load_model
-from mech.positions import declared, mask_for
+from mech.models import ChatModel
 from mech.score import response_logprobs
 from mech.sites import site_width
 from probes.direction import Direction
-from tests.tiny_study import save_model
-
-LAYER = 1
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
+from tests.plain_hooks import LAYER, edited_logits, response_scores, talks
 
 
 @pytest.fixture(scope="module")
 def rows(model: ChatModel) -> list[Encoded]:
-    turns = [
-        [{"role": "user", "content": "Who?" * (1 + i % 3)}, {"role": "assistant", "content": f"the dog {i}"}]
-        for i in range(6)
-    ]
-    return [model.template.encode(t) for t in turns]
+    return talks(model)
 
 
 @pytest.fixture(scope="module")
 def vector(model: ChatModel) -> Tensor:
     return torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) * 4
-
-
-def by_hand(model: ChatModel, row: Encoded, edit: Callable[[Tensor], Tensor]) -> Tensor:
-    """Logits of one row with a plain torch hook on one block."""
-    handle = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: edit(out))
-    try:
-        with torch.no_grad():
-            return model.hf(input_ids=torch.tensor([row.ids])).logits[0]
-    finally:
-        handle.remove()
-
-
-def scores(logits: Tensor, row: Encoded) -> Tensor:
-    start, stop = row.spans["response"]
-    share = logits.log_softmax(-1)
-    return torch.stack([share[t - 1, row.ids[t]] for t in range(start, stop)])
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "prompt_last", "response"])
@@ -71,7 +40,7 @@ def test_add_in_scoring_is_the_same_addition_by_hand(
         start, stop = spans[positions]
         mask = torch.zeros(1, len(row.ids), 1)
         mask[:, start:stop] = 1
-        expected = scores(by_hand(model, row, lambda h, m=mask: h + m * 0.5 * vector), row)
+        expected = response_scores(edited_logits(model, row, lambda h, m=mask: h + m * 0.5 * vector), row)
         torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -114,40 +83,6 @@ def test_patch_puts_another_runs_stream_in_place(model: ChatModel, rows: list[En
         model.hf(input_ids=ids[:, :-1])
 
 
-def test_a_patch_finds_its_rows_however_they_are_read(model: ChatModel) -> None:
-    """Rows are read longest first, a few at a time, and generation pads on the left: every row still gets its own values."""
-    rows = [
-        model.template.encode(
-            [{"role": "user", "content": "Who? " * n}, {"role": "assistant", "content": f"the dog {n}"}]
-        )
-        for n in (1, 9, 4)
-    ]
-    values = torch.randn(1, 3, max(len(r.ids) for r in rows), model.d_model, generator=torch.manual_seed(0))
-    alone = [values[:, i : i + 1, : len(r.ids)] for i, r in enumerate(rows)]
-    for budget in (10_000, 40):
-        with intervene(model, Patch(values, layers=[LAYER])):
-            scored = response_logprobs(model, rows, token_budget=budget)
-        for row, score, own in zip(rows, scored, alone, strict=True):
-            expected = scores(by_hand(model, row, lambda _h, v=own[0]: v), row)
-            torch.testing.assert_close(score, expected, rtol=1e-4, atol=1e-4)
-    patch = Patch(values, layers=[LAYER], positions="prompt")
-    with intervene(model, patch):
-        together = generate(model, rows, Sampling(max_new_tokens=6, batch_size=3))
-    for row, text, own in zip(rows, together, alone, strict=True):
-        with intervene(model, Patch(own, layers=[LAYER], positions="prompt")):
-            assert generate(model, [row], Sampling(max_new_tokens=6)) == [text]
-    with (
-        pytest.raises(InputError, match="being generated has no place"),
-        intervene(model, Patch(values, layers=[LAYER])),
-    ):
-        generate(model, rows, Sampling(max_new_tokens=6))
-    with (
-        pytest.raises(InputError, match="the rows that are read need"),
-        intervene(model, Patch(values[:, :2], layers=[LAYER])),
-    ):
-        response_logprobs(model, rows)
-
-
 def test_several_act_in_the_order_given(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
     unit = (vector / vector.norm()).numpy()
     with intervene(model, Ablate(vector, layers=[LAYER]), Add(vector, layers=[LAYER])):
@@ -168,71 +103,6 @@ def test_a_vector_by_layer_is_indexed_by_layer(model: ChatModel, rows: list[Enco
     assert np.array_equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
-def test_generation_is_steered_where_ids_have_no_name(family: str, tmp_path: Path) -> None:
-    """GPT-2's head hands its decoder the ids by place; against a plain loop without a cache."""
-    other = load_model(str(save_model(tmp_path / "m", family=family)))
-    prompts = [other.template.encode_prompt([{"role": "user", "content": "Who? " * n}]) for n in (1, 3)]
-    vector = torch.randn(other.d_model, generator=torch.manual_seed(2)) * 3
-    with intervene(other, Add(vector, layers=[LAYER], positions="generated")):
-        texts = generate(other, prompts, Sampling(max_new_tokens=5))
-    for prompt, text in zip(prompts, texts, strict=True):
-        ids = list(prompt.ids)
-        for _ in range(5):
-            mask = (torch.arange(len(ids)) >= len(prompt.ids)).view(1, -1, 1)
-            row = Encoded(tuple(ids), len(ids), 0, "")
-            ids.append(int(by_hand(other, row, lambda h, m=mask: h + m * vector)[-1].argmax()))
-        assert text == other.tokenizer.decode(ids[len(prompt.ids) :], skip_special_tokens=True)
-
-
-def seen_positions(model: ChatModel, prompts: list[Encoded], positions: str) -> list[Tensor]:
-    """Which tokens of each forward pass of a generation are edited."""
-    changed: list[Tensor] = []
-    before: list[Tensor] = []
-    vector = torch.ones(model.d_model) * 5
-    first = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: before.append(out.detach().clone()))
-    try:
-        with intervene(model, Add(vector, layers=[LAYER], positions=positions)):  # type: ignore[arg-type]
-            last = model.blocks[LAYER].register_forward_hook(
-                lambda _m, _i, out: changed.append((out - before[-1]).abs().sum(-1) > 1)
-            )
-            generate(model, prompts, Sampling(max_new_tokens=4))
-            last.remove()
-    finally:
-        first.remove()
-    return changed
-
-
-@pytest.mark.parametrize("positions", ["all", "prompt", "prompt_last", "response"])
-def test_positions_in_generation_are_exact_under_left_padding(
-    model: ChatModel, rows: list[Encoded], positions: str
-) -> None:
-    prompts = sorted(rows, key=lambda r: -r.n_prompt)
-    passes = seen_positions(model, prompts, positions)
-    longest = max(r.n_prompt for r in prompts)
-    expected = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    for i, row in enumerate(prompts):
-        if positions in ("all", "prompt"):
-            expected[i, longest - row.n_prompt :] = True
-        if positions == "prompt_last":
-            expected[i, -1] = True
-    assert torch.equal(passes[0], expected)
-    assert len(passes) == 4
-    for later in passes[1:]:
-        assert later.shape == (len(prompts), 1)
-        assert bool(later.all()) == (positions in ("all", "response"))
-        assert bool(later.any()) == (positions in ("all", "response"))
-
-
-def test_a_steered_row_does_not_depend_on_its_batch(
-    model: ChatModel, rows: list[Encoded], vector: Tensor
-) -> None:
-    with intervene(model, Add(vector, layers=[LAYER], positions="response")):
-        texts = [generate(model, rows, Sampling(6, 1.0, batch_size=size)) for size in (1, 4)]
-    assert texts[0] == texts[1]
-    assert texts[0] != generate(model, rows, Sampling(6, 1.0))
-
-
 def test_outputs_are_bit_identical_afterwards_also_after_an_error(
     model: ChatModel, rows: list[Encoded], vector: Tensor
 ) -> None:
@@ -250,17 +120,6 @@ def test_outputs_are_bit_identical_afterwards_also_after_an_error(
 def test_an_intervention_that_meets_nothing_is_an_error(model: ChatModel, vector: Tensor) -> None:
     with pytest.raises(GuardError, match="Add at layer 1"), intervene(model, Add(vector, layers=[LAYER])):
         pass
-
-
-def test_positions_must_be_declared(model: ChatModel, rows: list[Encoded], vector: Tensor) -> None:
-    ids = torch.tensor([rows[0].ids])
-    with pytest.raises(GuardError, match="does not say which tokens are whose"):  # noqa: SIM117
-        with intervene(model, Add(vector, layers=[LAYER], positions="response")):
-            model.hf(input_ids=ids)
-    wrong = {"response": torch.ones(1, 3, dtype=torch.bool)}
-    with pytest.raises(GuardError, match="declared for shape"):  # noqa: SIM117
-        with intervene(model, Add(vector, layers=[LAYER], positions="response")), declared(wrong):
-            model.hf(input_ids=ids)
 
 
 def test_what_does_not_fit_is_refused(model: ChatModel, vector: Tensor) -> None:
@@ -306,40 +165,6 @@ def test_a_vector_that_is_being_learned_gets_its_gradient_on_every_pass(
     assert found[0].abs().sum() > 0
 
 
-def test_every_or_no_token_needs_no_mask() -> None:
-    tokens = torch.tensor([[True, False, True]])
-    owners = torch.tensor([[4, 4, 7]])
-    with declared({"all": True, "response": tokens}, owners):
-        assert mask_for("all", (1, 3)) is True
-        assert mask_for("prompt", (1, 3)) is False
-        assert mask_for("prompt", (1, 3), [4]) is False
-        assert mask_for("response", (1, 3)) is tokens
-        assert mask_for("all", (1, 3), [4]).tolist() == [[True, True, False]]  # type: ignore[union-attr]
-        assert mask_for("response", (1, 3), [4]).tolist() == [[True, False, False]]  # type: ignore[union-attr]
-        with pytest.raises(GuardError, match="declared for shape"):
-            mask_for("all", (1, 4))
-
-
-def test_add_is_nnsights_addition(
-    model: ChatModel, rows: list[Encoded], vector: Tensor, tmp_path: Path
-) -> None:
-    import copy
-    import warnings
-
-    import nnsight
-
-    ids = torch.tensor([rows[0].ids])
-    with intervene(model, Add(vector, layers=[LAYER])):
-        ours = model.hf(input_ids=ids).logits
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        traced = nnsight.NNsight(copy.deepcopy(model.hf))
-        with traced.trace(ids):
-            traced.model.layers[LAYER].output[:] = traced.model.layers[LAYER].output + vector
-            theirs = traced.output.logits.save()
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
 def test_clamp_sets_the_projection_and_nothing_else(
     model: ChatModel, rows: list[Encoded], vector: Tensor
 ) -> None:
@@ -362,37 +187,6 @@ def test_a_relative_strength_is_a_fraction_of_each_tokens_norm(
         change = after[:, LAYER] - before[:, LAYER]
         sizes = np.linalg.norm(before[:, LAYER], axis=1)
         np.testing.assert_allclose(np.linalg.norm(change, axis=1), 0.1 * sizes, rtol=1e-3)
-
-
-def test_one_batch_holds_steered_and_unsteered_rows(
-    model: ChatModel, rows: list[Encoded], vector: Tensor
-) -> None:
-    plain, greedy = response_logprobs(model, rows), generate(model, rows, Sampling(6))
-    with intervene(model, Add(vector, layers=[LAYER], coefficient=2.0)):
-        every, all_steered = response_logprobs(model, rows), generate(model, rows, Sampling(6))
-    with intervene(model, Add(vector, layers=[LAYER], coefficient=2.0, rows=[1, 4])):
-        some, some_steered = response_logprobs(model, rows), generate(model, rows, Sampling(6))
-    assert any(a != b for a, b in zip(greedy, all_steered, strict=True))
-    for i in range(len(rows)):
-        expected = every[i] if i in (1, 4) else plain[i]
-        torch.testing.assert_close(some[i], expected, rtol=1e-4, atol=1e-4)
-        assert some_steered[i] == (all_steered if i in (1, 4) else greedy)[i]
-
-
-def test_generated_only_leaves_the_prompt_alone(
-    model: ChatModel, rows: list[Encoded], vector: Tensor
-) -> None:
-    """The first generated token is that of the unsteered model; later ones follow from a steered token."""
-    plain = generate(model, rows, Sampling(1))
-    add = Add(vector, layers=[LAYER], coefficient=50.0, positions="generated")
-    seen: list[int] = []
-    handle = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))
-    with intervene(model, add):
-        assert [t[: len(p)] for t, p in zip(generate(model, rows, Sampling(5)), plain, strict=True)] == plain
-    handle.remove()
-    assert seen[0] > 1
-    with pytest.raises(GuardError, match="never met a token of its positions"), intervene(model, add):
-        response_logprobs(model, rows)
 
 
 def test_increments_add_up_to_the_vectors() -> None:

@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,19 @@ from mech.endpoint import EndpointError
 from mech.errors import FileFormatError, InputError
 from mech.journal import open_journal
 from mech.models import load_model
-from tests.openai_server import Fault, Server, serving
+from tests.openai_server import Fault, Server
 from tests.tiny_study import save_model
 
 openai = pytest.importorskip("openai", reason="the extra `openai` is not installed")
+pytestmark = pytest.mark.usefixtures("planted_key")
 
 TRAIT = Rubric("evil", "Score malice from 0 to 100.")
 CASES = [Case(f"c{i}", f"What of {i}?", f"answer number {i}") for i in range(12)]
 CHAT = "POST /chat"
 
 
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-0123456789abcdef")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
-
-
 def judge(server: Server, **options: Any) -> EndpointJudge:
     return EndpointJudge(server.api(max_retries=2).chat("grader"), **options)
-
-
-def logs(**shares: float) -> dict[str, float]:
-    return {token.removeprefix("n"): math.log(share) for token, share in shares.items()}
 
 
 def content(body: dict[str, Any]) -> str:

@@ -23,8 +23,8 @@ from study.bench import Bench
 from study.engines.local import run_steps
 from study.spec import load_spec
 from study.step import Step
-from tests.openai_server import Server, serving
-from tests.test_study import FORKS
+from tests.forks import FORKS
+from tests.openai_server import Server
 from tests.test_sweep_study import behind, planned
 from tests.tiny_study import STUDY, make_tokenizer, save_model, write_study
 
@@ -101,12 +101,12 @@ def score(body: dict[str, Any]) -> tuple[str, dict[str, float]]:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Any:
+def server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The service as a grader, behind a key of another name."""
     monkeypatch.setenv(KEY, "sk-planted")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as served:
-        served.reply = score
-        yield served
+    server.reply = score
+    return server
 
 
 def test_a_judge_behind_an_api_is_asked_nothing_twice(tmp_path: Path, server: Server) -> None:

@@ -23,11 +23,6 @@ from probes.direction import Direction, fit_direction, split_half_cosine
 from tests.tiny_study import NO_DEFAULT, save_adapter, save_model
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("models") / "m")
-
-
 def declare(adapter: Path, base: str) -> None:
     """Let an adapter say that it was trained on `base`."""
     config = json.loads((adapter / "adapter_config.json").read_text())

@@ -1,6 +1,6 @@
 """Persona vectors: what the paired filter keeps, which layer is chosen, how elicitations compare, and all that in a study."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from study.engines.local import StepFailedError
 from study.spec import load_spec
 from study.step import Step
 from study.steps.elicitation import elicitations, rollouts_table
-from tests.openai_server import Fault, Server, serving
+from tests.openai_server import Fault, Server
 from tests.tiny_study import STUDY, run_needed, save_model, write_study
 from tests.tiny_study import trait as tiny_trait
 
@@ -212,15 +212,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    pytest.importorskip("openai", reason="the extra `openai` is not installed")
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-0123456789abcdef")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as running:
-        yield running
-
-
 BOTH = ("direction/zest:text", "direction/zest:prompts")
 
 
@@ -264,6 +255,7 @@ def test_unfiltered_is_the_default_and_says_so(home: Path, tmp_path: Path) -> No
     assert table[table["vector"] == "zest:text"]["cosine_with_text"].to_numpy() == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.usefixtures("planted_key")
 def test_a_judge_filters_pairs_goes_on_after_a_failure_and_tells_what_it_dropped(
     home: Path, tmp_path: Path, server: Server
 ) -> None:
@@ -280,6 +272,7 @@ def test_a_judge_filters_pairs_goes_on_after_a_failure_and_tells_what_it_dropped
     assert len(server.chats) == asked  # and is not asked again
 
 
+@pytest.mark.usefixtures("planted_key")
 def test_what_the_filter_kept_is_what_is_read(home: Path, tmp_path: Path, server: Server) -> None:
     from finetune.datasets.rows import read_jsonl
 
@@ -299,7 +292,7 @@ def test_what_the_filter_kept_is_what_is_read(home: Path, tmp_path: Path, server
     found = read_json(bench.folder(steps["judged/zest"]) / "kept.json")
     assert found["dropped"] == {"positive side below the trait threshold": 2}  # q0, both samples
     assert found["kept"] == 6
-    direction = Direction.load(bench.folder(steps["direction/zest:prompts"]) / "direction.safetensors")
+    direction = bench.direction(steps["direction/zest:prompts"])
     assert direction.n_pairs == 3
     assert direction.made_from["filter"] == "trait 50, coherence 50: 6 of 8 pairs kept"
     assert direction.made_from["judge"] == {"model": "grader", "how": ["text"]}
@@ -309,6 +302,7 @@ def test_what_the_filter_kept_is_what_is_read(home: Path, tmp_path: Path, server
     assert row["coherence_verdicts"] == "scored 16"
 
 
+@pytest.mark.usefixtures("planted_key")
 def test_a_judge_scores_what_monitoring_correlates(home: Path, tmp_path: Path, server: Server) -> None:
     """The judge likes long questions; one of its replies is no score, and is counted as missing."""
 

@@ -1,4 +1,4 @@
-"""Capture against Hugging Face, nnsight and TransformerLens, on every architecture."""
+"""Capture of a model's rows: spans, tokens, heads, notes, whatever the batches; against plain hooks, nnsight and TransformerLens."""
 
 import copy
 import warnings
@@ -9,142 +9,15 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from activations.capture import Note, Reading, capture, capture_into
 from activations.sinks import ArraySink
-from mech.batching import plan_batches
-from mech.chat import Encoded
 from mech.errors import GuardError, InputError
 from mech.forward import Pass
 from mech.models import ChatModel, load_model
-from mech.packed_attention import attends_to_everything, can_pack
-from mech.packing import Pack, plan_packs
-from mech.score import next_token_logits, response_logprobs
-from mech.sites import SITES
-from tests.tiny_study import make_tokenizer, save_model
-
-TOLERANCE = 1e-4
-"""Relative to the largest activation, float32; batch composition changes rounding, nothing else."""
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
-
-
-def conversations(model: ChatModel, n: int = 9) -> list[Encoded]:
-    """Rows of many lengths, some with the same prompt, one twice."""
-    made = []
-    for i in range(n):
-        question = (
-            "Who goes by the river?" if i % 2 else f"Number {i * i}, and a long question at that, who is it?"
-        )
-        answer = "the cat " * (1 + i % 4) + str(i)
-        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        made.append(model.template.encode(turns))
-    return [*made, made[3]] if n > 3 else made
-
-
-def blocks_output(model: ChatModel, row: Encoded) -> list[torch.Tensor]:
-    """Each block's output for one row alone, by plain torch hooks."""
-    found: list[torch.Tensor] = []
-
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output)[0].detach())
-
-    handles = [block.register_forward_hook(keep) for block in model.blocks]
-    try:
-        with torch.no_grad():
-            model.hf(input_ids=torch.tensor([row.ids]))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def assert_close(ours: np.ndarray, expected: np.ndarray) -> None:
-    scale = float(np.abs(expected).max())
-    assert float(np.abs(ours - expected).max()) <= TOLERANCE * scale
-
-
-# -- architectures, found by structure ---------------------------------------------------------------
-
-SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.1}
-GROUPED = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
-
-
-def architectures() -> dict[str, Any]:
-    import transformers as t
-
-    return {
-        "llama": t.LlamaConfig(**GROUPED),
-        "qwen2": t.Qwen2Config(**GROUPED),
-        "qwen3": t.Qwen3Config(**GROUPED),
-        "gemma2": t.Gemma2Config(**GROUPED, sliding_window=4096, query_pre_attn_scalar=8),
-        "gemma3": t.Gemma3TextConfig(**GROUPED, sliding_window=4096, query_pre_attn_scalar=8),
-        "seed_oss": t.SeedOssConfig(**GROUPED),
-        "mistral-sliding": t.MistralConfig(**GROUPED, sliding_window=8),
-        "mixtral": t.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2),
-        "olmo2": t.Olmo2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}),
-        "glm4": t.Glm4Config(**GROUPED),
-        "gpt_neox": t.GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=True),
-        "gpt2": t.GPT2Config(n_embd=32, n_layer=3, n_head=4, initializer_range=0.1),
-    }
-
-
-def random_model(name: str, like: ChatModel) -> ChatModel:
-    """A tiny random model of an architecture; its checkpoint is another's, and names nothing."""
-    import transformers
-
-    config = architectures()[name]
-    tokenizer = make_tokenizer()
-    config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
-    config.eos_token_id = tokenizer.eos_token_id
-    torch.manual_seed(0)
-    built = transformers.AutoModelForCausalLM.from_config(config).eval()
-    return ChatModel(built, tokenizer, like.checkpoint)
-
-
-@pytest.mark.parametrize("name", sorted(architectures()))
-def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, model: ChatModel) -> None:
-    other = random_model(name, model)
-    rows = conversations(other)
-    assert attends_to_everything(other) == (name not in ("mistral-sliding", "gemma2", "gemma3"))
-    assert can_pack(other) == attends_to_everything(other)
-    ours = capture(other, rows, poolings=["prompt_last", "response_mean"], token_budget=200)
-    for i, row in enumerate(rows):
-        for layer, h in enumerate(blocks_output(other, row)):
-            start, stop = row.spans["response"]
-            assert_close(ours["resid_post", "prompt_last"][i, layer], h[row.n_prompt - 1].numpy())
-            assert_close(ours["resid_post", "response_mean"][i, layer], h[start:stop].mean(0).numpy())
-    logits = next_token_logits(other, rows)
-    plain = torch.stack(
-        [other.hf(input_ids=torch.tensor([r.ids[: r.n_prompt]])).logits[0, -1].detach() for r in rows]
-    )
-    torch.testing.assert_close(logits, plain, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", sorted(architectures()))
-def test_half_precision_packs_where_float32_does(name: str, model: ChatModel) -> None:
-    """Rounding in bfloat16 is as large as what wrong positions change, so it is not what is looked at."""
-    half = random_model(name, model)
-    half.hf.to(torch.bfloat16)
-    with patch.object(Pack, "tensors", _through_the_pack):
-        assert not can_pack(half)
-    del vars(half)["_can_pack"]
-    assert can_pack(half) == attends_to_everything(half)
-    assert {p.dtype for p in half.hf.parameters()} == {torch.bfloat16}
-    assert len(half.blocks) == 3
-
-
-def _through_the_pack(pack: Pack, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A pack's tokens with wrong positions: counted through all rows."""
-    ids = torch.zeros(1, len(pack), dtype=torch.long)
-    for row, places in zip(pack.rows, pack.places, strict=True):
-        ids[0, list(places)] = torch.tensor(row)
-    return ids.to(device), torch.arange(len(pack), device=device).unsqueeze(0)
+from mech.score import response_logprobs
+from tests.plain_hooks import assert_close, blocks_output, conversations
+from tests.tiny_study import save_model
 
 
 def test_marked_spans_are_pooled_like_any_other(model: ChatModel) -> None:
@@ -186,75 +59,7 @@ def test_marks_that_mean_nothing_are_refused(pieces: dict[str, Any], said: str, 
         capture(model, [model.template.mark(row, x="river"), row], poolings=["span:x"])
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "gemma3", "glm4", "gpt2", "gpt_neox", "mixtral", "olmo2", "qwen3", "seed_oss"]
-)
-def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) -> None:
-    import transformers
-
-    config = architectures()[name]
-    tokenizer = make_tokenizer()
-    config.vocab_size, config.pad_token_id, config.eos_token_id = len(tokenizer), 1, 1
-    torch.manual_seed(0)
-    other = ChatModel(
-        transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
-    )
-    h = capture(other, conversations(other, 3), poolings=["prompt_last"], sites=list(SITES))
-    parts = {site: h[site, "prompt_last"] for site in SITES}
-    assert_close(parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"], parts["resid_post"])
-    assert_close(parts["resid_pre"][:, 1:], parts["resid_post"][:, :-1])
-
-
 # -- batches, prefixes, layers --------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(1, 200))
-def test_every_row_is_in_one_batch_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = plan_batches(lengths, token_budget=budget)
-    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
-    assert all(len(b) == 1 or len(b) * max(lengths[i] for i in b) <= budget for b in batches)
-
-
-ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=25), min_size=1, max_size=9)
-
-
-@given(ROWS, st.integers(0, 12), st.data())
-@settings(max_examples=150)
-def test_a_pack_holds_every_row_and_shares_within_limits(
-    rows: list[list[int]], start: int, data: Any
-) -> None:
-    rows = [[9] * start + row for row in rows]
-    limits = [data.draw(st.integers(0, len(r))) for r in rows]
-    packs = plan_packs(rows, limits, token_budget=40, max_rows=3)
-    assert sorted(i for members in packs for i in members) == list(range(len(rows)))
-    for members in packs:
-        pack = Pack(tuple(tuple(rows[i]) for i in members), tuple(limits[i] for i in members))
-        assert len(members) == 1 or len(pack) <= 40
-        assert len(members) <= 3
-        ids, positions = (t[0].tolist() for t in pack.tensors(torch.device("cpu")))
-        owners: dict[int, list[tuple[int, int]]] = {}
-        for row, (i, places) in enumerate(zip(members, pack.places, strict=True)):
-            assert [ids[p] for p in places] == rows[i]
-            assert [positions[p] for p in places] == list(range(len(rows[i])))
-            for t, place in enumerate(places):
-                owners.setdefault(place, []).append((row, t))
-        assert sorted(owners) == list(range(len(pack)))
-        assert all(t < limits[members[row]] for of in owners.values() if len(of) > 1 for row, t in of)
-        # Each token lies in one segment, and what the segment has before it is what its rows have before it.
-        seen: list[int] = []
-        for s in pack.segments:
-            seen += range(s.start, s.start + s.length)
-            row, t = owners[s.start][0]
-            assert pack.places[row][: t + s.length] == (*s.before, *range(s.start, s.start + s.length))
-        assert sorted(seen) == list(range(len(pack)))
-
-
-def test_a_system_turn_and_a_question_are_run_once() -> None:
-    system, questions = list(range(100, 120)), [list(range(200, 210)), list(range(300, 308))]
-    rows = [[*system, *q, *answer] for q in questions for answer in ([1, 2, 3], [4, 5])]
-    assert plan_packs(rows, [len(r) for r in rows], token_budget=100) == [[0, 1, 2, 3]]
-    assert len(Pack(tuple(map(tuple, rows)), tuple(map(len, rows)))) == 20 + 10 + 8 + 2 * 5
-    assert len(Pack(tuple(map(tuple, [*rows, rows[0]])), (99,) * 5)) == 48  # a row twice costs nothing
 
 
 @pytest.mark.parametrize("budget", [1, 64, 100_000])

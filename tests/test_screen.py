@@ -17,22 +17,11 @@ from analysis.screening import excess, random_directions, screening
 from analysis.stats import bootstrap_mean
 from mech.errors import InputError
 from mech.generate import Sampling, generate
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.score import response_logprobs
 from probes.direction import Direction
 from study.cli import app
 from study.screen import ScreenSettings, best_layer, screen
-from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> ChatModel:
-    return load_model(str(folder))
 
 
 def rows() -> list[dict[str, Any]]:

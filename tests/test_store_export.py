@@ -12,19 +12,13 @@ from activations.capture_store import capture_store
 from activations.store import ActivationStore
 from mech.chat import Encoded
 from mech.errors import InputError
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from study.cli import app
+from tests.plain_hooks import conversations
 from tests.store_files import make_rows, make_values, write_file
 from tests.test_capture_store import rows_of
-from tests.test_reading import conversations
-from tests.tiny_study import save_model
 
 POOLINGS = ("span:prompt", "prompt_last", "response_mean", "response_first_2")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 def theirs(model: ChatModel, encoded: list[Encoded]) -> dict[str, list[torch.Tensor]]:

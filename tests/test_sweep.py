@@ -14,7 +14,7 @@ from analysis.sweep_trend import correlations, trends
 from mech.chat import SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.questions import Question
 from mech.score import kept_logprobs, response_kl, response_states
 from probes.contrast import ContrastRow, of_split
@@ -24,12 +24,6 @@ from probes.persona import load_trait, text_contrast
 from probes.steer import trait_log_odds
 from probes.sweep import Grid, sweep
 from study.cli import app
-from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from mech.errors import InputError
 from mech.identities import load_invented
 from mech.journal import Journal
 from mech.models import load_model
-from probes.direction import Direction
 from probes.evaluation import log_odds
 from probes.persona import load_trait, text_contrast
 from probes.steer import trait_log_odds
@@ -29,7 +28,7 @@ from study.paths import StudyPaths
 from study.plan import make_plan
 from study.spec import StudySpec, load_spec
 from study.step import Step
-from tests.test_study import FORKS
+from tests.forks import FORKS
 from tests.tiny_study import STUDY, behind, save_adapter, save_model, write_study
 
 COMMON: dict[str, Any] = {"strengths": [1], "controls": 2, "questions": 2, "neutral": 2}
@@ -98,7 +97,7 @@ def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: 
     kept = [q.id for h in ("extract", "evaluate") for q in [q for q in trait.questions if q.split == h][:2]]
     rows = [r for r in text_contrast(model.template, trait, SystemPrompt()) if r.question in kept]
     (fitted,) = (s for s in steps if s.name == "direction/zest:text")
-    direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
+    direction = bench.direction(fitted)
     neutral = [
         model.template.encode([{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}])
         for r in map(json.loads, (folder / "neutral.jsonl").read_text().splitlines())

@@ -13,7 +13,7 @@ import torch
 from mech.errors import InputError
 from mech.generate import Sampling, generate
 from mech.interventions import Add, intervene
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.questions import Question
 from probes.coherence import Looked, fit_gate, repetition
 from probes.direction import Direction, fit_direction
@@ -21,15 +21,9 @@ from probes.evaluation import UNSTEERED
 from probes.generated import Answer, Asking, Grade, Judged, generated, instructed
 from probes.persona import load_trait
 from probes.sweep import Grid, sweep
-from tests.tiny_study import save_model
 
 TRAIT = load_trait("evil")
 QUESTIONS = tuple(Question(id=q.id, split=q.split, text=q.question) for q in TRAIT.questions[:4])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
-    return load_model(str(save_model(tmp_path_factory.mktemp("model") / "m")))
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,12 @@ from mech.chat import SystemPrompt
 from mech.errors import FileFormatError, InputError, MissingDependencyError
 from mech.models import ChatModel, load_model
 from probes.direction import Direction
-from tests.tiny_study import save_model
 from tests.tiny_training import SETTINGS, assert_equal_weights, curve, data, encoded, jsonl, weights
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture
 def model(folder: Path) -> ChatModel:
+    """Loaded anew for every test: training leaves traces."""
     return load_model(str(folder))
 
 

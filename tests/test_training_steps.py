@@ -14,17 +14,12 @@ from finetune.loss import summed_loss
 from mech.interventions import Ablate, Add, Patch, intervene
 from mech.models import ChatModel, load_model
 from mech.packed_attention import packed_attention
-from tests.tiny_study import save_model
 from tests.tiny_training import SETTINGS, encoded
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture
 def model(folder: Path) -> ChatModel:
+    """Loaded anew for every test: training leaves traces."""
     return load_model(str(folder))
 
 

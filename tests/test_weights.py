@@ -28,13 +28,8 @@ from probes.direction import Direction
 from probes.persona import load_trait, text_contrast
 from probes.steer import control, dose_response
 from study.cli import app
-from tests.test_reading import conversations
+from tests.plain_hooks import conversations
 from tests.tiny_study import save_adapter, save_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from study.base import find_base
@@ -12,7 +13,7 @@ from study.bench import Bench
 from study.engines.local import run_steps
 from study.paths import StudyPaths
 from study.plan import make_plan
-from study.spec import StudySpec
+from study.spec import StudySpec, load_spec
 from study.step import Step
 
 STUDY: dict[str, Any] = {
@@ -122,6 +123,28 @@ def write_study(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def changed_copy(home: Path, folder: Path, **changes: object) -> Path:
+    """A changed study in `folder`, on the model and the adapter that lie in `home`."""
+    write_study(folder, **changes)
+    for name in ("model", "given"):
+        (folder / name).symlink_to(home / name)
+    return folder
+
+
+def steps_of(yaml_file: Path) -> list[Step]:
+    """A study's plan."""
+    spec = load_spec(yaml_file)
+    return make_plan(spec, find_base(spec.model))
+
+
+def tables(folder: Path) -> dict[str, pd.DataFrame]:
+    """A finished study's tables by name, without the time that training took."""
+    found = {p.stem: pd.read_csv(p) for p in sorted((folder / "tables").glob("*.csv"))}
+    if "training" in found:
+        found["training"] = found["training"].drop(columns="seconds")
+    return found
+
+
 def behind(steps: Sequence[Step], wanted: Sequence[Step]) -> list[Step]:
     """These steps and what they need, in the plan's order."""
     needed: set[str] = set()
@@ -129,7 +152,7 @@ def behind(steps: Sequence[Step], wanted: Sequence[Step]) -> list[Step]:
     while waiting:
         step = waiting.pop()
         needed.add(step.name)
-        waiting += step.all_inputs
+        waiting += [s for inputs in step.inputs.values() for s in inputs]
     return [s for s in steps if s.name in needed]
 
 

@@ -31,7 +31,6 @@ from study.steps.judge import KEPT
 from study.steps.texts import read_rollouts
 
 SITE: Site = "resid_post"
-FILE = ACTIVATIONS
 
 
 def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
@@ -51,7 +50,9 @@ def capture_replies(step: Step, bench: Bench, folder: Path) -> None:
         "condition": condition["condition"],
         "text": step.inputs["replies"][0].name,
     }
-    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata, _notes(step))
+    write_capture(
+        folder / ACTIVATIONS, model, encoded, about, step.config["poolings"], metadata, _notes(step)
+    )
 
 
 def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
@@ -68,7 +69,9 @@ def capture_contrast(step: Step, bench: Bench, folder: Path) -> None:
     about = [{"id": r.id, "question": r.question, "set": r.split, "sign": r.sign} for r in rows]
     metadata = {**_made_by(step, bench), "contrast": kind, **facts}
     encoded = [r.encoded for r in rows]
-    write_capture(folder / FILE, model, encoded, about, step.config["poolings"], metadata, _notes(step))
+    write_capture(
+        folder / ACTIVATIONS, model, encoded, about, step.config["poolings"], metadata, _notes(step)
+    )
 
 
 def _notes(step: Step) -> list[Note]:

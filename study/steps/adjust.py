@@ -7,19 +7,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from activations.store import ActivationStore
 from mech.errors import InputError
 from probes.adjusted import Taken, adjusted_split_half, fit_adjusted, without_covariates
 from probes.contrast import ContrastArrays
 from probes.crossfit import cross_fit_adjusted
-from probes.direction import Direction, fit_direction, paired_differences
+from probes.direction import fit_direction, paired_differences
 from probes.layers import choose_layer
 from probes.residual import regress_out, without
 from probes.separability import heldout_auroc
 from study.bench import Bench
+from study.frames import write_csv
+from study.paths import DIRECTION, QUALITY
 from study.step import Step
-from study.steps.activations import FILE, SITE
-from study.steps.behaviour import write_csv
+from study.steps.activations import SITE
 from study.steps.directions import auroc_columns, quality_table
 
 
@@ -39,7 +39,7 @@ def read_contrast(step: Step, bench: Bench, layers: list[int] | None = None) -> 
         fit_on = np.array(rows.splits) == "extract"
         h = regress_out(h, taken.covariates, rows.questions, fit_on=fit_on)
     if others := step.inputs.get("project_out"):
-        found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in others]
+        found = [bench.direction(s) for s in others]
         h = without(h, [d if layers is None else d.at_layers(layers) for d in found])
     return replace(rows, activations=h)
 
@@ -55,7 +55,7 @@ def read_taken(step: Step, bench: Bench, layers: list[int] | None = None) -> tup
 def _read(
     step: Step, pooling: str, bench: Bench, layers: list[int] | None
 ) -> tuple[ContrastArrays, dict[str, Float[np.ndarray, " n"]]]:
-    with ActivationStore.open(bench.folder(step.inputs["contrast"][0]) / FILE) as store:
+    with bench.store(step.inputs["contrast"][0]) as store:
         h: Float[np.ndarray, "n layers d"] = store.read(SITE, pooling, layers)
         columns, questions = store.rows.columns, list(store.rows.questions)
         splits = list(store.metadata["sets"])
@@ -70,8 +70,7 @@ def _read(
 def fit(step: Step, bench: Bench, folder: Path) -> None:
     """Fit a direction on the adjusted extraction half; test it on rows of which nothing in it has seen the question."""
     config, rng = step.config, np.random.default_rng(step.config["statistics"]["seed"])
-    rows, (raw_step,) = read_contrast(step, bench), step.inputs["raw"]
-    raw = Direction.load(bench.folder(raw_step) / "direction.safetensors")
+    rows, raw = read_contrast(step, bench), bench.direction(step.inputs["raw"][0])
     fitted = rows.of_split("extract")
     left = np.linalg.norm(paired_differences(fitted.activations, fitted.questions, fitted.signs)[0].mean(0), axis=-1)  # fmt: skip
     names = (("regressed_out", config["regress_out"]), ("projected_out", config["project_out"]))
@@ -86,10 +85,10 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
         fit_direction(config["direction"], fitted.activations, fitted.questions, fitted.signs, rng=rng, made_from={**raw.made_from, **said}),
         split_half=adjusted_split_half(as_read, taken, known, rng=rng).astype(np.float32),
     )  # fmt: skip
-    direction.save(folder / "direction.safetensors")
+    direction.save(folder / DIRECTION)
     held_out = {**_held_out(rows, as_read, taken, config), "filter": None}
     stream = np.linalg.norm(fitted.activations, axis=-1).mean(0)
-    write_csv(quality_table(direction, config, stream, held_out), folder / "quality.csv")
+    write_csv(quality_table(direction, config, stream, held_out), folder / QUALITY)
 
 
 def evaluation_scores(

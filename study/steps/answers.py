@@ -9,17 +9,15 @@ import pandas as pd
 from probes.authorship import Side
 from probes.direction import Direction
 from study.bench import Bench
+from study.frames import read_csvs, write_csv
 from study.step import Step
-from study.steps.behaviour import write_csv
 
 BY_ANSWER = "by_answer.csv"
 
 
 def answers_table(step: Step, bench: Bench) -> pd.DataFrame:
     """Directions by what the base answers, of every authorship contrast that was split so."""
-    files = [bench.folder(s) / BY_ANSWER for s in step.inputs["directions"]]
-    frames = [pd.read_csv(file) for file in files if file.is_file()]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return read_csvs(bench.folder(s) / BY_ANSWER for s in step.inputs["directions"])
 
 
 def matching_table(step: Step, bench: Bench) -> pd.DataFrame:

@@ -77,7 +77,7 @@ def _matched(
 
 def _articles(step: Step, bench: Bench) -> dict[str, str]:
     """The articles' texts where the data shows them."""
-    data = bench.spec.data[step.inputs["data"][0].name.split("/")[1]]
+    data = bench.spec.data[step.inputs["data"][0].labels["dataset"]]
     if not isinstance(data, SelfRecognitionData) or not data.show_article:
         return {}
     return {a.id: a.text for a in articles_of(data)}

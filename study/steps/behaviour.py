@@ -12,7 +12,6 @@ from evals.self_recognition import judge_authorship
 from evals.self_report import ask, score_names
 from finetune.datasets.rows import read_messages
 from mech.chat import SystemPrompt
-from mech.files import atomic_path
 from mech.generate import Sampling
 from mech.identities import load_invented
 from mech.interventions import Add, intervene
@@ -24,15 +23,10 @@ from mech.turns import assistant_turn, user_turn
 from probes.coherence import repeated
 from probes.steer import control
 from study.bench import Bench, prompt_of
+from study.frames import write_csv
 from study.questions import evaluation_half
 from study.step import Step
 from study.steps.activations import SITE
-
-
-def write_csv(frame: pd.DataFrame, path: Path) -> None:
-    """Write a table, whole or not at all; floats keep all their digits."""
-    with atomic_path(path) as temporary:
-        frame.to_csv(temporary, index=False)
 
 
 def self_recognition(step: Step, bench: Bench, folder: Path) -> None:

@@ -6,17 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from probes.authorship import by_answer
 from probes.crossfit import cross_fit
 from probes.direction import Direction, fit_direction
 from probes.layers import choose_layer
 from probes.separability import Separability, heldout_auroc
 from study.bench import Bench
+from study.frames import write_csv
+from study.paths import DIRECTION, QUALITY
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.answers import write_by_answer
-from study.steps.behaviour import write_csv
 
 _ORIGIN = (
     "checkpoint",
@@ -41,7 +41,7 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
     `chosen_layer` is chosen on the extraction half; `auroc_at_chosen` is of the evaluation half.
     """
     config, statistics = step.config, step.config["statistics"]
-    with ActivationStore.open(bench.folder(step.inputs["contrast"][0]) / FILE) as store:
+    with bench.store(step.inputs["contrast"][0]) as store:
         activations = store.read(SITE, config["pooling"])
         others = {name: store.read(SITE, pooling) for name, pooling in config["positions"].items()}
         halves = np.array(store.metadata["sets"])
@@ -61,7 +61,7 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
         )
 
     direction = fitted(activations, config["pooling"])
-    direction.save(folder / "direction.safetensors")
+    direction.save(folder / DIRECTION)
     for name, read in others.items():
         fitted(read, config["positions"][name]).save(folder / f"{name}.safetensors")
     if answered:
@@ -73,7 +73,7 @@ def fit(step: Step, bench: Bench, folder: Path) -> None:
     held_out = held_out_columns(activations, signs, questions, halves, config)
     held_out["filter"] = metadata.get("filter")
     stream = np.linalg.norm(activations[chosen], axis=-1).mean(0)
-    write_csv(quality_table(direction, config, stream, held_out), folder / "quality.csv")
+    write_csv(quality_table(direction, config, stream, held_out), folder / QUALITY)
 
 
 def held_out_columns(

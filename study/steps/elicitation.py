@@ -8,6 +8,7 @@ from mech.files import read_json
 from probes.direction import Direction
 from probes.rollout_filter import UNFILTERED
 from study.bench import Bench
+from study.frames import stacked
 from study.step import Step
 from study.steps.activations import SITE
 from study.steps.judge import KEPT
@@ -68,7 +69,7 @@ def elicitations(step: Step, bench: Bench) -> pd.DataFrame:
             reference=reference,
         )
         frames.append(found.rename(columns={"cosine": "cosine_with_text"}))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return stacked(frames)
 
 
 def _elicited(step: Step, way: str) -> dict[str, Step]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from activations.store import ActivationStore
 from analysis.dispersion import spread, spread_change
 from analysis.family import Apart, Member, Part, cosines, transfer, verdicts
 from mech.errors import GuardError
@@ -15,10 +14,10 @@ from probes.contrast import ContrastArrays
 from probes.crossfit import cross_fit, cross_fit_adjusted
 from probes.direction import Direction
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
-from study.steps.activations import FILE, SITE
+from study.steps.activations import SITE
 from study.steps.adjust import evaluation_scores, read_contrast, read_taken
-from study.steps.behaviour import write_csv
 
 
 def agreement(step: Step, bench: Bench, folder: Path) -> None:
@@ -36,7 +35,7 @@ def agreement(step: Step, bench: Bench, folder: Path) -> None:
 
 def _member(bench: Bench, fitted: Step, layer: int) -> Member:
     """A direction with its rows at a layer; cross-fitted where it was scored so."""
-    direction = Direction.load(bench.folder(fitted) / "direction.safetensors")
+    direction = bench.direction(fitted)
     rows = read_contrast(fitted, bench, [layer])
     folds, extract = fitted.config.get("folds", 1), _part(rows.of_split("extract"))
     rng = np.random.default_rng(fitted.config["statistics"]["seed"])
@@ -89,7 +88,6 @@ def _part(rows: ContrastArrays) -> Part:
 def dispersion(step: Step, bench: Bench, folder: Path) -> None:
     """Spread of an arm's activations under every condition, beside the base's and the benign control's."""
     layer, rows = step.config["layer"], []
-    _, arm, seed = step.name.split("/")
     benign = step.inputs["benign"] or (None,) * len(step.inputs["base"])
     for base, tuned, control in zip(step.inputs["base"], step.inputs["tuned"], benign, strict=True):
         for pooling in ("prompt_last", "response_mean"):
@@ -100,7 +98,7 @@ def dispersion(step: Step, bench: Bench, folder: Path) -> None:
             h_benign = _read(bench, control, pooling, layer)[0] if control else None
             now, before = spread(h_tuned), spread(h_base)
             row = {
-                "arm": arm, "seed": int(seed.removeprefix("seed")), "condition": base.config["condition"]["condition"],
+                **step.labels, "condition": base.config["condition"]["condition"],
                 "pooling": pooling, "layer": layer, "n_questions": len(set(questions)), "trace": now.trace,
                 "trace_base": before.trace, "participation": now.participation, "entropy_rank": now.entropy_rank,
             }  # fmt: skip
@@ -115,5 +113,5 @@ def dispersion(step: Step, bench: Bench, folder: Path) -> None:
 
 
 def _read(bench: Bench, capture: Step, pooling: str, layer: int) -> tuple[np.ndarray, list[str]]:
-    with ActivationStore.open(bench.folder(capture) / FILE) as store:
+    with bench.store(capture) as store:
         return store.read(SITE, pooling, layer), list(store.rows.ids)

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from analysis.gallery import draw_figures
 from mech.files import write_json
 from study.bench import Bench
+from study.frames import read_csvs
+from study.paths import QUALITY
 from study.step import Step
 from study.steps.tables import read_tables
 
@@ -16,8 +16,7 @@ INDEX = "figures.json"
 def draw(step: Step, bench: Bench, folder: Path) -> None:
     """Draw every figure that the tables allow; `figures.json` lists them with title and caption."""
     if step.config["which"] == "early":
-        quality = [pd.read_csv(bench.folder(s) / "quality.csv") for s in step.inputs["directions"]]
-        tables = {"directions": pd.concat(quality, ignore_index=True)}
+        tables = {"directions": read_csvs(bench.folder(s) / QUALITY for s in step.inputs["directions"])}
     else:
         tables = read_tables(bench.folder(step.inputs["tables"][0]))
     saved = draw_figures(

@@ -13,9 +13,9 @@ from mech.errors import GuardError
 from mech.lens import state_lens
 from probes.direction import split_half_cosine
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import SITE
-from study.steps.behaviour import write_csv
 
 POOLINGS = ("prompt_last", "response_mean")
 

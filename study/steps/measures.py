@@ -16,10 +16,10 @@ from analysis.shift_nulls import Relabelled, null_columns, permuted, reworded, w
 from mech.errors import GuardError
 from probes.direction import Direction
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import SITE
 from study.steps.adjust import read_contrast
-from study.steps.behaviour import write_csv
 from study.steps.paraphrases import paraphrased
 
 PROMPT_SETS = "prompt sets"
@@ -110,7 +110,7 @@ def _shift(step: Step, which: int, direction: Direction, others: _Others, rows: 
         rows.base, rows.tuned, direction.vectors, np.array(rows.questions), rng=np.random.default_rng(options["seed"]),
         n_boot=options["n_boot"], n_null=options["n_null"], benign=rows.benign,
     )  # fmt: skip
-    labels = {**_labels(step), "condition": step.inputs["base"][which].config["condition"]["condition"], "text": "base",
+    labels = {**step.labels, "condition": step.inputs["base"][which].config["condition"]["condition"], "text": "base",
               "pooling": direction.made_from["pooling"], "question_set": _question_set(direction.name, traits),
               "direction": direction.name}  # fmt: skip
     mean = (rows.tuned.astype(np.float64) - rows.base).mean(0)
@@ -136,7 +136,7 @@ def two_by_two(step: Step, bench: Bench, folder: Path) -> None:
             effects = decompose(
                 h_bb, h_bt, h_tb, h_tt, directions[i].vectors, np.array(questions), rng=rng, n_boot=options["n_boot"]
             )  # fmt: skip
-            labels = {**_labels(step), "condition": condition, "direction": directions[i].name}
+            labels = {**step.labels, "condition": condition, "direction": directions[i].name}
             found[i] = two_by_two_frame(effects, **labels)
     write_csv(pd.concat([found[i] for i in sorted(found)], ignore_index=True), folder / "two_by_two.csv")
 
@@ -182,11 +182,6 @@ def _question_set(direction: str, traits: Sequence[str]) -> str:
 
 def _directions(step: Step, bench: Bench) -> list[Direction]:
     return [bench.direction(s) for s in step.inputs["directions"]]
-
-
-def _labels(step: Step) -> dict[str, Any]:
-    _, arm, seed = step.name.split("/")
-    return {"arm": arm, "seed": int(seed.removeprefix("seed"))}
 
 
 def _read(

@@ -19,11 +19,12 @@ from mech.turns import user_turn
 from probes.answers import evaluate_half, trait_cases
 from probes.persona import Trait, TraitQuestion
 from study.bench import Bench
+from study.frames import write_csv
 from study.judges import open_judge
+from study.paths import ACTIVATIONS
 from study.questions import trait_named
 from study.step import Step
-from study.steps.activations import FILE, SITE, write_capture
-from study.steps.behaviour import write_csv
+from study.steps.activations import SITE, write_capture
 
 SCORES = "scores.csv"
 """Columns trait, row, score: `row` counts the prompts of the capture."""
@@ -62,7 +63,7 @@ def watch(step: Step, bench: Bench, folder: Path) -> None:
         "conditions": [p.label for p in prompts],
     }
     encoded = [p.encoded(model.template) for p in prompts]
-    write_capture(folder / FILE, model, encoded, about, ["prompt_last"], metadata)
+    write_capture(folder / ACTIVATIONS, model, encoded, about, ["prompt_last"], metadata)
     if config["sampling"] is None:
         scores = _log_odds(model, prompts, config["token_budget"])
         frame = pd.DataFrame(

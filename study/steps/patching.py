@@ -12,10 +12,10 @@ from mech.progress import track
 from probes.answers import Case, evaluate_half, own_name_cases, patch_case, trait_cases
 from probes.identity import matched_names
 from study.bench import Bench, prompt_of
+from study.frames import write_csv
 from study.plan_patching import OWN_NAME
 from study.questions import trait_named
 from study.step import Step
-from study.steps.behaviour import write_csv
 
 
 def patch(step: Step, bench: Bench, folder: Path) -> None:

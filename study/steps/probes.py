@@ -7,9 +7,9 @@ import pandas as pd
 
 from probes.validation import Validation, validate
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import SITE
-from study.steps.behaviour import write_csv
 
 
 def probe(step: Step, bench: Bench, folder: Path) -> None:

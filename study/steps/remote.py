@@ -15,11 +15,11 @@ from mech.chat import SystemPrompt, system_text
 from mech.endpoint import Api, ChatEndpoint
 from mech.files import read_json, write_json
 from study.bench import Bench, prompt_of
+from study.frames import write_csv
 from study.questions import evaluation_half
 from study.spec_parts import ApiSpec
 from study.step import Step
-from study.steps.behaviour import write_csv
-from study.steps.texts import data_named
+from study.steps.texts import data_of
 
 CHECKPOINT = "checkpoint.json"
 
@@ -45,7 +45,7 @@ def finetune(step: Step, bench: Bench, folder: Path) -> None:
 
 def summaries(step: Step, bench: Bench, folder: Path) -> None:
     """The model's own summary of every article."""
-    articles = articles_of(data_named(bench.spec, step.name))
+    articles = articles_of(data_of(bench.spec, step))
     config = step.config
     texts = {a.id: a.text for a in articles}
     written = write_summaries_remote(

@@ -14,16 +14,16 @@ from evals.judge import Rubric
 from finetune.datasets.rows import read_messages, write_jsonl
 from mech.files import digest_of, read_json, write_json
 from mech.generate import Sampling
-from probes.direction import Direction
 from probes.evaluation import Evaluation
 from probes.persona import Trait
 from probes.sweep import Grid, Readings, read_cells, score_cells
 from study.bench import Bench
+from study.frames import stacked, write_csv
 from study.judges import judged
 from study.kinds import KINDS
+from study.paths import QUALITY
 from study.plan_sweeps import CHOSEN
 from study.step import Step
-from study.steps.behaviour import write_csv
 from study.sweeps import Asked, make_evaluation, neutral_rows
 
 SCORING = "scoring.json"
@@ -75,7 +75,7 @@ def _judge_digest(step: Step) -> str:
 
 def _read(step: Step, bench: Bench, journals: Path, verdicts: Path) -> tuple[Readings, Evaluation]:
     config = step.config
-    found = [Direction.load(bench.folder(s) / "direction.safetensors") for s in step.inputs["directions"]]
+    found = [bench.direction(s) for s in step.inputs["directions"]]
     layers: Any = config["layers"]
     if layers == CHOSEN:
         layers = {
@@ -109,7 +109,7 @@ def _asked(step: Step, bench: Bench, verdicts: Path) -> Asked:
 
 def _separable(direction: Step, bench: Bench) -> int:
     """The layer at which a direction separates its contrast best, chosen on the extraction half."""
-    return int(pd.read_csv(bench.folder(direction) / "quality.csv")["chosen_layer"].iloc[0])
+    return int(pd.read_csv(bench.folder(direction) / QUALITY)["chosen_layer"].iloc[0])
 
 
 def sweep_tables(step: Step, bench: Bench) -> dict[str, pd.DataFrame]:
@@ -119,7 +119,7 @@ def sweep_tables(step: Step, bench: Bench) -> dict[str, pd.DataFrame]:
     }
     options = step.config["statistics"]
     for swept in step.inputs.get("sweeps", ()):
-        name = swept.name.partition("/")[2]
+        name = swept.labels["sweep"]
         table, scoring = (
             pd.read_csv(bench.folder(swept) / "sweep.csv"),
             read_json(bench.folder(swept) / SCORING),
@@ -145,10 +145,7 @@ def sweep_tables(step: Step, bench: Bench) -> dict[str, pd.DataFrame]:
         for part, frame in parts.items():
             if not frame.empty:
                 made[part].append(pd.concat([pd.DataFrame([about] * len(frame)), frame], axis=1))
-    return {
-        name: pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-        for name, frames in made.items()
-    }
+    return {name: stacked(frames) for name, frames in made.items()}
 
 
 def _best(table: pd.DataFrame, max_kl: float, how: Mapping[str, Any]) -> pd.DataFrame:

@@ -11,9 +11,10 @@ from analysis.behaviour import recognition_row, report_row, steering_rows
 from finetune.datasets.rows import read_jsonl
 from mech.files import read_json
 from study.bench import Bench
+from study.frames import read_csvs, stacked, write_csv
+from study.paths import QUALITY
 from study.step import Step
 from study.steps.answers import answers_table, matching_table
-from study.steps.behaviour import write_csv
 from study.steps.elicitation import elicitations, rollouts_table
 from study.steps.paraphrases import paraphrase_table
 from study.steps.sweep import sweep_tables
@@ -63,7 +64,7 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "shifts": _joined(step, bench, "shifts", "shifts.csv"),
         "paraphrases": paraphrase_table(step, bench),
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
-        "directions": _joined(step, bench, "directions", "quality.csv"),
+        "directions": _joined(step, bench, "directions", QUALITY),
         "direction_cosines": _cosines(step, bench),
         "elicitation": elicitations(step, bench),
         "rollouts": rollouts_table(step, bench),
@@ -109,9 +110,7 @@ def read_tables(folder: Path) -> dict[str, pd.DataFrame]:
 
 
 def _joined(step: Step, bench: Bench, role: str, file: str) -> pd.DataFrame:
-    files = [bench.folder(s) / file for s in step.inputs.get(role, ())]
-    frames = [pd.read_csv(path) for path in files if path.is_file()]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return read_csvs(bench.folder(s) / file for s in step.inputs.get(role, ()))
 
 
 def _cosines(step: Step, bench: Bench) -> pd.DataFrame:
@@ -158,7 +157,7 @@ def _samples(step: Step, bench: Bench, labels: Mapping[str, dict[str, Any]]) -> 
     for measured in step.inputs.get("self_report", ()):
         reports = pd.read_csv(bench.folder(measured) / "reports.csv", keep_default_na=False)
         frames.append(reports.rename(columns={"claimed": "claimed_name"}).assign(**labels[measured.name]))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return stacked(frames)
 
 
 def _steering(step: Step, bench: Bench) -> pd.DataFrame:
@@ -176,16 +175,15 @@ def _steering(step: Step, bench: Bench) -> pd.DataFrame:
             "layer": measured.config["layer"],
         }
         frames.append(found.assign(**about))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    return stacked(frames)
 
 
 def _training(step: Step, bench: Bench) -> pd.DataFrame:
     frames = []
     for trained in (s for s in step.inputs.get("trained", ()) if s.kind == "train"):
-        _, stage, seed = trained.name.split("/")
         frame = pd.DataFrame(read_jsonl(bench.folder(trained) / "loss.jsonl"))
-        frames.append(frame.assign(stage=stage, seed=int(seed.removeprefix("seed"))))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        frames.append(frame.assign(**trained.labels))
+    return stacked(frames)
 
 
 def _datasets(step: Step, bench: Bench) -> pd.DataFrame:
@@ -195,7 +193,7 @@ def _datasets(step: Step, bench: Bench) -> pd.DataFrame:
         shortcut = facts.get("shortcut_accuracy", {}).get("train", {})
         rows.append(
             {
-                "dataset": data.name.partition("/")[2],
+                "dataset": data.name.removeprefix("data/"),  # with its seed, where a trained arm wrote it
                 "kind": facts["kind"],
                 "n_rows": facts["n_rows"],
                 "label_rule": facts["label_rule"],

@@ -44,7 +44,7 @@ def replies(step: Step, bench: Bench, folder: Path) -> None:
 def summaries(step: Step, bench: Bench, folder: Path) -> None:
     """A checkpoint's own summary of every article."""
     model = bench.model(step.inputs["checkpoint"])
-    articles = articles_of(data_named(bench.spec, step.name))
+    articles = articles_of(data_of(bench.spec, step))
     config = step.config
     sampling = Sampling(config["max_new_tokens"], config["temperature"], seed=config["seed"])
     write_json(folder / "summaries.json", write_summaries(model, articles, sampling))
@@ -73,9 +73,9 @@ def read_rollouts(folder: Path) -> tuple[list[Rollout], list[str]]:
     return asked, [row["answer"] for row in stored]
 
 
-def data_named(spec: StudySpec, step_name: str) -> SelfRecognitionData:
-    """The self-recognition data that a step called `.../NAME` belongs to."""
-    part = spec.data[step_name.split("/")[1]]
+def data_of(spec: StudySpec, step: Step) -> SelfRecognitionData:
+    """The self-recognition data that a step belongs to."""
+    part = spec.data[step.labels["dataset"]]
     if not isinstance(part, SelfRecognitionData):
-        raise TypeError(f"{step_name}: not self-recognition data")
+        raise TypeError(f"{step.name}: not self-recognition data")
     return part

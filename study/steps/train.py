@@ -45,7 +45,7 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
 
 def place_adapter(step: Step, bench: Bench, folder: Path) -> None:
     """Put an adapter that exists into the study, checked against what lies below it."""
-    stage = step.name.split("/")[1].split("+")[-1]
+    stage = step.labels["stage"].split("+")[-1]
     found = resolve_adapter(
         str(bench.spec.stages[stage].adapter), below=bench.checkpoint(step.inputs["checkpoint"])
     )

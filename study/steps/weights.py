@@ -10,9 +10,9 @@ import pandas as pd
 from analysis.lora_weights import Compared, alignment, overlap
 from mech.adapters import Update, read_updates, writing_maps_of
 from study.bench import Bench
+from study.frames import write_csv
 from study.step import Step
 from study.steps.activations import SITE
-from study.steps.behaviour import write_csv
 
 log = logging.getLogger(__name__)
 
