@@ -155,9 +155,11 @@ def test_names_that_are_none_are_refused(call: Any, message: str) -> None:
 def test_the_snippets_of_the_docs_run(
     model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (Path(__file__).parent.parent / "docs" / "backends.md").read_text()
+    root = Path(__file__).parent.parent
+    _, beyond = (root / "README.md").read_text().split("## With TransformerLens and nnsight")
+    text = beyond.split("\n## ")[0] + (root / "docs" / "backends.md").read_text()
     snippets = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(snippets) >= 3
+    assert len(snippets) == 3
     monkeypatch.setattr("mech.load_model", lambda *_a, **_k: model)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs/quickstart/checkpoints/train-em-seed0-abc").mkdir(parents=True)
