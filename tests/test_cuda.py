@@ -18,7 +18,7 @@ from mech.packed_attention import can_pack
 from mech.patching import answer_logprob, patch_between
 from mech.score import response_logprobs
 from mech.sites import SITES
-from tests.test_reading import conversations
+from tests.plain_hooks import conversations
 from tests.tiny_study import save_adapter, save_model
 from tests.tiny_training import SETTINGS, curve, encoded, weights
 

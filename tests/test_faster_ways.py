@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from activations.capture import capture
 from finetune.fused_norm import _RMSNorm, fused_norms
 from mech.chat import SystemPrompt
+from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
 from mech.products import fast_products, product
 from tests.architectures import architectures
@@ -46,6 +47,19 @@ def test_layers_are_as_before_and_a_replaced_forward_stays() -> None:
             raise KeyError
         assert torch.equal(net(x), before)
     assert [("forward" in vars(m)) for m in net] == [False, True, False]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_attention_kernels_are_chosen_as_before_afterwards(*, before: bool) -> None:
+    cudnn, at_first = torch.backends.cuda, torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        cudnn.enable_cudnn_sdp(before)
+        with suppress(KeyError), attention_for_any_shape():
+            assert not cudnn.cudnn_sdp_enabled()
+            raise KeyError
+        assert cudnn.cudnn_sdp_enabled() == before
+    finally:
+        cudnn.enable_cudnn_sdp(at_first)
 
 
 def test_a_gradient_goes_through_fast_layers() -> None:
