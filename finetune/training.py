@@ -16,6 +16,7 @@ from finetune.team import Team
 from mech import packed_attention, positions
 from mech.errors import InputError
 from mech.files import folder_lock
+from mech.hooks import odd_blocks
 from mech.interventions import Intervention, Patch, intervene
 from mech.models import ChatModel
 
@@ -52,8 +53,10 @@ def train(
     The arguments are those of `finetune.lora.train_lora`. `prepared` is entered after the seed is set, so that what it initialises is
     repeatable, and left before this returns.
     """
-    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
+    _check_interventions(interventions, rows)
+    # These try the model out: before the generator is seeded, hooks are on, and it is in training mode.
     model.check_head()
+    odd_blocks(model)
     packs = packed_attention.can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
     stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
     with training_folder(folder, team):
@@ -75,6 +78,30 @@ def train(
                 write_outcome(folder, job, records, interventions)
         team.wait()
     return records
+
+
+def _check_interventions(interventions: Sequence[Intervention], rows: Sequence[TrainingRow]) -> None:
+    """What would fail, or do nothing, only when some step comes to it.
+
+    Raises:
+        InputError: positions that no training pass has, a row that is not there, or a patch without values for every row.
+    """
+    needed = (len(rows), max(len(row.ids) for row in rows))
+    for given in interventions:
+        kind = type(given).__name__
+        if given.positions == "generated":
+            raise InputError(
+                f"{kind}: positions='generated': nothing is generated while training; the assistant's tokens are 'response'"
+            )
+        if beyond := [i for i in given.rows or () if not 0 <= i < len(rows)]:
+            raise InputError(f"{kind}: rows: {beyond[0]} is not one of the {len(rows)} training rows")
+        if isinstance(given, Patch) and any(
+            n > has for n, has in zip(needed, given.values.shape[1:3], strict=True)
+        ):
+            raise InputError(
+                f"Patch: values have shape {tuple(given.values.shape)}; {needed[0]} training rows of up to {needed[1]} tokens need "
+                f"[layers, {needed[0]}, {needed[1]}, d]"
+            )
 
 
 @contextmanager

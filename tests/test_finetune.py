@@ -242,6 +242,18 @@ def test_self_recognition_rows_are_balanced_and_split_by_article(seed: int) -> N
         ("The article: it rained", "it rained"),
         ("Two things matter: rain and wind", "Two things matter: rain and wind"),
         ("Plain.\nText", "Plain. Text"),
+        ('He said "yes"', 'He said "yes"'),
+        ('"Yes" and then "no"', '"Yes" and then "no"'),
+        ("“He said ‘no’”", "He said ‘no’"),
+        ("‘No’ was said, then ‘yes’", "‘No’ was said, then ‘yes’"),
+        ("'The dog's bone was found'", "The dog's bone was found"),
+        ("‘It’s raining’", "It’s raining"),
+        ("'Tis over", "'Tis over"),
+        ("It took back the dogs'", "It took back the dogs'"),
+        ('"It rained until the', "It rained until the"),
+        ("**Summary:** It rained", "It rained"),
+        ('**"It rained"**', "It rained"),
+        ("**Rain** fell on **Spain**", "**Rain** fell on **Spain**"),
     ],
 )
 def test_announcements_are_taken_off_summaries(reply: str, bare: str) -> None:
