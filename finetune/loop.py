@@ -43,6 +43,8 @@ class Job:
     """Keeps the present weights as a checkpoint: called after each step of `settings.save_at`."""
     packs: bool
     """Whether the model computes in a pack what it computes row by row."""
+    share: bool
+    """Whether what packed rows begin with in common is run once: not where dropout draws other units for each."""
     team: Team
 
     @property
@@ -127,10 +129,10 @@ def _accumulate(job: Job, batch: list[int]) -> float:
     """Backward passes over parts of a batch; the mean loss over all its labelled tokens."""
     n_targets = float(sum(len(job.rows[i].targets) for i in batch))
     total = 0.0
-    packed, share = job.packs and not job.settings.shard, job.settings.lora_dropout == 0
+    packed = job.packs and not job.settings.shard
     for members, weight in _passes(job, batch):
         rows, divisor = [job.rows[i] for i in members], n_targets if weight else float("inf")
-        how: dict[str, Any] = {"packed": packed, "share": share, "divisor": divisor, "numbers": members}
+        how: dict[str, Any] = {"packed": packed, "share": job.share, "divisor": divisor, "numbers": members}
         total += weight * backward(job.model, rows, **how)
     return job.team.sum(total, job.model.device) / n_targets
 
@@ -143,7 +145,7 @@ def _passes(job: Job, batch: list[int]) -> list[tuple[list[int], float]]:
     if not job.packs:
         mine = sorted(mine, key=lambda i: len(job.rows[i].ids))
         return [(mine[i : i + size], 1.0) for i in range(0, len(mine), size)]
-    limits = [0 if job.settings.lora_dropout else shareable(job.rows[i]) for i in mine]
+    limits = [shareable(job.rows[i]) if job.share else 0 for i in mine]
     packs = plan_packs([job.rows[i].ids for i in mine], limits, token_budget=PACK, max_rows=size)
     return [([mine[i] for i in members], 1.0) for members in packs]
 
@@ -166,5 +168,5 @@ def _say_what_is_off(job: Job) -> None:
         log.info(
             "rows are padded, not packed: this architecture or its attention does not take a pack's mask"
         )
-    elif job.settings.lora_dropout:
+    elif not job.share:
         log.info("a common beginning is run for every row: dropout drops other units for each")

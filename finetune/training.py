@@ -57,6 +57,7 @@ def train(
     # These try the model out: before the generator is seeded, hooks are on, and it is in training mode.
     model.check_head()
     odd_blocks(model)
+    share = settings.lora_dropout == 0 and not draws_while_training(model)
     packs = packed_attention.can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
     stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
     with training_folder(folder, team):
@@ -69,7 +70,7 @@ def train(
             torch.manual_seed(seed)
             ready = stack.enter_context(prepared)
             stack.enter_context(intervene(model, *interventions))
-            job = Job(model, rows, settings, folder, seed, stamp, ready.parameters, packs=packs, team=team,
+            job = Job(model, rows, settings, folder, seed, stamp, ready.parameters, packs=packs, share=share, team=team,
                       snapshot=lambda step: ready.save(folder / SNAPSHOTS / f"step-{step}"))  # fmt: skip
             records = run(job, Saver(save_every), on_step)
             ready.check()
@@ -78,6 +79,22 @@ def train(
                 write_outcome(folder, job, records, interventions)
         team.wait()
     return records
+
+
+@torch.no_grad()
+def draws_while_training(model: ChatModel) -> bool:
+    """Whether the model draws at random in training mode (dropout of its own, jitter of a router): found out by trying."""
+    size, training = model.causal.config.get_text_config().vocab_size, model.hf.training
+    probe = torch.arange(3, 11, device=model.device).unsqueeze(0) % size
+    try:
+        model.hf.train()
+        with torch.random.fork_rng():
+            one, other = (
+                model.decoder(input_ids=probe, use_cache=False).last_hidden_state.float() for _ in range(2)
+            )
+    finally:
+        model.hf.train(training)
+    return bool((one - other).abs().max() > 1e-3 * one.abs().max())
 
 
 def _check_interventions(interventions: Sequence[Intervention], rows: Sequence[TrainingRow]) -> None:

@@ -27,8 +27,21 @@ def hooked(model: ChatModel, edits: Mapping[tuple[Site, int], Edit]) -> Iterator
     check_places(model, edits)
     with ExitStack() as stack:
         for place, edit in edits.items():
-            stack.callback(_register(model, place, edit).remove)
+            stack.callback(_register(model, place, _of_a_stream(place, edit)).remove)
         yield
+
+
+def _of_a_stream(place: tuple[Site, int], edit: Edit) -> Edit:
+    """The edit, of one stream alone: some architectures carry several (Gemma 3n)."""
+
+    def checked(h: Tensor) -> Tensor | None:  # of any shape
+        if h.ndim != 3:
+            raise InputError(
+                f"{place[0]} at layer {place[1]} has shape {tuple(h.shape)}, not [batch, sequence, d]: this architecture is not supported"
+            )
+        return edit(h)
+
+    return checked
 
 
 def check_places(model: ChatModel, places: Collection[tuple[Site, int]]) -> None:
@@ -67,7 +80,7 @@ def _not_adding_up(model: ChatModel) -> frozenset[int]:
     sites: tuple[Site, ...] = ("resid_pre", *ADDED, "resid_post")
 
     def keeper(site: Site, layer: int) -> Edit:
-        def keep(h: Float[Tensor, "batch seq d"]) -> None:
+        def keep(h: Tensor) -> None:  # of any shape
             seen[layer][site] = h.detach().to("cpu", torch.float64, copy=True)  # some blocks add in place
 
         return keep
@@ -87,7 +100,7 @@ def _not_adding_up(model: ChatModel) -> frozenset[int]:
     )
 
 
-def _adds_up(found: Mapping[Site, Float[Tensor, "batch seq d"]], rounding: float) -> bool:
+def _adds_up(found: Mapping[Site, Tensor], rounding: float) -> bool:
     """Whether output − input is what the parts add, token by token, up to rounding of the stream."""
     before, attention, mlp, after = (
         found["resid_pre"],

@@ -28,8 +28,9 @@ ADDED: tuple[Site, ...] = ("attn_out", "mlp_out")
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 _NORMS_BEHIND = (
-    ("post_self_attn_layernorm", "post_attention_layernorm", "post_norm1"),
-    ("post_mlp_layernorm", "post_feedforward_layernorm", "post_norm2"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_norm1", "post_norm2"),
 )
 """Of attention and of the MLP, before their output is added to the stream."""
 _MULTIPLIERS = ("residual_multiplier", "residual_scale")
@@ -52,12 +53,13 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
         return block
     if site == "attn_head_out":
         return _part(_part(block, _ATTENTION, site), _PROJECTION, site)
-    names, norms = (_ATTENTION, _NORMS_BEHIND[0]) if site == "attn_out" else (_MLP, _NORMS_BEHIND[1])
+    attention = site == "attn_out"
     # Blocks with a norm behind each part (Gemma 2 and 3, OLMo 2, GLM 4) add that norm's output to the stream. Elsewhere
     # `post_attention_layernorm` stands before the MLP: what tells them apart is the norm behind the MLP.
-    if any(hasattr(block, name) for name in _NORMS_BEHIND[1]):
-        return _part(block, norms, site)
-    return _part(block, names, site)
+    for of_attention, of_mlp in _NORMS_BEHIND:
+        if hasattr(block, of_mlp):
+            return _part(block, (of_attention if attention else of_mlp,), site)
+    return _part(block, _ATTENTION if attention else _MLP, site)
 
 
 def site_scale(model: ChatModel, site: Site, layer: int) -> float:

@@ -18,6 +18,9 @@ from mech.batching import plan_batches
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
 from mech.forward import Pass
+from mech.hooks import odd_blocks
+from mech.interventions import Add, intervene
+from mech.lens import final_norm
 from mech.models import ChatModel, load_model
 from mech.packed_attention import attends_to_everything, can_pack
 from mech.packing import Pack, plan_packs
@@ -72,7 +75,10 @@ def assert_close(ours: np.ndarray, expected: np.ndarray) -> None:
 # -- architectures, found by structure ---------------------------------------------------------------
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.1}
-GROUPED = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+WIDE = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48}
+GROUPED = {**WIDE, "head_dim": 8}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SCALED = {"residual_multiplier": 0.3, "logits_scaling": 4.0}
 
 
 def architectures() -> dict[str, Any]:
@@ -87,23 +93,57 @@ def architectures() -> dict[str, Any]:
         "seed_oss": t.SeedOssConfig(**GROUPED),
         "mistral-sliding": t.MistralConfig(**GROUPED, sliding_window=8),
         "mixtral": t.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2),
-        "olmo2": t.Olmo2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}),
+        "olmo2": t.Olmo2Config(**WIDE),
         "glm4": t.Glm4Config(**GROUPED),
         "gpt_neox": t.GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=True),
         "gpt2": t.GPT2Config(n_embd=32, n_layer=3, n_head=4, initializer_range=0.1),
+        "bloom": t.BloomConfig(hidden_size=32, n_layer=3, n_head=4, initializer_range=0.1),
+        "cohere": t.CohereConfig(**WIDE, logit_scale=0.25),
+        "cohere2": t.Cohere2Config(**WIDE, logit_scale=0.25, sliding_window=4096),
+        "falcon": t.FalconConfig(**SHAPE, num_kv_heads=2, new_decoder_architecture=True, alibi=False),
+        "gpt_oss": t.GptOssConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2, sliding_window=4096),
+        "granite": t.GraniteConfig(**WIDE, **SCALED, embedding_multiplier=3.0, attention_multiplier=0.2),
+        "hyperclovax": t.HyperCLOVAXConfig(**WIDE, **SCALED, use_post_norm=True),
+        "llama4": t.Llama4TextConfig(**GROUPED, num_local_experts=2, intermediate_size_mlp=48),
+        "mpt": t.MptConfig(
+            d_model=32, n_layers=3, n_heads=4, max_seq_len=2048, initializer_range=0.1, use_cache=True
+        ),
+        "opt": t.OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32, init_std=0.1),
+        "phi": t.PhiConfig(**WIDE),
+        "phi3": t.Phi3Config(**WIDE),
+        "qwen3_moe": t.Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=3),
+        "recurrent_gemma": t.RecurrentGemmaConfig(**WIDE, logits_soft_cap=1.0),
+        "stablelm": t.StableLmConfig(**WIDE, use_parallel_residual=True),
+        "starcoder2": t.Starcoder2Config(**WIDE),
     }
+
+
+NEARSIGHTED = ("cohere2", "gemma2", "gemma3", "gpt_oss", "llama4", "mistral-sliding", "recurrent_gemma")
+"""Not every layer attends to the whole past."""
+OWN_ATTENTION = ("bloom", "falcon", "mpt")
+"""Attention goes past Hugging Face's registry, or has no positions: rows are padded."""
+ODD = ("bloom", "llama4", "mpt")
+"""Attention or MLP give something else than what the block adds."""
+WITHOUT_A_PART = ("opt", "recurrent_gemma")
+"""Its blocks have no attention or MLP by itself."""
 
 
 def random_model(name: str, like: ChatModel) -> ChatModel:
     """A tiny random model of an architecture; its checkpoint is another's, and names nothing."""
+    return made(architectures()[name], like)
+
+
+def made(config: Any, like: ChatModel) -> ChatModel:
+    """A random model of a config."""
     import transformers
 
-    config = architectures()[name]
     tokenizer = make_tokenizer()
     config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
     built = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for p in built.parameters():  # some that a checkpoint would fill are left as memory happens to be
+        p.data = torch.where(p.isfinite() & (p.abs() < 1e3), p, 0.1)
     return ChatModel(built, tokenizer, like.checkpoint)
 
 
@@ -111,8 +151,8 @@ def random_model(name: str, like: ChatModel) -> ChatModel:
 def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, model: ChatModel) -> None:
     other = random_model(name, model)
     rows = conversations(other)
-    assert attends_to_everything(other) == (name not in ("mistral-sliding", "gemma2", "gemma3"))
-    assert can_pack(other) == attends_to_everything(other)
+    assert attends_to_everything(other) == (name not in NEARSIGHTED)
+    assert can_pack(other) == (name not in (*NEARSIGHTED, *OWN_ATTENTION))
     ours = capture(other, rows, poolings=["prompt_last", "response_mean"], token_budget=200)
     for i, row in enumerate(rows):
         for layer, h in enumerate(blocks_output(other, row)):
@@ -124,6 +164,10 @@ def test_capture_equals_the_blocks_outputs_on_every_architecture(name: str, mode
         [other.hf(input_ids=torch.tensor([r.ids[: r.n_prompt]])).logits[0, -1].detach() for r in rows]
     )
     torch.testing.assert_close(logits, plain, rtol=1e-3, atol=1e-4)
+    last = torch.as_tensor(ours["resid_post", "prompt_last"][:, -1])
+    with torch.no_grad():
+        lens = other.logits(final_norm(other)(last))
+    torch.testing.assert_close(lens, plain, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(architectures()))
@@ -134,7 +178,8 @@ def test_half_precision_packs_where_float32_does(name: str, model: ChatModel) ->
     with patch.object(Pack, "tensors", _through_the_pack):
         assert not can_pack(half)
     del vars(half)["_can_pack"]
-    assert can_pack(half) == attends_to_everything(half)
+    assert can_pack(half) == (name not in (*NEARSIGHTED, *OWN_ATTENTION))
+    assert not odd_blocks(half) or name in ODD
     assert {p.dtype for p in half.hf.parameters()} == {torch.bfloat16}
     assert len(half.blocks) == 3
 
@@ -186,23 +231,37 @@ def test_marks_that_mean_nothing_are_refused(pieces: dict[str, Any], said: str, 
         capture(model, [model.template.mark(row, x="river"), row], poolings=["span:x"])
 
 
-@pytest.mark.parametrize(
-    "name", ["llama", "gemma2", "gemma3", "glm4", "gpt2", "gpt_neox", "mixtral", "olmo2", "qwen3", "seed_oss"]
-)
+@pytest.mark.parametrize("name", sorted(set(architectures()) - {*ODD, *WITHOUT_A_PART}))
 def test_what_the_parts_add_is_what_the_block_adds(name: str, model: ChatModel) -> None:
-    import transformers
-
-    config = architectures()[name]
-    tokenizer = make_tokenizer()
-    config.vocab_size, config.pad_token_id, config.eos_token_id = len(tokenizer), 1, 1
-    torch.manual_seed(0)
-    other = ChatModel(
-        transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, model.checkpoint
-    )
+    other = random_model(name, model)
     h = capture(other, conversations(other, 3), poolings=["prompt_last"], sites=list(SITES))
     parts = {site: h[site, "prompt_last"] for site in SITES}
     assert_close(parts["resid_pre"] + parts["attn_out"] + parts["mlp_out"], parts["resid_post"])
     assert_close(parts["resid_pre"][:, 1:], parts["resid_post"][:, :-1])
+
+
+@pytest.mark.parametrize("name", [*ODD, *WITHOUT_A_PART])
+def test_parts_that_are_not_what_the_block_adds_are_refused(name: str, model: ChatModel) -> None:
+    other = random_model(name, model)
+    said = "mlp_out is not supported: what its attention" if name in ODD else "no part for mlp_out; its parts"
+    with pytest.raises(InputError, match=said):
+        capture(other, conversations(other, 2), sites=["mlp_out"])
+    with pytest.raises(InputError, match=said), intervene(other, Add(np.ones(32), [1], site="mlp_out")):
+        other.hf(input_ids=torch.tensor([[5, 6]]))
+
+
+def test_streams_and_heads_that_differ_are_refused(model: ChatModel) -> None:
+    from transformers import Gemma3nTextConfig
+
+    several = Gemma3nTextConfig(**GROUPED, num_kv_shared_layers=0, layer_types=["full_attention"] * 3, laurel_rank=4,
+                                vocab_size_per_layer_input=200, hidden_size_per_layer_input=8, altup_num_inputs=2)  # fmt: skip
+    other = made(several, model)
+    with pytest.raises(InputError, match=r"resid_post at layer 0 has shape .* not \[batch, sequence, d\]"):
+        capture(other, conversations(other, 2))
+    uneven = ChatModel(copy.deepcopy(model.hf), model.tokenizer, model.checkpoint)
+    uneven.blocks[2].self_attn.o_proj = torch.nn.Linear(64, 32)
+    with pytest.raises(InputError, match=r"heads differ .64 numbers at layer 2, 32 at layer 0"):
+        capture(uneven, conversations(uneven, 2), sites=["attn_head_out"])
 
 
 # -- batches, prefixes, layers --------------------------------------------------------------------------
