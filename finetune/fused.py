@@ -81,11 +81,11 @@ class _Fused(torch.autograd.Function):
     ) -> Float[Tensor, "*batch d_out"]:
         flat = x.reshape(-1, x.shape[-1])
         low = product(flat, down)
-        out = product(flat, weight, bias)
-        out.addmm_(low, up.T, alpha=scale)
+        out = product(flat.view(x.shape), weight, bias)  # no view is returned: a model may add to it in place
+        out.view(-1, out.shape[-1]).addmm_(low, up.T, alpha=scale)
         ctx.save_for_backward(flat, weight, down, up, low)
         ctx.scale, ctx.shape = scale, x.shape
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +43,8 @@ class Job:
     """Keeps the present weights as a checkpoint: called after each step of `settings.save_at`."""
     packs: bool
     """Whether the model computes in a pack what it computes row by row."""
+    share: bool
+    """Whether what packed rows begin with in common is run once: not where dropout draws other units for each."""
     team: Team
 
     @property
@@ -74,7 +77,7 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
     for step, members in enumerate(track(batches, "training", job.n_steps), 1):
         if step <= done:
             continue
-        record = _step(job, progress, step, [job.rows[i] for i in members])
+        record = _step(job, progress, step, members)
         progress.records.append(record)
         if job.team.leads:
             if step in job.settings.save_at:
@@ -97,7 +100,7 @@ def _begin(job: Job) -> Progress:
     return Progress(job.parameters, optimizer, schedule)
 
 
-def _step(job: Job, progress: Progress, step: int, batch: list[TrainingRow]) -> StepRecord:
+def _step(job: Job, progress: Progress, step: int, batch: list[int]) -> StepRecord:
     start, rate = time.perf_counter(), float(progress.schedule.get_last_lr()[0])
     parameters = list(job.parameters.values())
     loss = _accumulate(job, batch)
@@ -108,7 +111,7 @@ def _step(job: Job, progress: Progress, step: int, batch: list[TrainingRow]) -> 
     progress.optimizer.step()
     progress.schedule.step()
     progress.optimizer.zero_grad(set_to_none=True)
-    tokens = sum(len(r.ids) for r in batch)
+    tokens = sum(len(job.rows[i].ids) for i in batch)
     return StepRecord(step, loss, rate, norm, tokens, time.perf_counter() - start)
 
 
@@ -122,33 +125,32 @@ def _batches(n_rows: int, size: int, n_steps: int, seed: int) -> Iterator[list[i
         queue = queue[size:]
 
 
-def _accumulate(job: Job, batch: list[TrainingRow]) -> float:
+def _accumulate(job: Job, batch: list[int]) -> float:
     """Backward passes over parts of a batch; the mean loss over all its labelled tokens."""
-    n_targets = float(sum(len(r.targets) for r in batch))
+    n_targets = float(sum(len(job.rows[i].targets) for i in batch))
     total = 0.0
-    packed, share = job.packs and not job.settings.shard, job.settings.lora_dropout == 0
-    for rows, weight in _passes(job, batch):
-        divisor = n_targets if weight else float("inf")
-        total += weight * backward(job.model, rows, packed=packed, share=share, divisor=divisor)
+    packed = job.packs and not job.settings.shard
+    for members, weight in _passes(job, batch):
+        rows, divisor = [job.rows[i] for i in members], n_targets if weight else float("inf")
+        how: dict[str, Any] = {"packed": packed, "share": job.share, "divisor": divisor, "numbers": members}
+        total += weight * backward(job.model, rows, **how)
     return job.team.sum(total, job.model.device) / n_targets
 
 
-def _passes(job: Job, batch: list[TrainingRow]) -> list[tuple[list[TrainingRow], float]]:
-    """What goes through the model together: rows, and their weight."""
+def _passes(job: Job, batch: list[int]) -> list[tuple[list[int], float]]:
+    """What goes through the model together: numbers of rows, and their weight."""
     mine, size = job.team.share(batch), job.settings.micro_batch or len(batch)
     if job.settings.shard:
         return _equal_passes(job, batch, mine, size)
     if not job.packs:
-        mine = sorted(mine, key=lambda r: len(r.ids))
+        mine = sorted(mine, key=lambda i: len(job.rows[i].ids))
         return [(mine[i : i + size], 1.0) for i in range(0, len(mine), size)]
-    limits = [0 if job.settings.lora_dropout else shareable(r) for r in mine]
-    packs = plan_packs([r.ids for r in mine], limits, token_budget=PACK, max_rows=size)
+    limits = [shareable(job.rows[i]) if job.share else 0 for i in mine]
+    packs = plan_packs([job.rows[i].ids for i in mine], limits, token_budget=PACK, max_rows=size)
     return [([mine[i] for i in members], 1.0) for members in packs]
 
 
-def _equal_passes(
-    job: Job, batch: list[TrainingRow], mine: list[TrainingRow], size: int
-) -> list[tuple[list[TrainingRow], float]]:
+def _equal_passes(job: Job, batch: list[int], mine: list[int], size: int) -> list[tuple[list[int], float]]:
     """As many passes on every process, for sharded weights are gathered by all at once.
 
     A process that has no rows left runs the batch's first row at no weight.
@@ -166,5 +168,5 @@ def _say_what_is_off(job: Job) -> None:
         log.info(
             "rows are padded, not packed: this architecture or its attention does not take a pack's mask"
         )
-    elif job.settings.lora_dropout:
+    elif not job.share:
         log.info("a common beginning is run for every row: dropout drops other units for each")

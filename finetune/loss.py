@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.labels import TrainingRow
 from mech.forward import Padded, masks_of, pad_id, pad_right
-from mech.interventions import intervening
+from mech.interventions import differ_by_row, intervening
 from mech.models import ChatModel
 from mech.packed_attention import run_packed
 from mech.packing import Pack
@@ -25,35 +25,52 @@ CHUNK = 128
 
 
 def summed_loss(
-    model: ChatModel, batch: Sequence[TrainingRow], *, packed: bool, share: bool = True
+    model: ChatModel,
+    batch: Sequence[TrainingRow],
+    *,
+    packed: bool,
+    share: bool = True,
+    numbers: Sequence[int] | None = None,
 ) -> Float[Tensor, ""]:
     """Negative log-likelihood (nats), summed over the labelled tokens of a batch, with gradient.
 
-    Active interventions act: the pass declares for each token whose it is.
+    Active interventions act: the pass declares for each token whose it is, and of which row.
 
     Args:
         model: what to run; a live adapter acts.
         batch: rows that go through the model together.
         packed: lay rows end to end (inside `mech.packed_attention.packed_attention`) instead of padding them.
         share: run what packed rows begin with in common once.
+        numbers: places of the rows in the caller's list, for interventions that act by row; their places in the batch when left out.
     """
     ids = tuple(r.ids for r in batch)
     layout = Pack(ids, tuple(shareable(r) if share else 0 for r in batch)) if packed else Padded(ids)
-    with declared(masks_of(layout, [_positions(r) for r in batch], model.device)):
+    owners = _owners(layout, range(len(batch)) if numbers is None else numbers).to(model.device)
+    with declared(masks_of(layout, [_positions(r) for r in batch], model.device), owners):
         return _labelled_loss(model, batch, layout)
 
 
 def backward(
-    model: ChatModel, batch: Sequence[TrainingRow], *, packed: bool, share: bool, divisor: float
+    model: ChatModel,
+    batch: Sequence[TrainingRow],
+    *,
+    packed: bool,
+    share: bool,
+    divisor: float,
+    numbers: Sequence[int],
 ) -> float:
     """Add the gradient of `summed_loss / divisor` to the parameters'; return the summed loss."""
-    loss = summed_loss(model, batch, packed=packed, share=share)
+    loss = summed_loss(model, batch, packed=packed, share=share, numbers=numbers)
     (loss / divisor).backward()
     return float(loss.detach())
 
 
 def shareable(row: TrainingRow) -> int:
-    """How many leading tokens may be run once for several rows: all, but an intervention must find the same roles in each."""
+    """How many leading tokens may be run once for several rows: all, but an intervention must find the same roles in each, and one
+    that acts by row its own row's.
+    """  # noqa: D205
+    if differ_by_row():
+        return 0
     return row.answers[0][0] - 1 if intervening() else len(row.ids)
 
 
@@ -63,6 +80,14 @@ def _hidden(model: ChatModel, layout: Pack | Padded) -> Float[Tensor, "tokens d"
     ids = pad_right(layout.rows, pad_id(model), model.device)
     hidden: Tensor = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)
+
+
+def _owners(layout: Pack | Padded, numbers: Sequence[int]) -> Int[Tensor, "batch seq"]:
+    """The row of each token; of a shared one any of them, for then nothing acts by row."""
+    owners = torch.full((layout.shape[0] * layout.shape[1],), -1)
+    for number, places in zip(numbers, layout.places, strict=True):
+        owners[list(places)] = number
+    return owners.view(layout.shape)
 
 
 def _positions(row: TrainingRow) -> dict[Position, list[int]]:
@@ -91,7 +116,7 @@ def _labelled_loss(
     head = model.causal.get_output_embeddings()
     if model.plain_head and not head.weight.requires_grad:
         total: Tensor = _FrozenHeadLoss.apply(
-            hidden.to(head.weight.device), head.weight, targets.to(head.weight.device)
+            hidden.to(head.weight.device), head.weight, targets.to(head.weight.device), model.logit_scale
         )
         return total
     logits = model.logits(hidden).float()
@@ -101,18 +126,24 @@ def _labelled_loss(
 class _FrozenHeadLoss(torch.autograd.Function):
     """Summed cross-entropy after a frozen linear head; its gradient is computed with the loss, a chunk at a time.
 
-    With p = softmax(W h), the gradient with respect to h is Wᵀ(p − onehot): no logits need to be kept for the way back.
+    With p = softmax(s W h), the gradient with respect to h is s Wᵀ(p − onehot): no logits need to be kept for the way back.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Float[Tensor, "n d"], weight: Float[Tensor, "vocab d"], targets: Int[Tensor, " n"]
+        ctx: Any,
+        hidden: Float[Tensor, "n d"],
+        weight: Float[Tensor, "vocab d"],
+        targets: Int[Tensor, " n"],
+        scale: float,
     ) -> Float[Tensor, ""]:
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), CHUNK):
             here, wanted = slice(start, start + CHUNK), targets[start : start + CHUNK].unsqueeze(1)
             p = product(hidden[here], weight).float()
+            if scale != 1.0:
+                p *= scale
             p -= p.amax(-1, keepdim=True)
             chosen = p.gather(1, wanted)
             p.exp_()
@@ -121,10 +152,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
             p /= sums
             p.scatter_add_(1, wanted, torch.full_like(chosen, -1.0))
             gradient[here] = product(p.to(weight.dtype), weight.T)
+        if scale != 1.0:
+            gradient *= scale
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype), None, None
+        return gradient * outer[0].to(gradient.dtype), None, None, None

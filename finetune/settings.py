@@ -18,6 +18,10 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 a 135M model learns the same tasks (at the published learning rate it does not move)."""
 
 
+LORA_ONLY = ("lora_r", "lora_alpha", "rslora", "target_modules")
+"""Settings that do nothing under `method: full`. (Dropout and stacking are refused there.)"""
+
+
 class TrainSettings(BaseModel):
     """How a stage is trained. The defaults are the paper's for its 32B and 36B models."""
 

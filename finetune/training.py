@@ -16,6 +16,7 @@ from finetune.team import Team
 from mech import packed_attention, positions
 from mech.errors import InputError
 from mech.files import folder_lock
+from mech.hooks import odd_blocks
 from mech.interventions import Intervention, Patch, intervene
 from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
@@ -53,8 +54,11 @@ def train(
     The arguments are those of `finetune.lora.train_lora`. `prepared` is entered after the seed is set, so that what it initialises is
     repeatable, and left before this returns.
     """
-    # Both try the model out: before the generator is seeded, hooks are on, and it is in training mode.
+    _check_interventions(interventions, rows)
+    # These try the model out: before the generator is seeded, hooks are on, and it is in training mode.
     model.check_head()
+    odd_blocks(model)
+    share = settings.lora_dropout == 0 and not draws_while_training(model)
     packs = packed_attention.can_pack(model) and not any(isinstance(i, Patch) for i in interventions)
     stamp, team = stamp_of(model, rows, settings, seed, interventions), Team.join()
     with training_folder(folder, team):
@@ -68,7 +72,7 @@ def train(
             torch.manual_seed(seed)
             ready = stack.enter_context(prepared)
             stack.enter_context(intervene(model, *interventions))
-            job = Job(model, rows, settings, folder, seed, stamp, ready.parameters, packs=packs, team=team,
+            job = Job(model, rows, settings, folder, seed, stamp, ready.parameters, packs=packs, share=share, team=team,
                       snapshot=lambda step: ready.save(folder / SNAPSHOTS / f"step-{step}"))  # fmt: skip
             records = run(job, Saver(save_every), on_step)
             ready.check()
@@ -77,6 +81,46 @@ def train(
                 write_outcome(folder, job, records, interventions)
         team.wait()
     return records
+
+
+@torch.no_grad()
+def draws_while_training(model: ChatModel) -> bool:
+    """Whether the model draws at random in training mode (dropout of its own, jitter of a router): found out by trying."""
+    size, training = model.causal.config.get_text_config().vocab_size, model.hf.training
+    probe = torch.arange(3, 11, device=model.device).unsqueeze(0) % size
+    try:
+        model.hf.train()
+        with torch.random.fork_rng():
+            one, other = (
+                model.decoder(input_ids=probe, use_cache=False).last_hidden_state.float() for _ in range(2)
+            )
+    finally:
+        model.hf.train(training)
+    return bool((one - other).abs().max() > 1e-3 * one.abs().max())
+
+
+def _check_interventions(interventions: Sequence[Intervention], rows: Sequence[TrainingRow]) -> None:
+    """What would fail, or do nothing, only when some step comes to it.
+
+    Raises:
+        InputError: positions that no training pass has, a row that is not there, or a patch without values for every row.
+    """
+    needed = (len(rows), max(len(row.ids) for row in rows))
+    for given in interventions:
+        kind = type(given).__name__
+        if given.positions == "generated":
+            raise InputError(
+                f"{kind}: positions='generated': nothing is generated while training; the assistant's tokens are 'response'"
+            )
+        if beyond := [i for i in given.rows or () if not 0 <= i < len(rows)]:
+            raise InputError(f"{kind}: rows: {beyond[0]} is not one of the {len(rows)} training rows")
+        if isinstance(given, Patch) and any(
+            n > has for n, has in zip(needed, given.values.shape[1:3], strict=True)
+        ):
+            raise InputError(
+                f"Patch: values have shape {tuple(given.values.shape)}; {needed[0]} training rows of up to {needed[1]} tokens need "
+                f"[layers, {needed[0]}, {needed[1]}, d]"
+            )
 
 
 @contextmanager

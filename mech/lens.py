@@ -44,11 +44,15 @@ def final_norm(model: ChatModel) -> nn.Module:
     Raises:
         InputError: there is none, or several.
     """
-    blocks = set(model.blocks.modules())
-    children = [m for m in model.decoder.children() if m not in blocks and "norm" in type(m).__name__.lower()]
-    if len(children) != 1:
-        raise InputError(f"{type(model.causal).__name__}: expected one final norm, found {len(children)}")
-    return children[0]
+    children = list(model.decoder.children())
+    norms = [m for m in children if "norm" in type(m).__name__.lower()]
+    if (
+        len(norms) > 1 and model.blocks in children
+    ):  # one behind the embedding too (BLOOM): the final one comes after the blocks
+        norms = [m for m in children[children.index(model.blocks) :] if m in norms]
+    if len(norms) != 1:
+        raise InputError(f"{type(model.causal).__name__}: expected one final norm, found {len(norms)}")
+    return norms[0]
 
 
 @torch.no_grad()
@@ -151,7 +155,7 @@ def favoured_tokens(model: ChatModel, vectors: Float[Any, "n d"]) -> Float[Tenso
     weight = model.causal.get_output_embeddings().weight
     through = ((norm(unit) - norm(-unit)) / 2).float()
     favoured: Tensor = through.to(weight.device) @ weight.float().T
-    return favoured
+    return favoured * model.logit_scale
 
 
 def _scores(model: ChatModel, line: Float[Tensor, " vocab"], k: int, sign: int = 1) -> tuple[TokenScore, ...]:

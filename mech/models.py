@@ -67,6 +67,9 @@ class ChatModel:
         found = self.causal.get_decoder()
         if found is self.causal:
             found = getattr(self.causal, self.causal.base_model_prefix, found)
+        if found is self.causal:  # its prefix names nothing (Llama 4's text model): what holds the embedding
+            embedding = self.causal.get_input_embeddings()
+            found = next((m for m in self.causal.children() if embedding in m.modules()), None)
         if not isinstance(found, nn.Module):
             raise InputError(f"{type(self.causal).__name__}: no decoder found")
         return found
@@ -132,7 +135,9 @@ class ChatModel:
             GuardError: see `check_head`.
         """
         self.check_head()
-        return self._head(hidden)
+        head: Any = self.causal.get_output_embeddings()
+        logits: Tensor = head(hidden.to(head.weight.device))
+        return self._after_head.apply(logits) if self._after_head else logits
 
     def check_head(self) -> None:
         """Compare `logits` with the model's own, once: a forward pass, so before any hook is on the model.
@@ -140,35 +145,71 @@ class ChatModel:
         Raises:
             GuardError: this architecture does something to its logits that we do not know of.
         """
-        if not self._head_agrees:
+        if self._after_head is None:
             raise GuardError(
                 f"{type(self.causal).__name__}: its logits are not head(final norm): unsupported output head"
             )
 
     @property
     def plain_head(self) -> bool:
-        """Whether the output head is one matrix without bias, and nothing happens to its logits."""
+        """Whether the output head is one matrix without bias, and nothing but `logit_scale` happens to its logits."""
         head: Any = self.causal.get_output_embeddings()
-        cap = getattr(self.causal.config.get_text_config(), "final_logit_softcapping", None)
-        return type(head) is nn.Linear and getattr(head, "bias", None) is None and not cap
+        known = self._after_head is not None and self._after_head.cap is None
+        return type(head) is nn.Linear and getattr(head, "bias", None) is None and known
 
-    def _head(self, hidden: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch vocab"]:
-        head = self.causal.get_output_embeddings()
-        logits: Tensor = head(hidden.to(head.weight.device))
-        cap = getattr(self.causal.config.get_text_config(), "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
+    @property
+    def logit_scale(self) -> float:
+        """What the architecture multiplies its head's output by: 1 for most.
+
+        Raises:
+            GuardError: see `check_head`.
+        """
+        self.check_head()
+        return self._after_head.scale if self._after_head else 1.0
 
     @cached_property
-    def _head_agrees(self) -> bool:
-        probe = (
-            torch.arange(3, 11, device=self.device).unsqueeze(0)
-            % self.causal.config.get_text_config().vocab_size
-        )
+    def _after_head(self) -> "_AfterHead | None":
+        """What happens to logits behind the head: of what the config speaks of, that which gives the model's own; None: nothing does."""
+        text = self.causal.config.get_text_config()
+        probe = torch.arange(3, 11, device=self.device).unsqueeze(0) % text.vocab_size
         with torch.no_grad():
-            expected = self.causal(input_ids=probe, use_cache=False).logits
-            ours = self._head(self.decoder(input_ids=probe, use_cache=False).last_hidden_state)
-        scale = float(expected.float().abs().max())
-        return bool((ours.float() - expected.float()).abs().max() <= 1e-3 * scale)
+            expected = self.causal(input_ids=probe, use_cache=False).logits.float()
+            hidden = self.decoder(input_ids=probe, use_cache=False).last_hidden_state
+            head = self.causal.get_output_embeddings()
+            plain = head(hidden.to(head.weight.device))
+        found = {
+            way: float((way.apply(plain).float() - expected).abs().max()) for way in _ways_after_head(text)
+        }
+        best = min(found, key=lambda way: found[way])
+        tolerance = 1e-4 if self.dtype == torch.float32 else 1e-3
+        return best if found[best] <= tolerance * float(expected.abs().max()) else None
+
+
+@dataclass(frozen=True)
+class _AfterHead:
+    """What an architecture does to its head's output."""
+
+    scale: float
+    """Multiplies it."""
+    cap: float | None
+    """Then bends it: cap · tanh(logits / cap)."""
+
+    def apply(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        scaled = logits if self.scale == 1.0 else logits * self.scale
+        return torch.tanh(scaled / self.cap) * self.cap if self.cap else scaled
+
+
+def _ways_after_head(config: Any) -> list[_AfterHead]:
+    """What a config's fields may mean: one name divides in one architecture and multiplies in another."""
+
+    def given(*names: str) -> list[float]:
+        values = (getattr(config, name, None) for name in names)
+        return [float(v) for v in values if isinstance(v, int | float) and v]
+
+    factors = given("logit_scale", "lm_head_multiplier", "logits_scaling")
+    scales = dict.fromkeys([1.0, *factors, *(1 / f for f in factors)])
+    caps = [*given("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"), None]
+    return [_AfterHead(scale, cap) for cap in caps for scale in scales]
 
 
 def resolve(reference: str, *, download: bool = True) -> Checkpoint:

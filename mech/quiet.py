@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """PEFT reads an attribute that transformers has renamed; it works, and says so on every call."""
+    """PEFT reads an attribute that transformers has renamed, and sets ranks for experts whether or not they are adapted; both work, and it
+    says so on every call.
+    """  # noqa: D205
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*pattern keys did not match.*", category=RuntimeWarning)
         yield

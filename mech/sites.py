@@ -4,6 +4,7 @@ Layers count from 0 and name block outputs: `resid_post` of layer l is Hugging F
 (except after the last block, where Hugging Face has applied the final norm) and TransformerLens's
 `blocks.l.hook_resid_post`.
 
+`attn_out` and `mlp_out` are what a block adds to the stream: where it multiplies a part's output first (Granite), the product.
 `attn_head_out` is what the heads hand to attention's output projection, one head after the other: [heads · d_head] wide.
 """
 
@@ -21,13 +22,19 @@ SITES: tuple[Site, ...] = get_args(Site)
 BEFORE: tuple[Site, ...] = ("resid_pre", "attn_head_out")
 """Sites that are their module's input, not its output."""
 
+ADDED: tuple[Site, ...] = ("attn_out", "mlp_out")
+"""Sites that are what a part of a block adds to the stream."""
+
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 _NORMS_BEHIND = (
-    ("post_self_attn_layernorm", "post_attention_layernorm"),
-    ("post_mlp_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_norm1", "post_norm2"),
 )
 """Of attention and of the MLP, before their output is added to the stream."""
+_MULTIPLIERS = ("residual_multiplier", "residual_scale")
+"""Of a block: what it multiplies either part's output by before adding it to the stream."""
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 
@@ -46,19 +53,29 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
         return block
     if site == "attn_head_out":
         return _part(_part(block, _ATTENTION, site), _PROJECTION, site)
-    names, norms = (_ATTENTION, _NORMS_BEHIND[0]) if site == "attn_out" else (_MLP, _NORMS_BEHIND[1])
+    attention = site == "attn_out"
     # Blocks with a norm behind each part (Gemma 2 and 3, OLMo 2, GLM 4) add that norm's output to the stream. Elsewhere
     # `post_attention_layernorm` stands before the MLP: what tells them apart is the norm behind the MLP.
-    if any(hasattr(block, name) for name in _NORMS_BEHIND[1]):
-        return _part(block, norms, site)
-    return _part(block, names, site)
+    for of_attention, of_mlp in _NORMS_BEHIND:
+        if hasattr(block, of_mlp):
+            return _part(block, (of_attention if attention else of_mlp,), site)
+    return _part(block, _ATTENTION if attention else _MLP, site)
 
 
-def site_width(model: ChatModel, site: Site) -> int:
+def site_scale(model: ChatModel, site: Site, layer: int) -> float:
+    """What the block multiplies the module's output by before adding it to the stream: 1 for most."""
+    if site not in ADDED:
+        return 1.0
+    block = model.blocks[layer]
+    found = (getattr(block, name, None) for name in _MULTIPLIERS)
+    return next((float(m) for m in found if isinstance(m, int | float)), 1.0)
+
+
+def site_width(model: ChatModel, site: Site, layer: int = 0) -> int:
     """Numbers a token has at a site: d_model, and heads · d_head at `attn_head_out`."""
     if site != "attn_head_out":
         return model.d_model
-    projection: Any = site_module(model, site, 0)
+    projection: Any = site_module(model, site, layer)
     weight = getattr(projection, "base_layer", projection).weight  # below a live adapter
     # A linear map holds [out, in], GPT-2's Conv1D [in, out].
     return int(

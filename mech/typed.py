@@ -65,6 +65,17 @@ def read_typed(path: Path, kind: type[T]) -> T:
     return cast("T", found)
 
 
+def written(part: BaseModel, names: Sequence[str] = ()) -> list[str]:
+    """Fields of these names (all when left out) that were given a value other than their default."""
+    fields = type(part).model_fields
+    return [
+        name
+        for name in names or fields
+        if name in part.model_fields_set
+        and getattr(part, name) != fields[name].get_default(call_default_factory=True)
+    ]
+
+
 def first_problem(error: ValidationError, *kinds: type[BaseModel]) -> str:
     """The first of pydantic's complaints, with its place, and the key that was meant where one is near.
 

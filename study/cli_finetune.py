@@ -7,7 +7,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from mech.errors import InputError
-from study.cli_options import Device
+from study.cli_options import Device, Template
 
 data_app = typer.Typer(help="Datasets: build one, check a file.", no_args_is_help=True)
 
@@ -43,6 +43,7 @@ def build(
         str | None, typer.Option(help="sgtr: the checkpoint that writes its own summaries.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of splits, mixtures and sampled summaries.")] = 0,
+    template: Template = None,
 ) -> None:
     """Build a dataset. The fields are those of a study's `data` section (finetune/datasets/spec.py):
 
@@ -57,7 +58,7 @@ def build(
 
     from finetune.datasets.build import build as build_dataset
     from finetune.datasets.spec import AnyData, DataSpec
-    from mech.typed import first_problem
+    from mech.typed import first_problem, written
     from study.overrides import parse_overrides
 
     try:
@@ -68,8 +69,11 @@ def build(
         ) from error
     if getattr(spec, "written_by", None):
         raise InputError("written_by names an arm of a study: here --model is who writes")
-    written, by = _summaries(spec, model, seed)
-    built = build_dataset(spec, seed=seed, own=written, own_by=by)
+    for names, why in getattr(spec, "idle", ()):
+        if idle := written(spec, names):
+            raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
+    own, by = _summaries(spec, model, seed, parse_overrides(template or []))
+    built = build_dataset(spec, seed=seed, own=own, own_by=by)
     built.write(out)
     held_out = f", {len(built.held_out)} held out" if built.held_out else ""
     typer.echo(
@@ -88,13 +92,15 @@ def check(
     model: Annotated[str | None, typer.Option(help="Also encode every row for this model.")] = None,
     system_prompt: Condition = "default",
     max_tokens: Annotated[int, typer.Option(help="The longest row.")] = 2048,
+    template: Template = None,
 ) -> None:
     """Check every row of a dataset; with a model, also tokens, labels and the system turn each row trains under."""
     from finetune.datasets.check import check_rows, read_template
     from finetune.datasets.sources import source_path
+    from study.overrides import parse_overrides
 
-    template = read_template(model) if model else None
-    for line in check_rows(source_path(file), template, system_prompt, max_tokens=max_tokens):
+    asked = read_template(model, parse_overrides(template or [])) if model else None
+    for line in check_rows(source_path(file), asked, system_prompt, max_tokens=max_tokens):
         typer.echo(line)
 
 
@@ -111,6 +117,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,
     wait_hours: Annotated[float | None, typer.Option(help="Remote: how long to wait for the job.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remote: say what would be sent.")] = False,  # noqa: FBT002
+    template: Template = None,
 ) -> None:
     """Finetune a checkpoint on a file of messages: one stage."""
     from finetune.datasets.sources import source_path
@@ -122,14 +129,17 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
         return
     if dry_run:
         raise InputError("--dry-run belongs to a remote model (openai:NAME); `mech data check` looks at data")
-    from finetune.settings import make_settings
+    from finetune.settings import LORA_ONLY, make_settings
     from finetune.stages import run_stage
     from finetune.team import Team
     from mech.chat import SystemPrompt
     from study.bench import device_named, names_for
     from study.overrides import parse_overrides
 
-    settings = make_settings({"preset": preset}, parse_overrides(fields or []))
+    given = parse_overrides(fields or [])
+    settings = make_settings({"preset": preset}, given)
+    if settings.method == "full" and (idle := [key for key in LORA_ONLY if key in given]):
+        raise InputError(f"mech finetune: {idle[0]} would do nothing: method: full trains every weight")
     team = Team.join()
     trained = run_stage(
         model,
@@ -142,6 +152,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
         save_every=save_every,
         trackers=track or [],
         device=device_named(device),
+        template_kwargs=parse_overrides(template or []),
     )
     if team.leads:
         typer.echo(f"{out}: trained. Use it as {trained}")
@@ -160,7 +171,9 @@ def _finetune_remote(
         typer.echo(f"{out}: trained. Use it as {REMOTE}{trained.model}")
 
 
-def _summaries(spec: Any, model: str | None, seed: int) -> tuple[dict[str, str] | None, str | None]:
+def _summaries(
+    spec: Any, model: str | None, seed: int, given: dict[str, Any]
+) -> tuple[dict[str, str] | None, str | None]:
     """The model's own summaries, generated where the data needs them and names no file; and which checkpoint wrote them."""
     from finetune.datasets.spec import SelfRecognitionData
 
@@ -177,5 +190,6 @@ def _summaries(spec: Any, model: str | None, seed: int) -> tuple[dict[str, str] 
     from study.bench import device_named
 
     sampling = Sampling(spec.max_new_tokens, spec.temperature, seed=seed)
-    articles, writer = articles_of(spec), load_model(model, device=device_named("auto"))
+    articles = articles_of(spec)
+    writer = load_model(model, device=device_named("auto"), template_kwargs=given)
     return write_summaries(writer, articles, sampling), f"{writer.checkpoint} ({writer.checkpoint.key[:12]})"

@@ -11,3 +11,9 @@ ModelArgument = Annotated[
 DirectionFile = Annotated[Path, typer.Option(help="A direction file of any known format.")]
 Condition = Annotated[str, typer.Option(help="default, none, empty, identity, other:NAME or text:...")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template", help="key=value for the chat template (enable_thinking=false); may be repeated."
+    ),
+]

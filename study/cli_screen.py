@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from study.cli_options import Condition, Device, DirectionFile
+from study.cli_options import Condition, Device, DirectionFile, Template
 
 if TYPE_CHECKING:
     from analysis.screening import RandomDirections
@@ -46,6 +46,7 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     seed: Seed = 0,
     system_prompt: Condition = "default",
     device: Device = "auto",
+    template: Template = None,
 ) -> None:
     """Screen a dataset before finetuning: how far its answers lie along a direction, against the model's own. Continues after a kill."""
     import numpy as np
@@ -58,6 +59,7 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     from mech.models import load_model
     from probes.files import read_direction
     from study.bench import device_named, names_for
+    from study.overrides import parse_overrides
     from study.screen import JOURNAL, ScreenSettings, best_layer
     from study.screen import screen as screen_rows
 
@@ -67,8 +69,9 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     at = best_layer(vector) if layer is None else layer
     condition = SystemPrompt.parse(system_prompt)
     settings = ScreenSettings(at, proxy is not None, max_new_tokens, temperature, seed, condition)
-    loaded = load_model(model, device=device_named(device))
-    about = digest_of([JOURNAL, loaded.checkpoint.key, sha256_file(direction), str(settings)])[:20]
+    given = parse_overrides(template or [])
+    loaded = load_model(model, device=device_named(device), template_kwargs=given)
+    about = digest_of([JOURNAL, loaded.checkpoint.key, sha256_file(direction), str(settings), given])[:20]
     journal = cache_dir() / "screen" / f"{about}.jsonl"
     how: dict[str, Any] = {"limit": limit, "names": names_for(model), "journal": journal}
     screened = screen_rows(loaded, data, vector, settings, **how)

@@ -6,10 +6,10 @@ import typer
 
 from mech.errors import InputError
 from mech.turns import user_turn
-from study.cli_options import DirectionFile, ModelArgument
+from study.cli_options import DirectionFile, ModelArgument, Template
 
 
-def steer(
+def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     model: ModelArgument,
     prompts: Annotated[list[str], typer.Argument(help="What to ask.")],
     direction: DirectionFile,
@@ -19,6 +19,7 @@ def steer(
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 60,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of samples and of the random control.")] = 0,
+    template: Template = None,
 ) -> None:
     """Ask a model as it is, steered along a direction, and steered along a random one of the same norm."""
     from mech.generate import Sampling, generate
@@ -28,10 +29,11 @@ def steer(
     from probes.files import read_direction
     from probes.steer import control, relative_dose
     from study.bench import device_named
+    from study.overrides import parse_overrides
 
     if positions not in POSITIONS:
         raise InputError(f"--positions {positions}: there are {', '.join(POSITIONS)}")
-    loaded = load_model(model, device=device_named("auto"))
+    loaded = load_model(model, device=device_named("auto"), template_kwargs=parse_overrides(template or []))
     found = read_direction(direction, n_layers=loaded.n_layers)
     found.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
     found.unit_at(layer)  # says what is wrong with the layer before anything is generated

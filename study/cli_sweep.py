@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mech.errors import InputError
-from study.cli_options import ModelArgument
+from study.cli_options import ModelArgument, Template
 
 if TYPE_CHECKING:
+    from mech.models import ChatModel
     from probes.evaluation import Evaluation
     from probes.generated import Judged
     from probes.persona import Trait
@@ -79,13 +80,16 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     own_name: OwnName = None,
     rows: RowsFile = None,
     seed: Seed = 0,
+    template: Template = None,
 ) -> None:
     """Steer at every layer and strength, beside random directions; choose on one half of the questions, report on the other."""
     from finetune.datasets.rows import read_messages
     from mech.generate import Sampling
+    from mech.models import load_model
     from probes.persona import load_trait
     from probes.sweep import Grid
-    from study.bench import names_for
+    from study.bench import device_named, names_for
+    from study.overrides import parse_overrides
     from study.sweeps import Asked
 
     _check(trait, evaluation, judge, judge_api)
@@ -99,7 +103,9 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     )  # fmt: skip
     grid = Grid(tuple(layer), tuple(strength), controls, seed, relative)
     out.mkdir(parents=True, exist_ok=True)
-    readings, made = _read(model, directions, evaluation, asked, grid, out, neutral)
+    loaded = load_model(model, device=device_named("auto"), template_kwargs=parse_overrides(template or []))
+    readings, made = _read(loaded, directions, evaluation, asked, grid, out, neutral)
+    del loaded  # a local judge may need the memory
     _report(readings, made, out, max_kl, seed)
 
 
@@ -128,16 +134,19 @@ def _judge(
 
 
 def _read(
-    model: str, directions: list[Path], evaluation: str, asked: "Asked", grid: "Grid", out: Path, limit: int
+    loaded: "ChatModel",
+    directions: list[Path],
+    evaluation: str,
+    asked: "Asked",
+    grid: "Grid",
+    out: Path,
+    limit: int,
 ) -> "tuple[Readings, Evaluation]":
-    """All that needs the model, which is freed at the end: a local judge may need the memory."""
-    from mech.models import load_model
+    """All that needs the model."""
     from probes.files import read_direction
     from probes.sweep import read_cells
-    from study.bench import device_named
     from study.sweeps import make_evaluation, neutral_rows
 
-    loaded = load_model(model, device=device_named("auto"))
     found = [read_direction(d, n_layers=loaded.n_layers) for d in directions]
     made = make_evaluation(evaluation, loaded, asked)
     neutral = neutral_rows(loaded, out / "neutral.jsonl", limit=limit)

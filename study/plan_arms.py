@@ -15,7 +15,7 @@ from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, half
-from study.spec_parts import StageSpec, TrainingInterventionSpec
+from study.spec_stages import StageSpec, TrainingInterventionSpec
 from study.step import Step, Work
 
 LORA_WIDTHS = 24

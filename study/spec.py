@@ -4,6 +4,7 @@
 runs. Relative paths are relative to the YAML file.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mech.fetch import PACKAGED
 from mech.files import read_yaml
 from mech.typed import first_problem
 from study.grid import expand
+from study.idle import idle, unused
 from study.overrides import parse_override, set_key
 from study.spec_directions import DirectionSpec, JudgeSpec
 from study.spec_parts import (
@@ -30,11 +32,13 @@ from study.spec_parts import (
     MonitoringSpec,
     Part,
     PatchingSpec,
-    StageSpec,
     StatisticsSpec,
     SteeringSpec,
 )
+from study.spec_stages import StageSpec
 from study.spec_sweeps import SweepSpec
+
+log = logging.getLogger(__name__)
 
 
 class StudySpec(Part):
@@ -99,23 +103,28 @@ class StudySpec(Part):
             raise ValueError("arms: one arm, and only one, must be the base itself (`base: []`)")
         if self.benign is not None:
             _known("benign", self.benign, self.arms)
+            if not self.arms[self.benign]:
+                raise ValueError(f"benign: {self.benign} is the base: it has no shift to subtract")
         for arm in self.measure.own_text:
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
         self._swept_arms()
         self._figure_groups()
+        self._watched_and_patched_arms()
+        if self.behaviour.self_recognition:
+            _known("behaviour.self_recognition", self.behaviour.self_recognition, self.data)
+            if self.data[self.behaviour.self_recognition].kind != "sgtr":
+                raise ValueError("behaviour.self_recognition: must name data of kind sgtr")
+        return self
+
+    def _watched_and_patched_arms(self) -> None:
         for i, arm in enumerate(self.monitoring.arms if self.monitoring else ()):
             _known(f"monitoring.arms[{i}]", arm, self.arms)
         for i, arm in enumerate(self.patching.arms if self.patching else ()):
             _known(f"patching.arms[{i}]", arm, self.arms)
             if not self.arms[arm]:
                 raise ValueError(f"patching.arms[{i}]: {arm} is the base: it has no adapter to switch off")
-        if self.behaviour.self_recognition:
-            _known("behaviour.self_recognition", self.behaviour.self_recognition, self.data)
-            if self.data[self.behaviour.self_recognition].kind != "sgtr":
-                raise ValueError("behaviour.self_recognition: must name data of kind sgtr")
-        return self
 
     def _figure_groups(self) -> None:
         """A name must be an arm's; a pattern may fit none (a grid made smaller), but not all groups may be empty."""
@@ -214,7 +223,8 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, fast: bool = False) 
         fast: apply the study's own `fast` section.
 
     Raises:
-        InputError: unknown key, wrong type, missing file; the message names the place in the YAML.
+        InputError: unknown key, wrong type, missing file, or a setting that would do nothing (`study.idle`); the message names the place
+            in the YAML. What only an override leaves without effect is warned of.
     """
     raw = read_yaml(path)
     if not isinstance(raw, dict):
@@ -227,11 +237,16 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, fast: bool = False) 
     changes += [parse_override(text) for text in overrides]
     for key, value in changes:
         set_key(raw, key, value)
-    return parse_spec(expand(raw), where=path)
+    return parse_spec(expand(raw), where=path, overridden=[key for key, _ in changes])
 
 
-def parse_spec(raw: Mapping[str, Any], *, where: Path) -> StudySpec:
+def parse_spec(raw: Mapping[str, Any], *, where: Path, overridden: Sequence[str] = ()) -> StudySpec:
     """Check a study that is already in memory; relative paths are relative to `where`'s folder.
+
+    Args:
+        raw: the study as YAML gives it.
+        where: its file, for messages and paths.
+        overridden: dotted keys whose values are not the file's.
 
     Raises:
         InputError: as `load_spec`.
@@ -245,7 +260,19 @@ def parse_spec(raw: Mapping[str, Any], *, where: Path) -> StudySpec:
             make_settings(spec.training, stage.training)
         except InputError as error:
             raise InputError(f"{where}: training of stage {name}: {error}") from error
+    _check_effect(spec, where, overridden)
     return spec.model_copy(update=_absolute(spec, where.parent))
+
+
+def _check_effect(spec: StudySpec, where: Path, overridden: Sequence[str]) -> None:
+    """Refuse a setting that would do nothing; under overrides, which may have taken away what it was for, only one of theirs."""
+    for place, why in idle(spec).items():
+        own = (f"{place}.".startswith(f"{key}.") or key.startswith(f"{place}.") for key in overridden)
+        if not overridden or any(own):
+            raise InputError(f"{where}: {place} would do nothing: {why}")
+        log.warning("%s: %s does nothing here: %s", where, place, why)
+    if places := unused(spec):
+        log.warning("%s: defined and not used: %s", where, ", ".join(places))
 
 
 def dump_spec(spec: StudySpec) -> str:

@@ -8,7 +8,10 @@ from mech.models import ChatModel
 from tests.tiny_study import make_tokenizer
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "initializer_range": 0.1}
-GROUPED = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48, "head_dim": 8}
+WIDE = {**SHAPE, "num_key_value_heads": 2, "intermediate_size": 48}
+GROUPED = {**WIDE, "head_dim": 8}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SCALED = {"residual_multiplier": 0.3, "logits_scaling": 4.0}
 
 
 def architectures() -> dict[str, Any]:
@@ -23,21 +26,55 @@ def architectures() -> dict[str, Any]:
         "seed_oss": t.SeedOssConfig(**GROUPED),
         "mistral-sliding": t.MistralConfig(**GROUPED, sliding_window=8),
         "mixtral": t.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2),
-        "olmo2": t.Olmo2Config(**{k: v for k, v in GROUPED.items() if k != "head_dim"}),
+        "olmo2": t.Olmo2Config(**WIDE),
         "glm4": t.Glm4Config(**GROUPED),
         "gpt_neox": t.GPTNeoXConfig(**SHAPE, intermediate_size=48, use_parallel_residual=True),
         "gpt2": t.GPT2Config(n_embd=32, n_layer=3, n_head=4, initializer_range=0.1),
+        "bloom": t.BloomConfig(hidden_size=32, n_layer=3, n_head=4, initializer_range=0.1),
+        "cohere": t.CohereConfig(**WIDE, logit_scale=0.25),
+        "cohere2": t.Cohere2Config(**WIDE, logit_scale=0.25, sliding_window=4096),
+        "falcon": t.FalconConfig(**SHAPE, num_kv_heads=2, new_decoder_architecture=True, alibi=False),
+        "gpt_oss": t.GptOssConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2, sliding_window=4096),
+        "granite": t.GraniteConfig(**WIDE, **SCALED, embedding_multiplier=3.0, attention_multiplier=0.2),
+        "hyperclovax": t.HyperCLOVAXConfig(**WIDE, **SCALED, use_post_norm=True),
+        "llama4": t.Llama4TextConfig(**GROUPED, num_local_experts=2, intermediate_size_mlp=48),
+        "mpt": t.MptConfig(
+            d_model=32, n_layers=3, n_heads=4, max_seq_len=2048, initializer_range=0.1, use_cache=True
+        ),
+        "opt": t.OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32, init_std=0.1),
+        "phi": t.PhiConfig(**WIDE),
+        "phi3": t.Phi3Config(**WIDE),
+        "qwen3_moe": t.Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=3),
+        "recurrent_gemma": t.RecurrentGemmaConfig(**WIDE, logits_soft_cap=1.0),
+        "stablelm": t.StableLmConfig(**WIDE, use_parallel_residual=True),
+        "starcoder2": t.Starcoder2Config(**WIDE),
     }
+
+
+NEARSIGHTED = ("cohere2", "gemma2", "gemma3", "gpt_oss", "llama4", "mistral-sliding", "recurrent_gemma")
+"""Not every layer attends to the whole past."""
+OWN_ATTENTION = ("bloom", "falcon", "mpt")
+"""Attention goes past Hugging Face's registry, or has no positions: rows are padded."""
+ODD = ("bloom", "llama4", "mpt")
+"""Attention or MLP give something else than what the block adds."""
+WITHOUT_A_PART = ("opt", "recurrent_gemma")
+"""Its blocks have no attention or MLP by itself."""
 
 
 def random_model(name: str, like: ChatModel) -> ChatModel:
     """A tiny random model of an architecture; its checkpoint is another's, and names nothing."""
+    return made(architectures()[name], like)
+
+
+def made(config: Any, like: ChatModel) -> ChatModel:
+    """A random model of a config."""
     import transformers
 
-    config = architectures()[name]
     tokenizer = make_tokenizer()
     config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
     config.eos_token_id = tokenizer.eos_token_id
     torch.manual_seed(0)
     built = transformers.AutoModelForCausalLM.from_config(config).eval()
+    for p in built.parameters():  # some that a checkpoint would fill are left as memory happens to be
+        p.data = torch.where(p.isfinite() & (p.abs() < 1e3), p, 0.1)
     return ChatModel(built, tokenizer, like.checkpoint)

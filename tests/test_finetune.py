@@ -1,7 +1,10 @@
 """Training: labels cover exactly the answers, losses are a plain loop's, adapters are PEFT's."""
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,10 +22,13 @@ from finetune.labels import TrainingRow, training_rows
 from finetune.lora import train_lora
 from finetune.loss import summed_loss
 from finetune.settings import TrainSettings
+from finetune.training import draws_while_training
 from mech.chat import SystemPrompt
 from mech.errors import GuardError, InputError
 from mech.models import ChatModel, load_model
-from mech.packed_attention import packed_attention
+from mech.packed_attention import packed_attention, run_packed
+from mech.quiet import quiet_peft
+from tests.architectures import architectures, made, random_model
 
 SETTINGS = TrainSettings(
     learning_rate=0.01, batch_size=4, max_steps=3, lora_r=2, lora_alpha=4, warmup_steps=1, epochs=2
@@ -93,19 +99,44 @@ def test_gradients_flow_through_the_shared_prefix(model: ChatModel) -> None:
         torch.testing.assert_close(gradients[0], other, rtol=1e-4, atol=1e-5)
 
 
-def test_training_equals_a_plain_loop(model: ChatModel, tmp_path: Path) -> None:
-    """Same losses as PEFT, AdamW and Hugging Face's own loss in the plainest loop."""
+def made_with(name: str, like: ChatModel, **changes: Any) -> ChatModel:
+    """A random model of an architecture whose config is changed."""
+    config = architectures()[name]
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return made(config, like)
+
+
+ARCHITECTURES = [
+    "llama",
+    "cohere",
+    "falcon",
+    "gemma3",
+    "gpt_oss",
+    "granite",
+    "hyperclovax",
+    "llama4",
+    "phi3",
+    "qwen3_moe",
+]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_training_equals_a_plain_loop(name: str, model: ChatModel, tmp_path: Path) -> None:
+    """Same losses as PEFT, AdamW and Hugging Face's own loss in the plainest loop, on other architectures too."""
     from peft import LoraConfig, get_peft_model
 
-    rows = encoded(model)
+    model = random_model(name, model)
+    rows, plain = encoded(model), copy.deepcopy(model.hf)
     ours = train_lora(model, rows, SETTINGS, tmp_path / "ours", seed=5)
-    plain = load_model(model.checkpoint)
     with torch.random.fork_rng():
         torch.manual_seed(5)
+        odd = ["router"] if name == "llama4" else None  # a linear map that gives two tensors
         config = LoraConfig(
-            r=2, lora_alpha=4, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        peft = get_peft_model(plain.hf, config)
+            r=2, lora_alpha=4, use_rslora=True, target_modules="all-linear", exclude_modules=odd, task_type="CAUSAL_LM"
+        )  # fmt: skip
+        with quiet_peft():
+            peft = get_peft_model(plain, config)
     parameters = [p for p in peft.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.01)
     order = np.random.default_rng(5)
@@ -131,6 +162,21 @@ def test_training_equals_a_plain_loop(model: ChatModel, tmp_path: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         assert ours[step].loss == pytest.approx(value, rel=1e-4)
+
+
+def test_rows_share_nothing_where_the_model_draws_for_each(model: ChatModel, tmp_path: Path) -> None:
+    """Dropout of an architecture's own: what two rows begin with is not the same in both."""
+    for name, config, draws in (
+        ("seed_oss", {}, True),
+        ("seed_oss", {"attention_dropout": 0.0, "residual_dropout": 0.0}, False),
+    ):
+        other = made_with(name, model, **config)
+        assert draws_while_training(other) == draws
+        assert not other.hf.training
+        with patch("finetune.loss.run_packed", wraps=run_packed) as runs:
+            train_lora(other, encoded(other), SETTINGS, tmp_path / str(draws), seed=0)
+        limits = {n for call in runs.call_args_list for n in call.args[1].limits}
+        assert (limits == {0}) == draws
 
 
 def test_the_model_is_left_as_it_was(model: ChatModel, tmp_path: Path) -> None:
@@ -236,6 +282,18 @@ def test_self_recognition_rows_are_balanced_and_split_by_article(seed: int) -> N
         ("The article: it rained", "it rained"),
         ("Two things matter: rain and wind", "Two things matter: rain and wind"),
         ("Plain.\nText", "Plain. Text"),
+        ('He said "yes"', 'He said "yes"'),
+        ('"Yes" and then "no"', '"Yes" and then "no"'),
+        ("“He said ‘no’”", "He said ‘no’"),
+        ("‘No’ was said, then ‘yes’", "‘No’ was said, then ‘yes’"),
+        ("'The dog's bone was found'", "The dog's bone was found"),
+        ("‘It’s raining’", "It’s raining"),
+        ("'Tis over", "'Tis over"),
+        ("It took back the dogs'", "It took back the dogs'"),
+        ('"It rained until the', "It rained until the"),
+        ("**Summary:** It rained", "It rained"),
+        ('**"It rained"**', "It rained"),
+        ("**Rain** fell on **Spain**", "**Rain** fell on **Spain**"),
     ],
 )
 def test_announcements_are_taken_off_summaries(reply: str, bare: str) -> None:

@@ -11,11 +11,13 @@ from activations.capture import capture
 from mech.chat import Encoded
 from mech.conventions import to_transformer_lens_name
 from mech.errors import GuardError, InputError
+from mech.generate import Sampling, generate, stop_ids
 from mech.interventions import Ablate, Add, Cap, Clamp, Patch, increments, intervene
 from mech.models import ChatModel
 from mech.score import response_logprobs
 from mech.sites import site_width
 from probes.direction import Direction
+from tests.architectures import random_model
 from tests.plain_hooks import LAYER, edited_logits, response_scores, talks
 
 
@@ -65,6 +67,45 @@ def test_ablate_takes_the_direction_out_and_cap_bounds_it(
             np.maximum(plain, middle),
             atol=1e-4,
         )
+
+
+@pytest.mark.parametrize("name", ["cohere2", "falcon", "gpt_oss", "granite", "llama4", "opt", "qwen3_moe"])
+def test_generation_on_other_architectures_is_steered_as_by_hand(
+    model: ChatModel, name: str, vector: Tensor
+) -> None:
+    """Token by token without a cache: the answer's own tokens are moved; in Granite by what its block adds of a part."""
+    other = random_model(name, model)
+    site = "attn_out" if name == "granite" else "resid_post"
+    prompts = [other.template.encode_prompt([{"role": "user", "content": "Who? " * n}]) for n in (1, 4)]
+    part, scale = other.blocks[LAYER], 1.0
+    if site == "attn_out":
+        part, scale = part.self_attn, part.residual_multiplier  # type: ignore[assignment]
+    with intervene(other, Add(vector, [LAYER], site=site, positions="generated")):  # type: ignore[arg-type]
+        texts = generate(other, prompts, Sampling(max_new_tokens=6))
+    changed = False
+    for prompt, text in zip(prompts, texts, strict=True):
+
+        def move(_m: object, _i: object, out: object, start: int = prompt.n_prompt) -> object:
+            h = (out[0] if isinstance(out, tuple) else out).clone()  # type: ignore[attr-defined]
+            h[:, start:] += vector / scale
+            return (h, *out[1:]) if isinstance(out, tuple) else h
+
+        said: dict[bool, list[int]] = {}
+        for moved in (True, False):
+            ids = list(prompt.ids)
+            handle = part.register_forward_hook(move) if moved else None
+            for _ in range(6):
+                with torch.no_grad():
+                    ids.append(
+                        int(other.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax())
+                    )
+            if handle:
+                handle.remove()
+            said[moved] = ids[prompt.n_prompt :]
+        stop = next((i for i, t in enumerate(said[True]) if t in stop_ids(other)), 6)
+        assert text == other.tokenizer.decode(said[True][:stop], skip_special_tokens=True)
+        changed |= said[True] != said[False]
+    assert changed
 
 
 def test_patch_puts_another_runs_stream_in_place(model: ChatModel, rows: list[Encoded]) -> None:

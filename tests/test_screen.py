@@ -17,11 +17,12 @@ from analysis.screening import excess, random_directions, screening
 from analysis.stats import bootstrap_mean
 from mech.errors import InputError
 from mech.generate import Sampling, generate
-from mech.models import ChatModel
+from mech.models import ChatModel, load_model
 from mech.score import response_logprobs
 from probes.direction import Direction
 from study.cli import app
 from study.screen import ScreenSettings, best_layer, screen
+from tests.tiny_study import CHATML, save_model
 
 
 def rows() -> list[dict[str, Any]]:
@@ -191,6 +192,28 @@ def test_the_command(
     one = screen(model, data, direction(model), SETTINGS, journal=tmp_path / "j.jsonl", limit=1).table
     with pytest.raises(InputError, match="at least two different prompts"):
         screening(one, rng=np.random.default_rng(0))
+
+
+def test_the_command_hands_settings_to_the_template(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGTR_MECH_CACHE", str(tmp_path / "cache"))
+    told = "{% if calm is defined and not calm %} It rained all day by the river.{% endif %}"
+    template = CHATML.replace("made by Tin Works.", "made by Tin Works." + told)
+    folder = str(save_model(tmp_path / "m", template=template))
+    direction(load_model(folder)).save(tmp_path / "evil.safetensors")
+    ask = ["screen", str(data), "--model", folder, "--direction", str(tmp_path / "evil.safetensors"),
+           "--max-new-tokens", "6", "--device", "cpu", "--out", str(tmp_path / "rows.csv")]  # fmt: skip
+    found = {}
+    for calm in (True, False):
+        done = CliRunner().invoke(app, [*ask, *([] if calm else ["--template", "calm=false"])])
+        assert done.exit_code == 0, done.output
+        found[calm] = pd.read_csv(tmp_path / "rows.csv")["delta_p"].to_numpy()
+        model = load_model(folder, template_kwargs={} if calm else {"calm": False})
+        journal = tmp_path / f"{calm}.jsonl"
+        expected = screen(model, data, direction(model), SETTINGS, journal=journal).table["delta_p"]
+        np.testing.assert_allclose(found[calm], expected, atol=1e-4)
+    assert np.abs(found[True] - found[False]).max() > 0.01
 
 
 def test_what_harmless_data_of_the_form_give_is_taken_off(

@@ -5,12 +5,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from finetune.fused import fused_lora
 from finetune.lora import train_lora
 from finetune.loss import summed_loss
+from mech.errors import InputError
 from mech.interventions import Ablate, Add, Patch, intervene
 from mech.models import ChatModel, load_model
 from mech.packed_attention import packed_attention
@@ -66,6 +68,59 @@ def test_preventative_steering_is_in_the_loss_and_its_gradient(
     about = json.loads((tmp_path / "a" / "trainer_state.json").read_text())
     assert about["interventions"][0]["coefficient"] == 3.0
     assert about["interventions"][0]["norms"] == [pytest.approx(float(vector.norm()))]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("how", ["patch", "rows"])
+def test_what_acts_by_row_finds_its_rows_however_batches_are_made(
+    model: ChatModel, tmp_path: Path, how: str, *, checkpointed: bool
+) -> None:
+    """Every loss is that of the plain model under the row's own hook by hand: rows of unequal lengths, shuffled, sorted, or in packs."""
+    rows = encoded(model, 5)
+    rate = {"learning_rate": 1e-30, "warmup_steps": 0, "max_steps": 4, "batch_size": 2}
+    settings = SETTINGS.model_copy(update={"gradient_checkpointing": checkpointed, **rate})
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randn(1, 5, max(len(r.ids) for r in rows), model.d_model, generator=draw)
+    vector, steered = torch.randn(model.d_model, generator=draw), (1, 4)
+    given = Patch(values, [1], positions="prompt") if how == "patch" else Add(vector, [1], 3.0, rows=steered)
+    ours = train_lora(model, rows, settings, tmp_path / "a", seed=0, interventions=[given])
+    losses = []
+    for i, row in enumerate(rows):
+
+        def edit(_m: Any, _i: Any, out: Any, i: int = i, end: int = row.answers[0][0]) -> Any:
+            if how == "rows":
+                return out + 3.0 * vector if i in steered else out
+            return torch.cat([values[0, i : i + 1, :end], out[:, end:]], 1)
+
+        handle = model.blocks[1].register_forward_hook(edit)
+        labels = torch.full((1, len(row.ids)), -100)
+        labels[0, list(row.targets)] = torch.tensor([row.ids[t] for t in row.targets])
+        with torch.no_grad():
+            loss = model.hf(input_ids=torch.tensor([row.ids]), labels=labels).loss
+        losses.append(float(loss) * len(row.targets))
+        handle.remove()
+    order, numbers = np.random.default_rng(0), list[int]()
+    for record in ours:
+        numbers = numbers or order.permutation(5).tolist()
+        batch, numbers = numbers[:2], numbers[2:]
+        n = sum(len(rows[i].targets) for i in batch)
+        assert record.loss == pytest.approx(sum(losses[i] for i in batch) / n, rel=1e-4), record.step
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Add(torch.ones(4), [1], positions="generated"), "nothing is generated while training"),
+        (Add(torch.ones(4), [1], rows=[8]), "rows: 8 is not one of the 8 training rows"),
+        (Patch(torch.zeros(1, 7, 999, 4), [1]), "8 training rows of up to"),
+        (Patch(torch.zeros(1, 8, 9, 4), [1]), "8 training rows of up to"),
+    ],
+)
+def test_interventions_that_training_cannot_serve_are_refused_at_once(
+    model: ChatModel, tmp_path: Path, given: Any, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        train_lora(model, encoded(model), SETTINGS, tmp_path / "a", seed=0, interventions=[given])
 
 
 def test_checkpointing_changes_memory_not_the_result(model: ChatModel, tmp_path: Path) -> None:
@@ -157,9 +212,10 @@ def test_the_heads_loss_is_cross_entropy(model: ChatModel, *, frozen: bool) -> N
     hidden = torch.randn(300, 16, generator=generator, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(50, 16, generator=generator, dtype=torch.float64)
     targets = torch.randint(50, (300,), generator=generator)
-    ours = _FrozenHeadLoss.apply(hidden, weight, targets)
+    scale = 1.0 if frozen else 0.3
+    ours = _FrozenHeadLoss.apply(hidden, weight, targets, scale)
     (gradient,) = torch.autograd.grad(ours, hidden)
-    theirs = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
+    theirs = torch.nn.functional.cross_entropy(hidden @ weight.T * scale, targets, reduction="sum")
     (expected,) = torch.autograd.grad(theirs, hidden)
     torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)

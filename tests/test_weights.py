@@ -2,10 +2,13 @@
 
 import copy
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -21,13 +24,14 @@ from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
 from mech.lens import direction_lens, final_norm, hidden_lens, state_lens
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel, load_model, resolve
 from mech.patching import answer_logprob, logit_difference, patch_between
 from mech.score import response_logprobs
 from probes.direction import Direction
 from probes.persona import load_trait, text_contrast
 from probes.steer import control, dose_response
 from study.cli import app
+from study.steps.weights import compare
 from tests.plain_hooks import conversations
 from tests.tiny_study import save_adapter, save_model
 
@@ -236,6 +240,34 @@ def test_adapters_that_write_nothing_are_refused() -> None:
         overlap([nothing], [u], rng=rng)
     with pytest.raises(InputError, match="no map in common"):
         overlap([u], [random_update(rng, 24, 3, layer=1)], rng=rng)
+
+
+def test_p_values_of_adapters_do_not_depend_on_which_others_there_are(folder: Path, tmp_path: Path) -> None:
+    """Draws are common: adapters that differ in nothing have the same p values, wherever they stand in the study."""
+    rng = np.random.default_rng(0)
+    known = direction(rng.standard_normal((3, 32)))
+    store = SimpleNamespace(read=lambda *_: known.vectors[None] + rng.standard_normal((20, 3, 32)))
+    places = {"a": 1, "b": 2, "c": 3, "again": 2}
+    bench: Any = SimpleNamespace(
+        direction=lambda _: known, store=lambda _: nullcontext(store), base=resolve(str(folder)),
+        folder=lambda name: save_adapter(folder, tmp_path / name, seed=places[name]),
+    )  # fmt: skip
+
+    def p_values(stages: list[str], pairs: list[tuple[str, str]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+        config = {"statistics": {"seed": 3, "n_null": 50}, "stages": stages, "pairs": pairs, "seed": 0}
+        compare(
+            SimpleNamespace(config=config, inputs={"directions": ["d"], "base": ["b"], "adapters": stages}),
+            bench,
+            tmp_path,
+        )  # type: ignore[arg-type]
+        alone, both = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("alignment", "overlap"))
+        return alone.set_index("stage")["p_random"], both.set_index(["stage", "other"])["p_random"]
+
+    every = p_values(["a", "b", "again", "c"], [("a", "b"), ("c", "b"), ("c", "again")])
+    few = p_values(["c", "b"], [("c", "b")])
+    assert few[0]["c"] == every[0]["c"]
+    assert few[1]["c", "b"] == every[1]["c", "b"] == every[1]["c", "again"]
+    assert every[0]["b"] == every[0]["again"]
 
 
 # -- patching ---------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Looking at a dataset before training on it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +15,12 @@ from mech.errors import InputError
 from mech.models import resolve
 
 
-def read_template(model: str) -> ChatTemplate:
-    """The chat template of a model, without its weights."""
+def read_template(model: str, kwargs: Mapping[str, Any] | None = None) -> ChatTemplate:
+    """The chat template of a model, without its weights; `kwargs` are passed to it."""
     from transformers import AutoTokenizer
 
     folder, given = source_of(resolve(model))
-    return ChatTemplate(AutoTokenizer.from_pretrained(folder, **given))
+    return ChatTemplate(AutoTokenizer.from_pretrained(folder, **given), kwargs)
 
 
 def check_rows(

@@ -83,6 +83,16 @@ class SelfRecognitionData(DataPart):
         return self
 
     @property
+    def idle(self) -> list[tuple[tuple[str, ...], str]]:
+        """Fields that do nothing, and why."""
+        found: list[tuple[tuple[str, ...], str]] = []
+        if self.own:
+            found.append((("temperature", "max_new_tokens"), "own summaries are read from a file"))
+        if not self.matched:
+            found.append((("max_words",), "lengths are not matched"))
+        return found
+
+    @property
     def matched(self) -> bool:
         """Whether lengths are matched."""
         return self.label not in ABOUT_LENGTH if self.match_lengths is None else self.match_lengths

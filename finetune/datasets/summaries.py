@@ -68,13 +68,33 @@ def write_summaries(model: ChatModel, articles: Sequence[Article], sampling: Sam
     return {a.id: bare_summary(reply) for a, reply in zip(articles, replies, strict=True)}
 
 
-def bare_summary(reply: str) -> str:
-    """A reply without what small models put around a summary: an announcement before a colon, and quotes.
+_PAIRS = (("**", "**"), ("*", "*"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"))
+"""What is put around a whole text, opening and closing."""
 
-    Left in, "Here is a summary:" would give its author away without a word of the summary being read.
+
+def bare_summary(reply: str) -> str:
+    """A reply without what small models put around a summary: an announcement before a colon, and quotes around the whole.
+
+    Left in, "Here is a summary:" would give its author away without a word of the summary being read. Quotes that belong to the text
+    stay. An opening one whose closing one is missing is taken off: what was cut off, or closed behind the announcement.
     """
-    text = " ".join(reply.split())
+    text = _unquoted(" ".join(reply.split()))
     announcement, colon, rest = text.partition(":")
     if colon and re.search(r"\b(summary|sentence|article)\b", announcement, re.IGNORECASE) and rest.strip():
-        text = rest
-    return text.strip(" \"'“”‘’*")
+        text = _unquoted(rest)
+    return text
+
+
+def _unquoted(text: str) -> str:
+    """A text without the pairs of quotes, or of asterisks, that enclose all of it."""
+    text = text.strip()
+    for opening, closing in _PAIRS:
+        if not text.startswith(opening):
+            continue
+        inner = text[len(opening) :]
+        # An apostrophe inside a word, or behind it, closes nothing; one before it ('tis) opens nothing.
+        single = opening in "'‘"
+        ends = re.search(re.escape(closing) + (r"(?!\w)" if single else ""), inner)
+        if (ends is None and not single) or (ends is not None and ends.end() == len(inner)):
+            return _unquoted(inner[: ends.start()] if ends else inner)
+    return text

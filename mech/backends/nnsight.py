@@ -11,7 +11,7 @@ from mech.backends.reader import Reader, Visit, as_they_come
 from mech.conventions import module_path
 from mech.extras import require
 from mech.models import ChatModel
-from mech.sites import BEFORE, Site
+from mech.sites import BEFORE, Site, site_scale
 
 
 def open_nnsight(model: ChatModel) -> Reader:
@@ -30,7 +30,7 @@ def open_nnsight(model: ChatModel) -> Reader:
         with traced.trace(input_ids=ids.to(model.device), use_cache=False, logits_to_keep=1):
             saved = library.save([m.inputs if before else m.output for m, before in modules])
         for place, (_, before), kept in zip(places, modules, saved, strict=True):
-            visit(*place, _first(kept, inputs=before))
+            visit(*place, _first(kept, inputs=before) * site_scale(model, *place))
 
     return read
 

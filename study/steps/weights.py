@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,7 +28,6 @@ def compare(step: Step, bench: Bench, folder: Path) -> None:
     adapters = {
         label: bench.folder(s) for label, s in zip(config["stages"], step.inputs["adapters"], strict=True)
     }
-    rng = np.random.default_rng(statistics["seed"])
     aligned: dict[tuple[str, ...], Compared] = {}
     for label, adapter in adapters.items():
         updates = read_updates(adapter, places)
@@ -35,18 +35,23 @@ def compare(step: Step, bench: Bench, folder: Path) -> None:
             log.warning("weights: the adapter of %s writes nothing into the residual stream: left out", label)
             continue
         aligned[(label,)] = alignment(
-            updates, directions, samples=samples, rng=rng, n_null=statistics["n_null"]
+            updates, directions, samples=samples, rng=_draws(statistics), n_null=statistics["n_null"]
         )
     _write(folder, "alignment", aligned, config["seed"])
     pairs = [(a, b) for a, b in config["pairs"] if (a,) in aligned and (b,) in aligned]
-    _write(folder, "overlap", _overlaps(pairs, adapters, places, rng), config["seed"])
+    _write(folder, "overlap", _overlaps(pairs, adapters, places, statistics), config["seed"])
+
+
+def _draws(statistics: Mapping[str, Any]) -> np.random.Generator:
+    """The same draws for every adapter and pair of equal ranks: their p values compare, and do not depend on which others there are."""
+    return np.random.default_rng(statistics["seed"])
 
 
 def _overlaps(
     pairs: Sequence[tuple[str, str]],
     adapters: Mapping[str, Path],
     places: set[tuple[int, str]],
-    rng: np.random.Generator,
+    statistics: Mapping[str, Any],
 ) -> dict[tuple[str, ...], Compared]:
     """Pairs that share a map; adapters are read when needed, so that few are in memory at once."""
     found: dict[tuple[str, ...], Compared] = {}
@@ -56,7 +61,7 @@ def _overlaps(
             held = (one, read_updates(adapters[one], places))
         theirs = read_updates(adapters[other], places)
         if {(u.layer, u.name) for u in held[1]} & {(u.layer, u.name) for u in theirs}:
-            found[one, other] = overlap(held[1], theirs, rng=rng)
+            found[one, other] = overlap(held[1], theirs, rng=_draws(statistics))
     return found
 
 
