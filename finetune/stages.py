@@ -23,7 +23,8 @@ from mech.chat import SystemPrompt
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.interventions import Intervention
-from mech.models import load_model, resolve
+from mech.models import load_model
+from mech.resolve import resolve
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
     """Finetune a checkpoint on a JSONL file of messages.
 
     Args:
-        parent: what to train on (see `mech.models.resolve`); its adapters are merged or stacked, as the settings say.
+        parent: what to train on (see `mech.resolve`); its adapters are merged or stacked, as the settings say.
         data: rows of `messages`.
         settings: the recipe.
         folder: gets the adapter (or the model), the loss curve and `trainer_state.json`; run again after a kill, it goes on.

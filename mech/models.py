@@ -1,4 +1,4 @@
-"""Loading chat models: alias, Hub id, local folder, GGUF file, and stacks of adapters on any of them.
+"""Loading chat models, with stacks of adapters on them.
 
 This is the only module that knows where a transformer keeps its decoder, blocks and output head; it finds
 them by structure, never by a model's name.
@@ -6,9 +6,8 @@ them by structure, never by a model's name.
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,19 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mech.chat import ChatTemplate
-from mech.checkpoint import (
-    Adapter,
-    Checkpoint,
-    adapter_digest,
-    check_parent,
-    source_of,
-    split_reference,
-    split_revision,
-    weights_digest,
-)
-from mech.errors import GuardError, InputError, NotHereError
+from mech.checkpoint import Checkpoint, source_of
+from mech.errors import GuardError, InputError
 from mech.extras import require
-from mech.fetch import PACKAGED, is_fetched, model_folder, read_gguf
+from mech.fetch import read_gguf
+from mech.resolve import resolve
 from mech.stacks import merged, merged_by_map, merges_by_map, stacked
 
 log = logging.getLogger(__name__)
@@ -212,46 +203,6 @@ def _ways_after_head(config: Any) -> list[_AfterHead]:
     return [_AfterHead(scale, cap) for cap in caps for scale in scales]
 
 
-def resolve(reference: str, *, download: bool = True) -> Checkpoint:
-    """Find what a reference names, without loading any weights.
-
-    Args:
-        reference: an alias, a Hub id (`org/name@revision`), a model folder, a GGUF file; adapters follow
-            after colons (`base:adapter@revision:adapter`).
-        download: fetch from the Hub what is not in its cache; otherwise that is a NotHereError.
-
-    Raises:
-        InputError: it is not there; the message says what to do.
-    """
-    base, adapters = split_reference(reference)
-    name, revision = split_revision(base)
-    path, commit = _find(name, revision, download=download)
-    checkpoint = Checkpoint(name, path, weights_digest(path), commit)
-    for wanted in adapters:
-        found = resolve_adapter(wanted, below=checkpoint, download=download)
-        checkpoint = replace(checkpoint, adapters=(*checkpoint.adapters, found))
-    return checkpoint
-
-
-def resolve_adapter(reference: str, *, below: Checkpoint | None = None, download: bool = True) -> Adapter:
-    """Find an adapter, without loading it: a folder or a Hub id, with `@revision`.
-
-    Args:
-        reference: what to find.
-        below: the checkpoint that it is to stand on; checked against what the adapter says of itself.
-        download: as for `resolve`.
-
-    Raises:
-        InputError: it is not there, is no adapter, or was trained on something else.
-    """
-    name, revision = split_revision(reference)
-    folder, commit = _find(name, revision, download=download)
-    found = Adapter(name, folder, adapter_digest(folder), commit)
-    if below is not None:
-        check_parent(folder, below)
-    return found
-
-
 def load_model(
     reference: str | Checkpoint,
     *,
@@ -265,7 +216,7 @@ def load_model(
     """Load a chat model, ready for reading (eval mode, no gradients on the base weights).
 
     Args:
-        reference: what to load (see `resolve`), or a `Checkpoint`.
+        reference: what to load (see `mech.resolve`), or a `Checkpoint`.
         dtype: `float32`, `bfloat16`, ... or `auto`: the checkpoint's own.
         merge: True merges every adapter into the weights, in float32 (in bfloat16 a merge loses the update). False
             leaves the last one a live PEFT adapter, those below it merged. `"stack"` merges none: all are live PEFT
@@ -334,48 +285,6 @@ def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtyp
 
     compute = torch.bfloat16 if dtype == "auto" else dtype
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-
-
-def _find(name: str, revision: str, *, download: bool) -> tuple[Path, str]:
-    if name in PACKAGED:
-        if not is_fetched(name):
-            raise NotHereError(f"{name} is not on this machine yet: run `mech models fetch {name}`")
-        return model_folder(name), ""
-    path = Path(name).expanduser()
-    if path.exists():
-        if revision:
-            raise InputError(f"{name}@{revision}: a local path has no revisions")
-        return path, ""
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        known = ", ".join(sorted(PACKAGED))
-        raise InputError(
-            f"{name}: no such folder or file, and neither a Hub id (org/name) nor an alias ({known})"
-        )
-    return _find_on_hub(name, revision, download=download)
-
-
-def _find_on_hub(name: str, revision: str, *, download: bool) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
-    try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision or None, allow_patterns=patterns, local_files_only=not download
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        at = f" at revision {revision}" if revision else ""
-        raise NotHereError(
-            f"{name}{at}: not in the Hugging Face cache and the Hub did not give it ({type(error).__name__}). Check the "
-            "name and the network (HF_HUB_OFFLINE must be unset to download), or name a local folder"
-        ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise NotHereError(
-            f"{name}: its safetensors weights are not in the Hugging Face cache, or it has none"
-        )
-    return folder, folder.name  # a snapshot folder is called by its commit
 
 
 def _load_base(

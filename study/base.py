@@ -7,7 +7,7 @@ from pathlib import Path
 from mech.checkpoint import Checkpoint, source_of, tokenizer_digest
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
-from mech.models import resolve
+from mech.resolve import resolve
 from study.estimate import n_parameters
 from study.spec_parts import ModelSpec
 

@@ -9,8 +9,8 @@ from finetune.settings import make_settings
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
-from mech.models import resolve_adapter
 from mech.questions import load_prompts
+from mech.resolve import resolve_adapter
 from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
 from study.planner import Plan, condition_config

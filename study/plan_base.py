@@ -7,7 +7,7 @@ from typing import Any
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
-from mech.models import resolve
+from mech.resolve import resolve
 from probes.paraphrase import load_paraphrases
 from probes.persona import POSITIONS, Trait
 from probes.roles import FIXED_ANSWER, load_roles

@@ -62,6 +62,13 @@ def talks(model: ChatModel) -> list[Encoded]:
     return [model.template.encode(t) for t in turns]
 
 
+def logits(model: ChatModel, row: Encoded) -> Tensor:
+    """The model's own logits of one row."""
+    with torch.no_grad():
+        found: Tensor = model.hf(input_ids=torch.tensor([row.ids])).logits[0]
+    return found
+
+
 def edited_logits(model: ChatModel, row: Encoded, edit: Callable[[Tensor], Tensor]) -> Tensor:
     """Logits of one row with a plain hook on one block."""
     handle = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: edit(out))

@@ -18,7 +18,8 @@ from mech.checkpoint import Checkpoint, adapter_digest, tokenizer_digest
 from mech.errors import FileFormatError, GuardError, InputError, MechError
 from mech.fetch import fetch
 from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
-from mech.models import load_model, resolve
+from mech.models import load_model
+from mech.resolve import resolve
 from probes.direction import Direction, fit_direction, split_half_cosine
 from tests.tiny_study import NO_DEFAULT, save_adapter, save_model
 

@@ -6,8 +6,8 @@ import pytest
 from analysis.shift_nulls import null_columns, reworded
 from mech.chat import ChatTemplate, Identity
 from mech.checkpoint import source_of
-from mech.models import resolve
 from mech.questions import Question
+from mech.resolve import resolve
 from probes.contrast import ContrastArrays
 from probes.nulls import direction_null, paraphrase
 from probes.paraphrase import LEAST_PAIRS, answer_paraphrases, load_paraphrases, prompt_paraphrases

@@ -1,7 +1,6 @@
-"""Adapters by layer and in weight space, patching between base and finetuned, the logit lens, steering one prompt."""
+"""Adapters by layer and in weight space; steering one prompt."""
 
 import copy
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,23 +15,21 @@ from scipy import stats
 from scipy.linalg import orth, subspace_angles
 from typer.testing import CliRunner
 
-from activations.capture import capture
-from analysis.lens import Lens
 from analysis.lora_weights import alignment, overlap
 from mech.adapters import Update, adapter_layers, read_updates, updates, writing_maps, writing_maps_of
-from mech.chat import Encoded, SystemPrompt
+from mech.chat import SystemPrompt
 from mech.errors import InputError
 from mech.interventions import Add, intervene
-from mech.lens import direction_lens, final_norm, hidden_lens, state_lens
-from mech.models import ChatModel, load_model, resolve
-from mech.patching import answer_logprob, logit_difference, patch_between
+from mech.models import ChatModel, load_model
+from mech.patching import answer_logprob, patch_between
+from mech.resolve import resolve
 from mech.score import response_logprobs
 from probes.direction import Direction
 from probes.persona import load_trait, text_contrast
 from probes.steer import control, dose_response
 from study.cli import app
 from study.steps.weights import compare
-from tests.plain_hooks import conversations
+from tests.plain_hooks import conversations, logits
 from tests.tiny_study import save_adapter, save_model
 
 
@@ -40,12 +37,6 @@ from tests.tiny_study import save_adapter, save_model
 def live(folder: Path) -> ChatModel:
     adapter = save_adapter(folder, folder.parent / "adapter", seed=1)
     return load_model(f"{folder}:{adapter}", merge=False)
-
-
-def logits(model: ChatModel, row: Encoded) -> torch.Tensor:
-    with torch.no_grad():
-        found: torch.Tensor = model.hf(input_ids=torch.tensor([row.ids])).logits[0]
-    return found
 
 
 def direction(vectors: np.ndarray, name: str = "d") -> Direction:
@@ -268,102 +259,6 @@ def test_p_values_of_adapters_do_not_depend_on_which_others_there_are(folder: Pa
     assert few[0]["c"] == every[0]["c"]
     assert few[1]["c", "b"] == every[1]["c", "b"] == every[1]["c", "again"]
     assert every[0]["b"] == every[0]["again"]
-
-
-# -- patching ---------------------------------------------------------------------------------------------
-
-
-def test_patching_everything_at_the_last_layer_is_the_other_model(live: ChatModel) -> None:
-    row = conversations(live, 1)[0]
-    found = patch_between(live, row, answer_logprob(row), spans=[(0, len(row.ids)), (0, row.n_prompt - 1)])
-    with adapter_layers(live, []):
-        expected = float(response_logprobs(live, [row])[0].sum())
-    assert found.base == pytest.approx(expected, rel=1e-4)
-    assert found.into_finetuned[-1, 0] == pytest.approx(found.base, rel=1e-5)
-    assert found.into_base[-1, 0] == pytest.approx(found.finetuned, rel=1e-5)
-    assert found.undone[-1, 0] == pytest.approx(1, abs=1e-4)
-    # At the last layer the prompt's earlier tokens reach nobody any more.
-    assert found.into_finetuned[-1, 1] == pytest.approx(found.finetuned, rel=1e-5)
-    assert found.undone.shape == (3, 2)
-
-
-def test_a_planted_change_is_found_at_its_layer(folder: Path, live: ChatModel) -> None:
-    """Only block 1's adapter is on: the base's stream put in above it undoes everything, below it nothing."""
-    only = copy.deepcopy(live)
-    with torch.no_grad():
-        for update in (0, 2):
-            for name, p in only.blocks[update].named_parameters():
-                if "lora_B" in name:
-                    p.zero_()
-    row = conversations(live, 2)[1]
-    found = patch_between(only, row, logit_difference(5, 9))
-    np.testing.assert_allclose(found.undone[:, 0], [0, 1, 1], atol=1e-3)
-    np.testing.assert_allclose(found.brought[:, 0], [0, 1, 1], atol=1e-3)
-    with pytest.raises(InputError, match="lies outside the row"):
-        patch_between(only, row, logit_difference(5, 9), spans=[(0, 999)])
-
-
-# -- lens -------------------------------------------------------------------------------------------------
-
-
-def test_the_lens_ends_in_the_models_own_logits(folder: Path) -> None:
-    model = load_model(str(folder))
-    row = conversations(model, 1)[0]
-    readings = hidden_lens(model, row, k=3)
-    own = logits(model, row)[-1].topk(3)
-    assert [t.id for t in readings[-1].top] == own.indices.tolist()
-    np.testing.assert_allclose([t.score for t in readings[-1].top], own.values, rtol=1e-4)
-    states = model.hf(input_ids=torch.tensor([row.ids]), output_hidden_states=True).hidden_states
-    by_hand = model.hf.lm_head(model.hf.model.norm(states[1][0, 4])).detach()
-    first = hidden_lens(model, row, position=4, k=2)[0]
-    np.testing.assert_allclose([t.score for t in first.top], by_hand.topk(2).values, rtol=1e-4)
-    assert final_norm(model) is model.hf.model.norm
-
-
-def test_a_tokens_own_direction_is_read_as_that_token(folder: Path) -> None:
-    model = load_model(str(folder))
-    weight = model.causal.get_output_embeddings().weight.detach().numpy()
-    scores = weight @ weight[17]
-    vectors = np.tile(weight[17], (3, 1))
-    (reading,) = direction_lens(model, vectors, layers=[1], k=4)
-    assert [t.id for t in reading.top] == np.argsort(-scores)[:4].tolist()
-    assert [t.id for t in reading.bottom] == np.argsort(scores)[:4].tolist()
-    (turned,) = direction_lens(model, -3 * vectors, layers=[1], k=4)
-    assert [t.id for t in turned.top] == [t.id for t in reading.bottom]
-    with pytest.raises(InputError, match="zero or not finite"):
-        direction_lens(model, np.zeros((3, 32)))
-
-
-def test_a_vector_that_says_something_stands_out_from_drawn_ones(folder: Path) -> None:
-    """A token's own direction has a peak that random directions do not have; p values of random vectors are spread out."""
-    model, rng = load_model(str(folder)), np.random.default_rng(2)
-    weight = model.causal.get_output_embeddings().weight.detach().numpy()
-    lens = Lens(model, [0, 2], k=2, seed=0)
-    samples = rng.standard_normal((50, 3, 32))
-    planted = np.tile(weight[40] / np.linalg.norm(weight[40]), (3, 1))
-    planted[0] = 0  # an adapter that acts above layer 0: nothing to read there
-    (row,) = lens.rows(planted, samples, "all")
-    favoured = weight @ weight[40] / np.linalg.norm(weight[40]) * 32**0.5
-    top = np.sort(favoured)[::-1][:2]
-    assert row["layer"] == 2
-    assert row["peak"] == pytest.approx((top.mean() - favoured.mean()) / favoured.std(ddof=1), rel=1e-4)
-    assert row["top"].startswith(
-        json.dumps(model.tokenizer.decode([int(favoured.argmax())]), ensure_ascii=False)
-    )
-    assert max(row["p_random"], row["p_covariance"]) < 0.05
-    drawn = [lens.rows(rng.standard_normal((3, 32)), samples, "all")[1]["p_random"] for _ in range(30)]
-    assert 0.3 < np.mean(drawn) < 0.7
-
-
-def test_states_that_were_kept_are_read_as_in_the_pass(folder: Path) -> None:
-    model = load_model(str(folder))
-    row = conversations(model, 1)[0]
-    states = capture(model, [row])["resid_post", "prompt_last"][0]
-    kept = state_lens(model, np.asarray(states), layers=[0, 1, 2], k=3)
-    there = hidden_lens(model, row, position=row.n_prompt - 1, k=3)
-    assert [[t.id for t in r.top] for r in kept] == [[t.id for t in r.top] for r in there]
-    with pytest.raises(InputError, match="this model reads"):
-        state_lens(model, np.zeros((2, 31)), layers=[0, 1])
 
 
 # -- steering ---------------------------------------------------------------------------------------------

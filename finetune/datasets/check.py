@@ -12,7 +12,7 @@ from finetune.labels import training_rows
 from mech.chat import ChatTemplate, SystemPrompt
 from mech.checkpoint import source_of
 from mech.errors import InputError
-from mech.models import resolve
+from mech.resolve import resolve
 
 
 def read_template(model: str, kwargs: Mapping[str, Any] | None = None) -> ChatTemplate:

@@ -11,7 +11,7 @@ from finetune.settings import TrainSettings
 from finetune.stages import trainer
 from finetune.training import SNAPSHOTS
 from mech.interventions import Ablate, Add, Cap, Intervention
-from mech.models import resolve_adapter
+from mech.resolve import resolve_adapter
 from probes.direction import Direction
 from study.bench import Bench, prompt_of
 from study.step import Step
