@@ -66,8 +66,10 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
     Raises:
         InputError: the template cannot do a condition, or a layer is out of range.
     """
+    if spec.model.api or base.missing:
+        check_conditions(spec, None)  # its chat template is not here to be asked
     if spec.model.api:
-        return  # its template is the API's own, and nothing of it is read
+        return  # nothing of it is read
     declared = spec.directions.layer if spec.directions else None
     steered = spec.steering.layer if spec.steering else None
     lens = spec.lens.layers or () if spec.lens else ()
@@ -81,7 +83,7 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
                 f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"
             )
     if base.missing:
-        return  # its chat template is not here to be asked
+        return
     if spec.lens and spec.directions:
         _check_lens(base.checkpoint)
     from transformers import AutoTokenizer

@@ -1,8 +1,9 @@
 """Looking at a dataset before training on it."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,21 @@ def read_template(model: str) -> ChatTemplate:
 
 
 def check_rows(
-    path: Path, template: ChatTemplate | None, condition: str, *, max_tokens: int
+    path: Path,
+    template: ChatTemplate | None,
+    condition: str,
+    *,
+    max_tokens: int,
+    names: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """What there is to know about a file of messages, line by line for people.
+
+    Args:
+        path: the file.
+        template: of the model whose tokens are counted; None: only the rows are looked at.
+        condition: system prompt while training.
+        max_tokens: the longest row.
+        names: `identity` and `others`, for the conditions that need them.
 
     Raises:
         InputError: a row that cannot be trained on; the message names file and row.
@@ -42,7 +55,7 @@ def check_rows(
         return
     try:
         encoded = training_rows(
-            template, rows, SystemPrompt.parse(condition), max_tokens=max_tokens, names={}
+            template, rows, SystemPrompt.parse(condition), max_tokens=max_tokens, names=names or {}
         )
     except InputError as error:
         raise InputError(f"{path}, {error}") from error
