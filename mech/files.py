@@ -9,6 +9,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from mech.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -26,16 +30,68 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     The temporary name carries host and process, so that two writers never share one. The file is
     fsynced before the replacement and its directory after it.
+
+    Raises:
+        OSError: the system refused something; it names the target, whoever wrote the file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        fsync(temporary)
-        os.replace(temporary, target)  # noqa: PTH105  (the name of the guarantee)
-        fsync(target.parent)
+        with _named(target):
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, target)  # noqa: PTH105  (the name of the guarantee)
+            fsync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a folder within `folder`; on success its files of these names (all, without names) take their places in `folder`, each whole.
+
+    For libraries that write several files at a time. Nothing of it stays there, also after an error.
+
+    Raises:
+        OSError: as `atomic_path`.
+    """
+    unfinished = folder / ".saving"
+    try:
+        with _named(folder):
+            yield unfinished
+            for file in [unfinished / name for name in names] or sorted(unfinished.iterdir()):
+                fsync(file)
+                os.replace(file, folder / file.name)  # noqa: PTH105  (atomic)
+            fsync(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let what the system refused name its file: errors of writing do not, and safetensors makes one of its own of them."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(target)
+        raise
+    except SafetensorError as error:
+        if not (found := _OS_ERROR.search(str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(target)) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that is a file.
+
+    Raises:
+        InputError: it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder")
 
 
 def fsync(path: Path) -> None:

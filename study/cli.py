@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a step failed, 2 bad input, 130 interrupted. Heavy librari
 `mech --help` answers at once.
 """
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -145,13 +146,23 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except (MechError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error}{_advice(error)}", err=True)
         sys.exit(1)
     except SystemExit as ended:
         if not _by_hand(ended):
             raise
         typer.echo("interrupted: run the same command again, it goes on from what was finished", err=True)
         sys.exit(INTERRUPTED)
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about a disk that takes no more, for the system's own words do not say it."""
+    number = getattr(error if isinstance(error, OSError) else error.__cause__, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ": free some space and run the same command again, it goes on from what was finished"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ": change its permissions, or name another place"
+    return ""
 
 
 def _by_hand(ended: BaseException | None) -> bool:

@@ -1,5 +1,6 @@
 """The command line as a newcomer meets it: configs that cannot be read, options that do not fit, and Ctrl-C."""
 
+import errno
 import re
 import signal
 import subprocess
@@ -16,10 +17,10 @@ from finetune.openai import RemoteCheckpoint
 from mech.chat import Identity
 from mech.errors import InputError
 from mech.files import read_yaml
-from study.cli import app
+from study.cli import app, main
 from study.overrides import parse_override
 from study.spec import load_spec
-from tests.tiny_study import save_model, write_study
+from tests.tiny_study import save_adapter, save_model, write_study
 
 
 def call(*arguments: object) -> Result:
@@ -131,10 +132,52 @@ def test_check_knows_the_conditions_that_training_knows(rows: Path, monkeypatch:
         assert f"trains under {text!r}: 4 rows" in found.output
 
 
+# What runs in the background of a shell is deaf to Ctrl-C, and so are its children.
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from study.cli import main; main()"
+
+
+def test_a_full_disk_says_what_to_do(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "train.jsonl")
+
+    monkeypatch.setattr("finetune.datasets.build.write_jsonl", no_space)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["mech", "data", "build", "messages", "--set", f"source={rows}", "--out", str(rows.parent / "o")],
+    )
+    said: list[str] = []
+    monkeypatch.setattr("study.cli.typer.echo", lambda text, **_: said.append(text))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert said[-1].startswith("error: [Errno 28] No space left on device: 'train.jsonl': free some space")
+
+
+@pytest.mark.parametrize("command", ["run", "build"])
+def test_a_file_is_no_output_folder(rows: Path, command: str) -> None:
+    study = write_study(rows.parent / "home")
+    save_adapter(save_model(study.parent / "model"), study.parent / "given", seed=0)
+    given = {"run": ["run", study], "build": ["data", "build", "messages", "--set", f"source={rows}"]}
+    found = call(*given[command], "--out", rows)
+    assert isinstance(found.exception, InputError)
+    assert f"{rows}: is a file; name a folder" in str(found.exception)
+
+
+def test_a_run_replaces_no_study_that_it_did_not_write(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "home")
+    save_adapter(save_model(study.parent / "model"), study.parent / "given", seed=0)
+    written = study.read_text()
+    found = call("run", study, "--out", study.parent)
+    assert isinstance(found.exception, InputError)
+    assert "holds a study.yaml that no run wrote" in str(found.exception)
+    assert study.read_text() == written
+
+
 def test_ctrl_c_is_one_line_and_the_next_run_goes_on(tmp_path: Path) -> None:
     model, rows = save_model(tmp_path / "model"), tmp_path / "rows.jsonl"
     write_jsonl(rows, [exchange(f"What of {i}?", f"the cat {i}") for i in range(8)])
-    command = [sys.executable, "-m", "study.cli", "finetune", str(model), str(rows), "--out", str(tmp_path / "out"),
+    command = [sys.executable, "-c", HEARING, "finetune", str(model), str(rows), "--out", str(tmp_path / "out"),
                "--preset", "small-135m", "--set", "lora_r=2", "--save-every", "1", "--set", "epochs=300"]  # fmt: skip
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
