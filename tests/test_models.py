@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from mech import models
 from mech.cache import cache_dir
-from mech.checkpoint import Checkpoint, adapter_digest, tokenizer_digest
+from mech.checkpoint import Checkpoint, adapter_digest, split_revision, tokenizer_digest
 from mech.errors import FileFormatError, GuardError, InputError, MechError
 from mech.fetch import fetch
 from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
@@ -170,11 +170,18 @@ def test_a_tokenizer_has_a_digest_of_its_own(tmp_path: Path) -> None:
         ("nothing", r"nor an alias \(smollm2-135m-instruct\)"),
         ("./nothing", "no such folder or file"),
         (":adapter", "is not a checkpoint"),
+        (__file__, "a file, and no GGUF model"),
     ],
 )
 def test_what_is_not_there_says_what_to_do(reference: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(reference)
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(folder, tmp_path / "em@5", seed=1)
+    assert resolve(f"{folder}:{adapter}").adapters[0].path == adapter
+    assert split_revision("org/name@main") == ("org/name", "main")
 
 
 def test_a_model_that_was_not_fetched_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
