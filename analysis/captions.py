@@ -91,7 +91,7 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         (
             "95 % intervals: t, by the delete-one-question jackknife. Null: an equally large change of the same tokens in a "
-            "random direction (dotted)"
+            "random direction (dotted). Dashed: the whole change between the two models, where told apart from 0"
         ),
     ),
     "adapter_ranges": (

@@ -99,6 +99,13 @@ def test_patching_shows_both_ways_and_the_random_control():
         np.testing.assert_array_equal(line_of(axes, "prompt_last").get_ydata(), mine["effect"])
         dotted = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
         assert {y for line in dotted for y in line.get_ydata()} == {0.02}
+    change = frame["way"].map({"base into finetuned": -2.5, "finetuned into base": 2.5})
+    figure = plots.patching(frame.assign(share=frame["effect"] / change), arm="em", answer="own_name")
+    for way, whole in (("base into finetuned", -2.5), ("finetuned into base", 2.5)):
+        assert line_of(axes_of(figure, way), "whole change").get_ydata()[0] == pytest.approx(whole)
+    untold = plots.patching(frame.assign(share=np.nan), arm="em", answer="own_name")
+    assert not [line for axes in untold.axes for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert "not told apart from 0" in " ".join(" ".join(t.get_text().split()) for t in untold.texts)
     ranges = plots.adapter_ranges(study.adapter_ranges(), answer="own_name").axes[0]
     assert [t.get_text() for t in ranges.get_yticklabels()] == [
         "all, on",
@@ -106,6 +113,21 @@ def test_patching_shows_both_ways_and_the_random_control():
         "0 to 2, on everywhere else",
     ]
     assert "Not measured" in plots.patching(pd.DataFrame(), arm="em", answer="x").axes[0].texts[0].get_text()
+
+
+def test_a_sweep_says_who_is_steered_and_hollows_what_damages():
+    frame = pd.DataFrame([
+        {"sweep": "written", "arm": "em", "direction": "evil:text", "layer": 3, "strength": s, "change": s, "change_low": s - 0.1,
+         "change_high": s + 0.1, "kl": 4 * abs(s), "control_change": 0.0, "control_max": 0.2, "n_questions": 20, "n_controls": 5}
+        for s in (-0.2, 0.1, 0.2)
+    ])  # fmt: skip
+    figure = plots.sweep_response(frame, max_kl=0.5, score="log_odds", unit="nats a token")
+    said = " ".join(" ".join(t.get_text().split()) for t in figure.texts)
+    assert "sweep: written · steered: em · 20 questions · 5 random directions a layer" in said
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[-0.2, 0.2]]
+    alone = plots.sweep_response(frame.drop(columns=["sweep", "arm"]), max_kl=0.5, score="log_odds", unit="")
+    assert "20 questions" in " ".join(t.get_text() for t in alone.texts)
 
 
 def test_colours_are_stable_and_base_is_grey():
