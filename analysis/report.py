@@ -155,7 +155,7 @@ def _link(target: Path, folder: Path) -> str:
 def _figure(figure: SavedFigure, folder: Path, before: SavedFigure | None = None) -> dict[str, str]:
     """A figure as the template shows it; of a caption that says mostly what the one before said, `own` is the rest, and the whole is folded."""
     said = before.caption.split(". ") if before else []
-    own = [sentence for sentence in figure.caption.split(". ") if sentence not in said]
+    own = [s for s in figure.caption.split(". ") if s not in said or s.startswith("n = ")]
     repeats = 2 * len(own) <= len(figure.caption.split(". "))
     return {
         "own": ". ".join(own) if repeats else "",

@@ -99,6 +99,7 @@ def test_a_caption_that_repeats_the_one_before_is_folded(tmp_path):
     rest = html.unescape(text[second : text.index("</figure>", second)])
     said, _, folded = rest.partition("how to read it: as above")
     assert "Numbers: shift_by_layer_evil-prompts.csv" in said
+    assert "n = 48 questions" in said
     assert "positive = more of what" not in said
     assert captions["shift_by_layer_evil-prompts"] in folded
 
