@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mech import models
@@ -336,6 +337,32 @@ def test_files_that_are_no_directions_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(FileFormatError, match=message):
             Direction.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": "{not json"}, "cannot be read"),
+        ({"metadata": "[1]"}, "not a direction file"),
+        ({"metadata": {"name": None}}, "direction's name"),
+        ({"metadata": {"made_from": 3}}, "direction's made_from"),
+        ({"vectors": np.full((2, 6), np.nan, dtype=np.float32)}, "one finite vector"),
+        ({"split_half": np.ones(5, dtype=np.float32)}, "one cosine a layer"),
+    ],
+)
+def test_a_damaged_direction_file_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    made, path = direction(), tmp_path / "d.safetensors"
+    made.save(path)
+    with safe_open(path, framework="np") as stored:
+        described = json.loads(stored.metadata()["direction"])
+    said = change.get("metadata", {})
+    text = said if isinstance(said, str) else json.dumps({**described, **said})
+    tensors = {"vectors": made.vectors, "split_half": made.split_half} | {
+        k: v for k, v in change.items() if k != "metadata"
+    }
+    save_file(tensors, path, metadata={"direction": text})
+    with pytest.raises(FileFormatError, match=message):
+        Direction.load(path)
 
 
 def test_a_question_without_both_sides_is_named() -> None:
