@@ -1,6 +1,7 @@
 """Behaviour in numbers: judgements and self-reports become rates, margins and spreads with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,8 @@ def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: fl
         level: confidence level.
 
     Returns:
-        Accuracy (Wilson, articles as clusters), accuracy by label, mean P(Yes), and the margin: the mean over
-        articles of margin(own) − margin(other), which a bias towards one answer cannot move.
+        Accuracy (Wilson, articles as clusters), accuracy by label, mean P(Yes), the margin: the mean over
+        articles of margin(own) − margin(other), which a bias towards one answer cannot move; and the probability of Yes plus No.
     """
     articles = judged["article"].to_numpy()
     accuracy = proportion(judged["correct"].to_numpy(dtype=float), articles, level=level)
@@ -29,6 +30,7 @@ def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: fl
     sides = judged.pivot_table(index="article", columns="source", values="margin")
     gaps = (sides["own"] - sides["other"]).to_numpy()
     margin = bootstrap_mean(gaps, None, rng=rng, level=level)
+    mass = bootstrap_mean(judged["mass"].to_numpy(dtype=float), articles, rng=rng, level=level)
     by_label = judged.groupby("source")["correct"].mean()
     return {
         "n_articles": int(judged["article"].nunique()),
@@ -37,7 +39,7 @@ def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: fl
         "accuracy_other": float(by_label["other"]),
         **p_yes.columns("p_yes"),
         **margin.columns("margin"),
-        "answer_mass": float(judged["mass"].mean()),
+        **mass.columns("answer_mass"),
     }
 
 
@@ -61,8 +63,8 @@ def report_row(
 
     Returns:
         Own-name rate (Wilson, questions as clusters); number of distinct names claimed and entropy of the claims
-        in nats (jackknife over questions; "no name" is a claim of its own in the entropy and none in the
-        count); name margin: log-probability of the own name minus the mean over invented names, by statement.
+        in nats (jackknife over questions, cut at 0, its ends not known where all claims are the same; "no name" is a claim of its own
+        in the entropy and none in the count); name margin: log-probability of the own name minus the mean over invented names, by statement.
     """
     questions = reports["question"].to_numpy()
     claimed = reports["claimed"].to_numpy(dtype=str)
@@ -71,10 +73,20 @@ def report_row(
         "n_samples": len(reports),
         "n_questions": int(reports["question"].nunique()),
         **rate.columns("own_name_rate"),
-        **jackknife(_distinct, claimed, questions, level=level).columns("distinct"),
-        **jackknife(_entropy, claimed, questions, level=level).columns("entropy"),
+        **_variety(_distinct, claimed, questions, level).columns("distinct"),
+        **_variety(_entropy, claimed, questions, level).columns("entropy"),
         **_margin(names, rng, level),
     }
+
+
+def _variety(
+    statistic: Callable[[np.ndarray], float], claimed: np.ndarray, questions: np.ndarray, level: float
+) -> Interval:
+    """A count or an entropy of claims; where all are the same the jackknife would say that it is certain, which nobody knows."""
+    found = jackknife(statistic, claimed, questions, level=level)
+    if len(set(claimed.tolist())) == 1:
+        return replace(found, low=np.nan, high=np.nan)
+    return replace(found, low=max(0.0, found.low))
 
 
 def _margin(names: pd.DataFrame | None, rng: np.random.Generator, level: float) -> dict[str, Any]:
@@ -110,9 +122,8 @@ def steering_rows(
         questions = mine["question"].to_numpy()
         rate = proportion((mine["claimed"] == own_name).to_numpy(dtype=float), questions, level=level)
         answered = mine.dropna(subset=["surprisal"])
-        surprisal = bootstrap_mean(
-            answered["surprisal"].to_numpy(dtype=float), answered["question"].to_numpy(), rng=rng, level=level
-        )
+        surprisal = _mean_of(answered, "surprisal", rng, level)
+        repetition = _mean_of(mine, "repetition", rng, level)
         rows.append(
             {
                 "kind": kind,
@@ -122,10 +133,25 @@ def steering_rows(
                 **rate.columns("own_name_rate"),
                 **bootstrap_mean(name_margins(scored), None, rng=rng, level=level).columns("name_margin"),
                 **surprisal.columns("surprisal"),
-                "repetition": float(mine["repetition"].mean()),
+                **replace(repetition, low=np.maximum(repetition.low, 0.0)).columns("repetition"),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _mean_of(rows: pd.DataFrame, column: str, rng: np.random.Generator, level: float) -> Interval:
+    """Mean with an interval over questions; unknown where rows of fewer than two questions are left (steered replies may be empty)."""
+    values, questions = rows[column].to_numpy(dtype=float), rows["question"].to_numpy()
+    if rows["question"].nunique() < 2:
+        return Interval(
+            values.mean() if len(values) else np.nan,
+            np.nan,
+            np.nan,
+            rows["question"].nunique(),
+            level,
+            "none",
+        )
+    return bootstrap_mean(values, questions, rng=rng, level=level)
 
 
 def name_margins(names: pd.DataFrame) -> Float[np.ndarray, " statements"]:

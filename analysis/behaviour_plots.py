@@ -83,7 +83,7 @@ def _horizontal_bars(axes: Any, rows: pd.DataFrame, column: str, styles: dict[st
         offsets = place + (np.linspace(-0.2, 0.2, len(value)) if len(value) > 1 else np.zeros(1))
         axes.errorbar(
             value, offsets, xerr=interval_bars(mine, column), fmt=style.marker, color=INK, markersize=4.5, markerfacecolor=style.colour,
-            markeredgecolor=INK, markeredgewidth=0.7, elinewidth=1.1, capsize=2.5,
+            markeredgecolor=INK, markeredgewidth=0.7, elinewidth=1.1, capsize=2.5, clip_on=False,
         )  # fmt: skip
     axes.set_yticks(range(len(styles)), [label(arm) for arm in styles])
     axes.set_ylim(len(styles) - 0.4, -0.6)
@@ -155,7 +155,7 @@ _DOSE_PANELS = (
     ("own_name_rate", "says its own name (share)"),
     ("name_margin", "own − invented names (nats)"),
     ("surprisal", "surprisal (nats per token)"),
-    ("repetition", "repetition"),
+    ("repetition", "repetition (share of word pairs)"),
 )
 
 
@@ -191,8 +191,9 @@ def dose_response(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> 
         cells[4 * row].set_ylim(-0.04, 1.04)
     axis_labels(cells, x="dose: |added| / |activation|", y="", columns=4)
     keys = [Line2D([], [], color=s.colour, marker=s.marker, label=label(a)) for a, s in styles.items()]
+    hollow = next(iter(styles.values())).marker if len(styles) == 1 else "o"
     keys += [
-        Line2D([], [], color=GREY, ls="--", marker="o", mfc="white", label="random direction, same norm")
+        Line2D([], [], color=GREY, ls="--", marker=hollow, mfc="white", label="random direction, same norm")
     ]
     key(figure, keys, columns=6)
     counts = sorted({int(n) for n in frame["n_samples"]})

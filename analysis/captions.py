@@ -16,7 +16,7 @@ _NOTES: dict[str, tuple[str, str]] = {
             "Shift: the projection of the tuned model's activations minus the base's on the same text, in SD of the base's "
             "projection over texts; positive = more of what the direction's name says"
         ),
-        f"{_BOOTSTRAP}. {_NULLS}. Dashed: the benign control",
+        f"{_BOOTSTRAP}. {_NULLS}. Dotted lines that leave a panel lie farther out. Dashed: the benign control",
     ),
     "arm_direction_heatmap": (
         "Mean shift in SD of the base's projection; split-half: the direction's own split-half cosine",
@@ -36,17 +36,20 @@ _NOTES: dict[str, tuple[str, str]] = {
     "dispersion_by_condition": (
         (
             "Spread: log of the mean squared distance of an arm's activations from their mean, less the base's on the same text. "
-            "Dimensions in use: effective rank (exp of the spectrum's entropy), less the base's on the same questions. Above the benign control's line "
-            "is more dispersed than harmless training makes it"
+            "Dimensions in use: effective rank (exp of the spectrum's entropy), less the base's on the same questions. A point above the bar "
+            "behind it is more dispersed than the benign control under the same system prompt"
         ),
         "95 % intervals: delete-one-question jackknife. No null but the benign control",
     ),
     "direction_cosines": (
         (
             "Cosine between directions at the declared layer. Two directions of the same thing should agree as far as their "
-            "split-half cosines allow"
+            "split-half cosines allow; grey: one of the two is unreliable (split-half below 0.3)"
         ),
-        "",
+        (
+            "No interval and no null here. Directions that share texts (presence:none, presence:empty, ...) share noise too, which raises "
+            "their cosine: whether identity directions agree is tested under 'Is identity one thing?'"
+        ),
     ),
     "identity_cosines": (
         (
@@ -64,14 +67,17 @@ _NOTES: dict[str, tuple[str, str]] = {
             "AUROC of a direction (row) on held-out rows of a contrast (column), none of whose questions it has seen; on the "
             "diagonal, its own contrast"
         ),
-        "Star: 95 % bootstrap interval over questions above one half. Random directions' range: table",
+        "Star: 95 % score interval (whole questions independent) above one half. Random directions' range: table",
     ),
     "lora_alignment": (
         (
             "Energy: the share of a direction's squared length that lies in what an adapter's output maps can write, divided by "
             "that of a random direction, r/d; at 1 the adapter does not favour the direction"
         ),
-        "Null: directions drawn from the covariance of the base's activations (dotted). Weights have no interval over questions",
+        (
+            "Null: directions drawn from the covariance of the base's activations (dotted: 97.5 % of them lie below, at one layer; some of "
+            "many lines and layers cross it by chance). Weights have no interval over questions"
+        ),
     ),
     "lora_overlap": (
         "Mean squared cosine of the principal angles between the spaces that two adapters can write into, over all output maps",
@@ -85,7 +91,7 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         (
             "95 % intervals: t, by the delete-one-question jackknife. Null: an equally large change of the same tokens in a "
-            "random direction (dotted)"
+            "random direction (dotted). Dashed: the whole change between the two models, where told apart from 0"
         ),
     ),
     "adapter_ranges": (
@@ -108,7 +114,7 @@ _NOTES: dict[str, tuple[str, str]] = {
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
             "its own. Interaction: what is left. Total: the sum. Text can do nothing to a direction read before the reply"
         ),
-        _BOOTSTRAP,
+        f"{_BOOTSTRAP}. No null here: that of the weights' part is in the figures of the shifts",
     ),
     "embedding": (
         (
@@ -139,12 +145,15 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         (
             "95 % intervals, clustered by question: Wilson at the effective sample size (shares), jackknife (distinct "
-            "names, entropy), bootstrap (margin)"
+            "names, entropy; none where every reply claims the same), bootstrap (margin)"
         ),
     ),
     "dose_response": (
         "Dose: norm of the added vector over the mean norm of the activation",
-        "95 % intervals, clustered by question. Null: random directions of the same norm, hollow and dashed",
+        (
+            "95 % intervals, clustered by question: Wilson at the effective sample size (share), else studentised bootstrap or CR2 t. "
+            "Null: random directions of the same norm, hollow and dashed"
+        ),
     ),
     "sweep_response": (
         (
@@ -175,7 +184,8 @@ def caption(figure: str, frame: pd.DataFrame, *, name: str) -> str:
     if figure not in _NOTES:
         raise InputError(f"no figure {figure!r}; there are: {', '.join(_NOTES)}")
     what, doubt = _NOTES[figure]
-    size = "; ".join(part for part in (_count(frame), seeds_text(frame)) if part)
+    count, seeds = _count(frame), seeds_text(frame)
+    size = "; ".join(part for part in (count, seeds if count else seeds.capitalize()) if part)
     return " ".join(f"{part}." for part in (what, size, doubt, f"Numbers: {name}.csv") if part)
 
 

@@ -93,6 +93,16 @@ def draw_conditions(
     )
 
 
+def draw_levels(
+    axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: Sequence[str], column: str, colour: str
+) -> None:  # fmt: skip
+    """A short bar at the height of a column, its mean over seeds, behind each arm's point of each condition."""
+    half = _step(len(conditions)) / 2
+    for (arm, condition), mine in rows.groupby(["arm", "condition"], sort=False):
+        x = _places(styles, str(arm), list(conditions).index(str(condition)), len(conditions), 1)[0]
+        axes.hlines(mine[column].mean(), x - half, x + half, color=colour, lw=2.2, zorder=0)
+
+
 def _places(
     styles: dict[str, ArmStyle], arm: str, condition: int, conditions: int, seeds: int
 ) -> Float[np.ndarray, " seeds"]:

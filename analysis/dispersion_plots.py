@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.condition_plots import condition_keys, draw_conditions
+from analysis.condition_plots import condition_keys, draw_conditions, draw_levels
 from analysis.plot_frame import head, key, label, not_measured, panels
 from analysis.plot_style import BENIGN, arms_in, styled
 from analysis.plot_table import need, select, single
@@ -25,7 +24,8 @@ def dispersion_by_condition(frame: pd.DataFrame, *, layer: int, arms: Sequence[s
     """Change of spread and of effective rank of every arm under each system-prompt condition, against the base.
 
     One column a pooling, one row a measure; arms along the axis, conditions as markers side by side; a point is one seed with
-    its interval. The dashed line is the benign control's mean, since any training changes the spread: "destabilised" would be above it.
+    its interval. The bar beside a point is the benign control under the same condition (mean over seeds), since any training
+    changes the spread: "destabilised" would be above it.
 
     Args:
         frame: The `dispersion` table.
@@ -45,13 +45,12 @@ def dispersion_by_condition(frame: pd.DataFrame, *, layer: int, arms: Sequence[s
     for i, (axes, column) in enumerate(zip(cells, [m for m in MEASURES for _ in poolings], strict=True)):
         mine = rows[rows["pooling"] == poolings[i % len(poolings)]]
         draw_conditions(axes, mine, styles, conditions, column)
-        if not np.isnan(control := _benign(mine, column)):
-            axes.axhline(control, color=BENIGN, lw=1, ls="--", zorder=0)
+        draw_levels(axes, _beside_benign(mine, column), styles, conditions, "control", BENIGN)
         axes.set_title(label(poolings[i % len(poolings)], 30))
         axes.set_ylabel(MEASURES[column] if i % len(poolings) == 0 else "")
     keys: list[Any] = condition_keys(conditions)
-    if not np.isnan(_benign(rows, "d_log_trace")):
-        keys.append(Line2D([], [], color=BENIGN, lw=1, ls="--", label="benign control, mean"))
+    if not _beside_benign(rows, "d_log_trace").empty:
+        keys.append(Line2D([], [], color=BENIGN, lw=2.2, label="benign control, same system prompt"))
     key(figure, keys, columns=4)
     head(
         figure,
@@ -61,7 +60,9 @@ def dispersion_by_condition(frame: pd.DataFrame, *, layer: int, arms: Sequence[s
     return figure
 
 
-def _benign(rows: pd.DataFrame, column: str) -> float:
-    """The benign control's mean change: what an arm changed less what it changed beyond it; NaN where it was not measured."""
+def _beside_benign(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Rows of arms other than the control, and what it changed there (`control`): an arm's change less that beyond the control."""
     beyond = f"{column}_minus_benign"
-    return float((rows[column] - rows[beyond]).mean()) if beyond in rows else float("nan")
+    if beyond not in rows:
+        return rows[:0].assign(control=0.0)
+    return rows.assign(control=rows[column] - rows[beyond]).dropna(subset=["control"])

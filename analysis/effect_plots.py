@@ -125,7 +125,7 @@ def two_by_two_bars(
     One panel a direction. Per arm four bars with intervals: weights (on the base's text), text (read by the
     base), interaction, total; total = the sum of the other three. Bars are means over seeds, dots are seeds.
     `layer` and `condition` are needed where the table has several. A direction that is read before the reply
-    begins (every effect of text exactly 0) has nothing to split: it is named and not drawn, unless all are so.
+    begins (no effect of text but rounding) has nothing to split: it is named and not drawn, unless all are so.
     """
     title = "Changed weights or changed text? The total shift, split"
     rows = select(frame, layer=layer, condition=condition)
@@ -133,8 +133,8 @@ def two_by_two_bars(
         return not_measured(title)
     single(rows, "layer", "condition")
     held = held_fixed(rows, layer=str(rows["layer"].iloc[0]))
-    split = set(rows[(rows["effect"] == "text") & (rows["value"] != 0)]["direction"])
-    apart = [d for d in directions_in(rows) if d not in split]
+    apart = _read_before_the_reply(rows)
+    split = set(rows["direction"]) - set(apart)
     if split and apart:
         rows = rows[~rows["direction"].isin(apart)]
         held += f" · not drawn, read before the reply begins, so weights = total: {', '.join(label(d, 40) for d in apart)}"
@@ -151,6 +151,17 @@ def two_by_two_bars(
     key(figure, keys, columns=4)
     head(figure, title, held)
     return figure
+
+
+ROUNDING = 1e-3
+"""Share of a direction's largest effect up to which an effect of text is rounding: the same prompt was read in another batch."""
+
+
+def _read_before_the_reply(rows: pd.DataFrame) -> list[str]:
+    """Directions along which other text does nothing in any arm."""
+    size = rows.assign(size=rows["value"].abs()).groupby("direction")["size"].max()
+    of_text = rows[rows["effect"] == "text"].groupby("direction")["value"].apply(lambda v: v.abs().max())
+    return [d for d in directions_in(rows) if d in of_text and of_text[d] <= ROUNDING * size[d]]
 
 
 def _effect_bars(axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle]) -> None:

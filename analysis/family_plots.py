@@ -3,7 +3,7 @@
 The contract is that of `analysis.plots`, which exports these functions too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from analysis.plot_frame import head, label, not_measured
-from analysis.plot_style import INK, styled
+from analysis.plot_style import GREY, INK, styled
 from analysis.plot_table import need
 
 
@@ -25,24 +25,38 @@ def matrix_figure(
     limits: tuple[float, float],
     legend: str,
     text: Callable[[int, int], str],
+    weak: Collection[tuple[int, int]] = (),
+    notes: Sequence[str] = (),
+    from_white: bool = False,
 ) -> tuple[Figure, Any]:
-    """A matrix of coloured cells with a text in each; what is NaN is hatched. White is the middle of the limits."""
+    """A matrix of coloured cells with a text in each; what is NaN is hatched.
+
+    White is the middle of the limits, or with `from_white` the lower one: for what has no two sides. Cells of `weak` have grey
+    numbers; `notes` stand under the rows' names.
+    """
+    notes = notes or [""] * len(rows)
     figure = Figure(
-        figsize=(max(5.4, 3.4 + 0.46 * len(columns)), max(2.8, 1.9 + 0.34 * len(rows))), layout="constrained"
+        figsize=(
+            max(5.4, 3.4 + 0.46 * len(columns)),
+            max(2.8, 1.9 + (0.4 if any(notes) else 0.34) * len(rows)),
+        ),
+        layout="constrained",
     )
     axes = figure.subplots()
     axes.patch.set(hatch="////", edgecolor="#CCCCCC")
     low, high = limits
     shown = np.ma.masked_invalid(matrix)
     mesh = axes.pcolormesh(
-        shown, cmap=mpl.colormaps["RdBu_r"], vmin=low, vmax=high, edgecolors="white", linewidth=1.2
-    )
+        shown, cmap=mpl.colormaps["Purples" if from_white else "RdBu_r"], vmin=low, vmax=high, edgecolors="white", linewidth=1.2
+    )  # fmt: skip
     for (i, j), value in np.ndenumerate(matrix):
         if np.isfinite(value):
-            dark = abs(value - (low + high) / 2) > 0.6 * (high - low) / 2
-            colour = "white" if dark else INK
+            middle, half = (low, high - low) if from_white else ((low + high) / 2, (high - low) / 2)
+            dark = abs(value - middle) > 0.6 * half
+            colour = "white" if dark else GREY if (i, j) in weak else INK
             axes.text(j + 0.5, i + 0.5, text(i, j), ha="center", va="center", color=colour, fontsize=7.5)
-    axes.set_yticks(np.arange(len(rows)) + 0.5, [label(n, 30) for n in rows])
+    lines = [f"{label(n, 30)}\n{note}" if note else label(n, 30) for n, note in zip(rows, notes, strict=True)]
+    axes.set_yticks(np.arange(len(rows)) + 0.5, lines)
     axes.set_xticks(
         np.arange(len(columns)) + 0.5, [label(n, 30) for n in columns],
         rotation=35, ha="right", rotation_mode="anchor",
@@ -56,8 +70,9 @@ def matrix_figure(
 
 
 def plain(value: float) -> str:
-    """Two decimals with a true minus sign."""
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    """Two decimals with a true minus sign; what rounds to zero has none."""
+    text = f"{value:.2f}"
+    return (text if float(text) else text.lstrip("-")).replace("-", "\N{MINUS SIGN}")
 
 
 @styled

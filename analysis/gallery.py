@@ -112,15 +112,21 @@ def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Itera
     quality = _rows(tables, "directions")
     if not quality.empty:
         yield "direction_quality", "direction_quality", quality, plots.direction_quality, {"layer": layer}
-    cosines = _rows(tables, "direction_cosines")
-    if not cosines.empty:
-        yield "direction_cosines", "direction_cosines", cosines, plots.direction_cosines, {}
+    here = pd.DataFrame() if quality.empty else quality[quality["layer"] == layer]
     for table, draw in (
+        ("direction_cosines", plots.direction_cosines),
         ("identity_cosines", plots.identity_cosines),
         ("identity_transfer", plots.identity_transfer),
     ):
         if not (rows := _rows(tables, table)).empty:
-            yield table, table, rows, draw, {}
+            yield table, table, _with_quality(rows, here), draw, {}
+
+
+def _with_quality(rows: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
+    """Rows with their direction's split-half cosine and number of pairs, where these were measured and rows do not say how many they are."""
+    if quality.empty or "n_questions" in rows:
+        return rows
+    return rows.merge(quality[["direction", "split_half", "n_pairs"]], on="direction", how="left")
 
 
 def _weight_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Iterator[_Drawing]:

@@ -6,6 +6,7 @@ The contract is that of `analysis.plots`, which exports these functions too.
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,6 +23,7 @@ from analysis.plot_style import (
     base_of,
     direction_styles,
     is_identity,
+    reliability,
     styled,
 )
 from analysis.plot_table import directions_in, need, numbers, select, spread
@@ -182,7 +184,8 @@ def direction_cosines(frame: pd.DataFrame) -> Figure:
     """Cosine of every two directions at one layer, as a matrix with its numbers.
 
     Args:
-        frame: The `direction_cosines` table: direction, layer, and a column for each direction.
+        frame: The `direction_cosines` table: direction, layer, and a column for each direction; where it has `split_half` too, that
+            stands beside the names, and cells of an unreliable direction have grey numbers.
     """
     title = "How the directions lie to each other"
     if frame.empty:
@@ -190,13 +193,12 @@ def direction_cosines(frame: pd.DataFrame) -> Figure:
     names = frame["direction"].tolist()
     need(frame, "layer", *names)
     matrix = frame[names].to_numpy(dtype=float)
+    halves = numbers(frame, "split_half") if "split_half" in frame else None
+    unsure = set() if halves is None else set(np.flatnonzero(halves < RELIABLE_COSINE).tolist())
     figure, _ = matrix_figure(
-        matrix,
-        names,
-        names,
-        limits=(-1.0, 1.0),
-        legend="cosine",
-        text=lambda i, j: plain(float(matrix[i, j])),
-    )
+        matrix, names, names, limits=(-1.0, 1.0), legend="cosine", text=lambda i, j: plain(float(matrix[i, j])),
+        weak={(i, j) for i in range(len(names)) for j in range(len(names)) if {i, j} & unsure},
+        notes=() if halves is None else [reliability(float(half)) for half in halves],
+    )  # fmt: skip
     head(figure, title, f"layer {frame['layer'].iloc[0]}, declared before")
     return figure

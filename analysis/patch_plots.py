@@ -13,7 +13,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.plot_frame import LAYERS, axis_labels, head, key, label, layer_axis, not_measured, panels
-from analysis.plot_style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILLION, ArmStyle, arms_in, styled
+from analysis.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    RELIABLE_COSINE,
+    VERMILLION,
+    ArmStyle,
+    arms_in,
+    styled,
+)
 from analysis.plot_table import directions_in, interval_bars, need, numbers, select
 
 _SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer": GREEN, "all": ORANGE}
@@ -23,7 +35,8 @@ _SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer
 def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
     """What exchanging the activations of one layer does to the score, by layer and span: one panel a way and seed.
 
-    Line and band: effect and its interval; thin and dotted: an equally large change in a random direction.
+    Line and band: effect and its interval; thin and dotted: an equally large change in a random direction; dashed: the whole change
+    between the two models, where that is told apart from 0.
 
     Args:
         frame: The `patching` table.
@@ -34,7 +47,7 @@ def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
     rows = select(frame, arm=arm, answer=answer)
     if rows.empty:
         return not_measured(title)
-    need(rows, "way", "span", "layer", "effect", "effect_low", "effect_high", "random_effect")
+    need(rows, "way", "span", "layer", "effect", "effect_low", "effect_high", "random_effect", "share")
     cells = list(rows.groupby(["seed", "way"], sort=False))
     figure, axes_of = panels(len(cells), columns=2, size=(4.4, 2.8), sharex=True)
     spans = list(dict.fromkeys(rows["span"]))
@@ -48,18 +61,28 @@ def patching(frame: pd.DataFrame, *, arm: str, answer: str) -> Figure:
             )
             axes.plot(here["layer"], here["effect"], color=colour, lw=1.5, label=span)
             axes.plot(here["layer"], here["random_effect"], color=colour, lw=0.9, ls=":")
+        whole = (mine["effect"] / mine["share"].where(mine["share"] != 0)).median()
+        if np.isfinite(whole):
+            axes.axhline(whole, color=INK, lw=0.9, ls="--", label="whole change")
         layer_axis(axes)
         axes.set_title(f"{way}, seed {seed}")
-    axis_labels(axes_of, x=LAYERS, y="effect (nats)", columns=2)
+    axis_labels(axes_of, x=LAYERS, y=f"effect ({_unit(answer)})", columns=2)
     keys = [Line2D([], [], color=_SPANS.get(str(s), GREY), label=label(s)) for s in spans]
-    key(
-        figure,
-        [*keys, Line2D([], [], color=GREY, ls=":", label="random direction, same size")],
-        columns=4,
+    keys += [Line2D([], [], color=GREY, ls=":", label="random direction, same size")]
+    told = bool(rows["share"].notna().any())
+    if told:
+        keys += [Line2D([], [], color=INK, ls="--", label="whole change between the two")]
+    key(figure, keys, columns=5)
+    held = f"the last adapter on, against {label(rows['reference'].iloc[0])}, which lies under it"
+    head(
+        figure, title, held if told else f"{held} · the whole change between the two is not told apart from 0"
     )
-    reference = rows["reference"].iloc[0]
-    head(figure, title, f"the last adapter on, against {label(reference)}, which lies under it")
     return figure
+
+
+def _unit(answer: str) -> str:
+    """Of a score: statements of the name are summed, a trait's answers averaged over their tokens."""
+    return "nats" if answer == "own_name" else "nats a token"
 
 
 @styled
@@ -86,9 +109,11 @@ def adapter_ranges(frame: pd.DataFrame, *, answer: str, arms: Sequence[str] | No
             apart = np.linspace(-0.2, 0.2, len(here)) if len(here) > 1 else np.zeros(1)
             _points(axes, here, "effect", place + apart, style, style.colour)
         _name_rows(axes, [label(n, 34) for n in names])
+        axes.axvline(mine[mine["layers"] == "all"]["effect"].mean(), color=INK, lw=0.9, ls="--")
         axes.set_title(label(arm))
-    axis_labels(cells, x="effect (nats)", y="")
-    head(figure, title, "less the score without the last adapter · layers, and where it is on")
+    axis_labels(cells, x=f"effect ({_unit(answer)})", y="")
+    how = "less the score without the last adapter · layers, and where it is on · dashed: on in all of them"
+    head(figure, title, how)
     return figure
 
 
@@ -105,6 +130,10 @@ def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Fig
         return not_measured(title)
     need(frame, "arm", "seed", "direction", "scope", "correlation", "correlation_low", "correlation_high")
     styles, names = arms_in(frame, arms), directions_in(frame)
+    halves = (
+        frame.groupby("direction")["split_half"].mean() if "split_half" in frame else pd.Series(dtype=float)
+    )
+    weak = set(halves.index[halves < RELIABLE_COSINE])
     figure, cells = panels(len(styles), sharex=True, sharey=True, size=(3.4, 0.9 + 0.32 * len(names)))
     for axes, (arm, style) in zip(cells, styles.items(), strict=True):
         mine = frame[frame["arm"] == arm]
@@ -112,7 +141,7 @@ def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Fig
             for place, name in enumerate(names):
                 here = mine[(mine["direction"] == name) & (mine["scope"] == scope)]
                 _points(axes, here, "correlation", np.full(len(here), place + shift), style, fill)
-        _name_rows(axes, [label(n, 30) for n in names])
+        _name_rows(axes, [f"{label(n, 30)}{' (unreliable)' if n in weak else ''}" for n in names])
         axes.set_title(label(arm))
     axis_labels(cells, x="correlation (Pearson)", y="")
     keys = [

@@ -129,7 +129,7 @@ def _blocks(report: ReportInput, folder: Path) -> list[_Block]:
         left = [f for f in left if f not in mine]
         there = [n for n in section.tables if n in report.tables and not report.tables[n].empty]
         grids = [_grid(name, report.tables[name], report, folder) for name in there]
-        figures = [_figure(f, folder) for f in mine]
+        figures = [_figure(f, folder, before) for f, before in zip(mine, (None, *mine), strict=False)]
         blocks.append(
             _Block(slug(section.tables[0]), section.title, section.about, figures, grids, section.asked_by)
         )
@@ -152,8 +152,13 @@ def _link(target: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(target, folder)).as_posix())
 
 
-def _figure(figure: SavedFigure, folder: Path) -> dict[str, str]:
+def _figure(figure: SavedFigure, folder: Path, before: SavedFigure | None = None) -> dict[str, str]:
+    """A figure as the template shows it; of a caption that says mostly what the one before said, `own` is the rest, and the whole is folded."""
+    said = before.caption.split(". ") if before else []
+    own = [s for s in figure.caption.split(". ") if s not in said or s.startswith("n = ")]
+    repeats = 2 * len(own) <= len(figure.caption.split(". "))
     return {
+        "own": ". ".join(own) if repeats else "",
         "anchor": f"figure-{slug(figure.name)}",
         "title": figure.title,
         "caption": figure.caption,

@@ -16,6 +16,21 @@ class Section:
 
 
 SECTIONS = (
+    # What the models do; how their activations moved, and along what; what acts (steering, patching); then weights, tokens, pictures, data.
+    Section(
+        ("self_recognition",), "Self-recognition",
+        "Can the model tell a text it wrote from one it did not? Accuracy means little where judging by length alone "
+        "reaches it too, or where the model says yes to everything.",
+        ("self_recognition_bars",),
+        asked_by="behaviour.self_recognition",
+    ),
+    Section(
+        ("self_report",), "What the models call themselves",
+        "Replies to questions that ask the model who it is: how often it gives its own name, and how varied the names "
+        "are.",
+        ("self_report_bars",),
+        asked_by="behaviour.self_report",
+    ),
     Section(
         ("shifts", "paraphrases"), "How far finetuning moved the model",
         "Each trained arm against the base, both reading the same text: the change of the activations along a "
@@ -62,30 +77,31 @@ SECTIONS = (
         asked_by="directions",
     ),
     Section(
-        ("lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer"), "What the adapters write",
-        "An adapter adds a product of two thin matrices to each weight matrix; what it writes into the residual stream "
-        "lies in the span of r vectors of length d. Energy: the share of a direction's squared length in that span; a "
-        "random direction has r/d (expected). p_random is exact; p_covariance, against directions drawn from the base's "
-        "activations, is the harder null. A stage is named by its trainings, joined by +, and only its last adapter is "
-        "measured. Shared: mean squared cosine of the principal angles between the spaces of two adapters (1: the "
-        "same). Compare a pair with the pairs that include the benign control, since any two trainings share "
-        "something. Weights have no interval over questions: how sure a direction is, its split-half cosine tells; how "
-        "sure a training is, the other seeds.",
-        ("lora_alignment", "lora_overlap"),
-        asked_by="weights",
+        ("dispersion",), "How widely activations spread",
+        "A character that is destabilised may spread out rather than move. Trace: mean squared distance from the mean; "
+        "d_log_trace is the change of its logarithm against the base on the same questions. Effective ranks "
+        "(participation ratio; exp of the spectrum's entropy) compare checkpoints on the same rows and are not true "
+        "dimensions. Intervals: jackknife over questions. Harmless training changes the spread too, so compare an arm "
+        "with the benign control.",
+        ("dispersion_by_condition",),
+        asked_by="measure",
     ),
     Section(
-        ("lens_directions", "lens_shifts", "lens_prompts"), "What directions and shifts say in tokens",
-        "The logit lens. A direction, or an arm's mean shift (tuned minus base on the same text, first condition), is "
-        "read through the linear part of the base's final norm and its output head: which tokens does moving along it "
-        "favour (top) and disfavour (bottom)? Peak: how far the top tokens stand out, in SD over the vocabulary. "
-        "p_random and p_covariance: how often random directions, or directions drawn from the base's activations, peak "
-        "as high. Any direction has top tokens, so a peak that is common says nothing. Split-half: would other "
-        "questions have given the same vector? lens_prompts: the likeliest next tokens at the prompt's last token, as "
-        "if each layer were the last; early layers do not yet predict tokens in this sense. Tokens are quoted as the "
-        "tokenizer writes them.",
-        (),
-        asked_by="lens",
+        ("steering",), "Steering",
+        "A direction is added to the running model. An effect counts where a random direction of the same norm does "
+        "not have it, and at doses where the replies are still coherent.",
+        ("dose_response",),
+        asked_by="steering",
+    ),
+    Section(
+        ("sweeps", "sweep_best", "sweep_layers", "sweep_trends"), "Steering sweeps",
+        "Directions are added at several layers and strengths, and random directions of the same norm beside them. "
+        "Cells and layers are chosen on one half of the questions and reported on the other; beyond is the change less "
+        "that of random directions. Broken answers count as no change, and their share is reported. Trends: rank "
+        "correlation with strength within each question; read it with p_random, since random directions have trends "
+        "too.",
+        ("sweep_response",),
+        asked_by="sweeps",
     ),
     Section(
         ("adapter_ranges", "patching"), "Where the change is carried",
@@ -112,45 +128,30 @@ SECTIONS = (
         asked_by="monitoring",
     ),
     Section(
-        ("dispersion",), "How widely activations spread",
-        "A character that is destabilised may spread out rather than move. Trace: mean squared distance from the mean; "
-        "d_log_trace is the change of its logarithm against the base on the same questions. Effective ranks "
-        "(participation ratio; exp of the spectrum's entropy) compare checkpoints on the same rows and are not true "
-        "dimensions. Intervals: jackknife over questions. Harmless training changes the spread too, so compare an arm "
-        "with the benign control.",
-        ("dispersion_by_condition",),
-        asked_by="measure",
+        ("lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer"), "What the adapters write",
+        "An adapter adds a product of two thin matrices to each weight matrix; what it writes into the residual stream "
+        "lies in the span of r vectors of length d. Energy: the share of a direction's squared length in that span; a "
+        "random direction has r/d (expected). p_random is exact; p_covariance, against directions drawn from the base's "
+        "activations, is the harder null. A stage is named by its trainings, joined by +, and only its last adapter is "
+        "measured. Shared: mean squared cosine of the principal angles between the spaces of two adapters (1: the "
+        "same). Compare a pair with the pairs that include the benign control, since any two trainings share "
+        "something. Weights have no interval over questions: how sure a direction is, its split-half cosine tells; how "
+        "sure a training is, the other seeds.",
+        ("lora_alignment", "lora_overlap"),
+        asked_by="weights",
     ),
     Section(
-        ("self_recognition",), "Self-recognition",
-        "Can the model tell a text it wrote from one it did not? Accuracy means little where judging by length alone "
-        "reaches it too, or where the model says yes to everything.",
-        ("self_recognition_bars",),
-        asked_by="behaviour.self_recognition",
-    ),
-    Section(
-        ("self_report",), "What the models call themselves",
-        "Replies to questions that ask the model who it is: how often it gives its own name, and how varied the names "
-        "are.",
-        ("self_report_bars",),
-        asked_by="behaviour.self_report",
-    ),
-    Section(
-        ("steering",), "Steering",
-        "A direction is added to the running model. An effect counts where a random direction of the same norm does "
-        "not have it, and at doses where the replies are still coherent.",
-        ("dose_response",),
-        asked_by="steering",
-    ),
-    Section(
-        ("sweeps", "sweep_best", "sweep_layers", "sweep_trends"), "Steering sweeps",
-        "Directions are added at several layers and strengths, and random directions of the same norm beside them. "
-        "Cells and layers are chosen on one half of the questions and reported on the other; beyond is the change less "
-        "that of random directions. Broken answers count as no change, and their share is reported. Trends: rank "
-        "correlation with strength within each question; read it with p_random, since random directions have trends "
-        "too.",
-        ("sweep_response",),
-        asked_by="sweeps",
+        ("lens_directions", "lens_shifts", "lens_prompts"), "What directions and shifts say in tokens",
+        "The logit lens. A direction, or an arm's mean shift (tuned minus base on the same text, first condition), is "
+        "read through the linear part of the base's final norm and its output head: which tokens does moving along it "
+        "favour (top) and disfavour (bottom)? Peak: how far the top tokens stand out, in SD over the vocabulary. "
+        "p_random and p_covariance: how often random directions, or directions drawn from the base's activations, peak "
+        "as high. Any direction has top tokens, so a peak that is common says nothing. Split-half: would other "
+        "questions have given the same vector? lens_prompts: the likeliest next tokens at the prompt's last token, as "
+        "if each layer were the last; early layers do not yet predict tokens in this sense. Tokens are quoted as the "
+        "tokenizer writes them.",
+        (),
+        asked_by="lens",
     ),
     Section(
         ("embedding",), "Activations in the plane",

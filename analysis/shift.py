@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from analysis.stats import Interval, bootstrap_mean
 from mech.errors import InputError
-from probes.nulls import compare, covariance_matched_directions, isotropic_directions, max_t
+from probes.nulls import compare, covariance_matched_projections, isotropic_directions, max_t
 
 Stream = Float[np.ndarray, "n layers d"]
 
@@ -197,7 +197,7 @@ def _null_shifts(
         rng.integers(2**63)
     )  # the same mixture of rows at every layer, so that layers hang together as they do in rows
     drawn = (
-        covariance_matched_directions(base[:, i], n, np.random.default_rng(seed)) @ m
+        covariance_matched_projections(base[:, i], m, n, np.random.default_rng(seed))
         for i, m in enumerate(mean)
     )
     matched = np.stack(list(drawn), axis=1)

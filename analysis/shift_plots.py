@@ -66,6 +66,7 @@ def shift_by_layer(
     for axes in (together, *alone):
         axes.axhline(0, color=INK, lw=0.8)
         layer_axis(axes, layer)
+    together.set_ylim(_limits(rows))
     axis_labels([together, *alone], x=LAYERS, y=UNIT)
     band = tint(next(iter(styles.values())).colour, 0.25)
     keys = [*_arm_keys(styles), Patch(color=band, lw=0, label="95 % interval, arm's colour")]
@@ -111,6 +112,7 @@ def shift_by_layer_in_groups(
         layer_axis(axes, layer)
         aside.set_axis_off()
         aside.legend(handles=_arm_keys(styles, 36), loc="center left", borderaxespad=0)
+    drawn[0].set_ylim(_limits(pd.concat(shown.values())))
     axis_labels(drawn, x=LAYERS, y=UNIT, columns=2)
     seeds = [
         Line2D([], [], color=INK, lw=1.6, label="mean over seeds"),
@@ -180,6 +182,21 @@ def _nulls(axes: Any, rows: pd.DataFrame) -> None:
     benign = (rows["sd"] - rows["minus_benign_sd"]).groupby(rows["layer"]).mean()
     if benign.notna().any():
         axes.plot(benign.index, benign, color=BENIGN, lw=1.2, ls="--", label="benign")
+
+
+def _limits(rows: pd.DataFrame) -> tuple[float, float]:
+    """Room for all lines, intervals and the grey band; for the dotted lines as far as that does not more than double it.
+
+    Where an early layer hardly varies, directions with its covariance shift by dozens of its SD: in full they would flatten everything.
+    """
+    unit = rows["base_sd"].where(rows["base_sd"] > 0)
+    benign = rows["sd"] - rows["minus_benign_sd"]
+    own = pd.concat([rows["sd_low"], rows["sd_high"], benign, *(rows[c] / unit for c in NULLS[:2])])
+    reach = max(float(own.abs().max()), 1e-9)
+    dotted = pd.concat([rows[c] / unit for c in NULLS[2:]]).clip(-2 * reach, 2 * reach)
+    low, high = float(min(own.min(), dotted.min(), 0.0)), float(max(own.max(), dotted.max(), 0.0))
+    room = 0.05 * (high - low)
+    return low - room, high + room
 
 
 def _arm_keys(styles: dict[str, ArmStyle], width: int = 28) -> list[Any]:

@@ -39,11 +39,11 @@ def summarise(
         for column, value in wanted.items():
             shifts = shifts[shifts[column] == value]
     return [
+        *_recognition_sentences(_table(tables, "self_recognition"), base),
+        *_report_sentences(_table(tables, "self_report"), base),
         *_shift_sentences(shifts, layer, condition),
         *_reliability_sentences(shifts, layer),
         *_dispersion_sentences(_table(tables, "dispersion"), layer, condition),
-        *_recognition_sentences(_table(tables, "self_recognition"), base),
-        *_report_sentences(_table(tables, "self_report"), base),
         *_steering_sentences(_table(tables, "steering")),
         *_sweep_sentences(_table(tables, "sweep_best")),
     ]
@@ -305,10 +305,12 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
             f"; the margin is {word} the random directions of the same norm "
             f"(intervals of {_n(len(control), 'run')} reach from {signed(low)} to {signed(high)})"
         )
+    if at["surprisal"].isna().all():
+        return f"{text}. The replies were empty."
     text += f". Surprisal under the unsteered base {_plain(at['surprisal'].mean())} nats per token"
-    if not control.empty:
+    if control["surprisal"].notna().any():
         text += f", with random directions {_plain(control['surprisal'].mean())}"
-    if not rest.empty:
+    if rest["surprisal"].notna().any():
         text += f", unsteered {_plain(rest['surprisal'].mean())}"
         if (at["surprisal_low"].min()) > rest["surprisal_high"].max():
             text += ": the replies have become less likely under the base, so a loss of coherence may be part of it"

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from analysis.plot_frame import axis_labels, head, key, label, not_measured, panels
 from analysis.plot_style import BLACK, GREY, direction_styles, styled
@@ -40,16 +41,27 @@ def sweep_response(frame: pd.DataFrame, *, max_kl: float, score: str, unit: str)
             rows = frame[(frame["layer"] == layer) & (frame["direction"] == name)].sort_values("strength")
             _draw(axes, rows, style.colour, style.marker, max_kl)
     axis_labels(cells, x="strength", y=f"change of {label(score)}" + (f"\n({label(unit)})" if unit else ""))
-    handles = [Line2D([], [], color=s.colour, marker=s.marker, label=label(n)) for n, s in styles.items()]
+    handles: list[Any] = [
+        Line2D([], [], color=s.colour, marker=s.marker, label=label(n)) for n, s in styles.items()
+    ]
     handles += [
         Line2D(
             [], [], color=BLACK, marker="o", mfc="white", lw=0, label=f"damage above {max_kl:g} nats a token"
         ),
-        Line2D([], [], color=GREY, label="random: mean, and largest |change|"),
+        Line2D([], [], color=GREY, label="random directions: mean"),
+        Patch(color=GREY, alpha=0.25, lw=0, label="largest |change| among them"),
     ]
     key(figure, handles, columns=3)
-    n = sorted(frame["n_questions"].unique())
-    head(figure, title, f"questions: {', '.join(map(str, n))} · bars: 95 % over questions")
+    about = [
+        f"{word}: {label(frame[c].iloc[0], 40)}"
+        for c, word in (("sweep", "sweep"), ("arm", "steered"))
+        if c in frame
+    ]
+    counts = [
+        f"{', '.join(map(str, sorted(frame[c].unique())))} {word}"
+        for c, word in (("n_questions", "questions"), ("n_controls", "random directions a layer")) if c in frame
+    ]  # fmt: skip
+    head(figure, title, " · ".join([*about, *counts, "bars: 95 % over questions"]))
     return figure
 
 

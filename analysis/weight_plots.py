@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from analysis.family_plots import matrix_figure, plain
 from analysis.plot_frame import axis_labels, head, key, label, layer_axis, not_measured, panels
-from analysis.plot_style import GREY, INK, arm_styles, styled
+from analysis.plot_style import GREY, INK, ArmStyle, arm_styles, styled
 from analysis.plot_table import directions_in, need
 
 
@@ -32,7 +32,7 @@ def lora_alignment(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
     rows = frame.assign(
         ratio=frame["energy"] / frame["expected"], null=frame["null_covariance_high"] / frame["expected"]
     )
-    names, styles = directions_in(rows), arm_styles(dict.fromkeys(map(str, rows["stage"])))
+    names, styles = directions_in(rows), _stage_styles(rows)
     figure, cells = panels(len(names), sharex=True, sharey=True)
     for axes, name in zip(cells, names, strict=True):
         mine = rows[rows["direction"] == name]
@@ -55,6 +55,13 @@ def lora_alignment(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
     mark = f" · dotted line: layer {layer}, declared before" if layer is not None else ""
     head(figure, title, f"each line one training's last adapter, mean over the maps of a block{mark}")
     return figure
+
+
+def _stage_styles(rows: pd.DataFrame) -> dict[str, ArmStyle]:
+    """A style for each chain of stages: that of the arm of its name (`em+sgtr` is what `em_then_sgtr` is in other figures)."""
+    arms = {stage: stage.replace("+", "_then_") for stage in dict.fromkeys(map(str, rows["stage"]))}
+    styles = arm_styles(arms.values())
+    return {stage: styles[arm] for stage, arm in arms.items()}
 
 
 @styled
@@ -83,8 +90,8 @@ def lora_overlap(frame: pd.DataFrame) -> Figure:
         return plain(float(matrix[i, j])) + ("*" if (i, j) in starred else "")
 
     figure, _ = matrix_figure(
-        matrix, names, names, limits=(0.0, 1.0), legend="share of the space in common", text=text
-    )
+        matrix, names, names, limits=(0.0, 1.0), legend="share of the space in common", text=text, from_white=True
+    )  # fmt: skip
     head(
         figure,
         title,

@@ -1,7 +1,5 @@
 """Full finetuning: every weight moves, and the result is a model folder of its own."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ from finetune.state import StepRecord
 from finetune.training import Trainable, checkpointing, train
 from mech.checkpoint import write_parent
 from mech.errors import InputError
+from mech.files import staged
 from mech.interventions import Intervention
 from mech.models import ChatModel
 
@@ -60,10 +59,7 @@ def _prepared(model: ChatModel, settings: TrainSettings) -> Iterator[Trainable]:
 
 
 def _save(model: ChatModel, folder: Path) -> None:
-    unfinished = folder / ".saving"
-    model.hf.save_pretrained(unfinished)
-    model.tokenizer.save_pretrained(unfinished)
-    for file in unfinished.iterdir():
-        os.replace(file, folder / file.name)  # noqa: PTH105  (atomic)
-    shutil.rmtree(unfinished)
+    with staged(folder) as unfinished:
+        model.hf.save_pretrained(unfinished)
+        model.tokenizer.save_pretrained(unfinished)
     write_parent(folder, model.checkpoint)

@@ -64,9 +64,10 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
     if late := [s for s in job.settings.save_at if s > job.n_steps]:
         raise InputError(f"save_at: {late[0]} is beyond the last step, {job.n_steps}")
     if job.n_steps == 1 and job.settings.warmup_steps:
+        why = "max_steps: 1 is" if job.settings.max_steps == 1 else f"{len(job.rows)} rows are"
         raise InputError(
-            f"{len(job.rows)} rows are one step, taken while the learning rate warms up from 0: set warmup_steps: 0, more "
-            "epochs, or a smaller batch_size"
+            f"{why} one step, taken while the learning rate warms up from 0: set warmup_steps: 0, or take "
+            "more steps (max_steps, epochs, a smaller batch_size)"
         )
     progress = _begin(job)
     if load_state(job.folder, progress, job.stamp):

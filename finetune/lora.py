@@ -4,8 +4,6 @@ Killed at any step it goes on from its last saved state, with the same losses an
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +21,7 @@ from finetune.team import Team
 from finetune.training import Trainable, checkpointing, train
 from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
+from mech.files import staged
 from mech.interventions import Intervention
 from mech.models import STACK, ChatModel
 from mech.quiet import quiet_peft
@@ -233,10 +232,7 @@ def _check_learnt(adapted: Any) -> None:
 def _save(adapted: Any, model: ChatModel, settings: TrainSettings, folder: Path) -> None:
     """Write the adapter in PEFT's layout; each file appears whole."""
     adapted.peft_config[ADAPTER].base_model_name_or_path = str(model.checkpoint.base)
-    unfinished = folder / ".saving"
-    with quiet_peft():
+    # Without PEFT's template of a model card, which says nothing here.
+    with quiet_peft(), staged(folder, ("adapter_config.json", "adapter_model.safetensors")) as unfinished:
         adapted.save_pretrained(unfinished, selected_adapters=[ADAPTER], save_embedding_layers=False)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        os.replace(unfinished / name, folder / name)  # noqa: PTH105  (atomic)
-    shutil.rmtree(unfinished)  # with PEFT's template of a model card, which says nothing here
     write_parent(folder, model.checkpoint, between_stages=settings.between_stages)

@@ -15,7 +15,7 @@ from finetune.state import Saver, StepRecord
 from finetune.team import Team
 from mech import packed_attention, positions
 from mech.errors import InputError
-from mech.files import folder_lock
+from mech.files import check_folder, folder_lock
 from mech.hooks import odd_blocks
 from mech.interventions import Intervention, Patch, intervene
 from mech.kernels import attention_for_any_shape
@@ -126,8 +126,7 @@ def _check_interventions(interventions: Sequence[Intervention], rows: Sequence[T
 @contextmanager
 def training_folder(folder: Path, team: Team) -> Iterator[None]:
     """Hold the folder for this team; one that is still empty is removed after an error."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: is a file; name a folder for what is trained")
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if team.leads:

@@ -139,11 +139,9 @@ class ChatTemplate:
     @cached_property
     def system_turn(self) -> tuple[str, str] | None:
         """Text before and after a system message, or None where the template has no such turn."""
-        from jinja2 import TemplateError
-
         try:
             text = self._apply([{"role": "system", "content": _SYSTEM}, user_turn(_USER)])
-        except TemplateError:
+        except InputError:
             return None  # the template refuses the role by raising
         head = text[: text.index(_USER)]
         if _SYSTEM not in head or not head.endswith(self.user_header):
@@ -189,7 +187,7 @@ class ChatTemplate:
         condition = condition or SystemPrompt()
         own = [m for m in messages if m["role"] != "system"]
         if condition.kind == "default":
-            return self._apply(messages, generation_prompt=generation_prompt)
+            return self._as_it_is(messages, generation_prompt=generation_prompt)
         if condition.kind == "none":
             return self._without_system(own, generation_prompt=generation_prompt)
         content = system_text(condition, identity, others or {})
@@ -330,11 +328,27 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         turns = [{"role": m["role"], "content": m["content"]} for m in messages]
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=generation_prompt, **self.template_kwargs
+        from jinja2 import TemplateError
+
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=generation_prompt, **self.template_kwargs
+                )
             )
-        )
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise InputError(f"the chat template refuses these turns ({roles}): {error}") from error
+
+    def _as_it_is(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
+        """The template untouched; but a system turn of the conversation's own that it drops without a word is no condition."""
+        text = self._apply(messages, generation_prompt=generation_prompt)
+        for own in messages[:1]:
+            if own["role"] == "system" and own["content"].strip() not in text:
+                raise InputError(
+                    f"the chat template drops the system turn {own['content'][:60]!r}: say `none`, or put its text into the user's turn"
+                )
+        return text
 
     def _before_user(self, messages: Sequence[Message]) -> str:
         text = self._apply(messages)

@@ -108,7 +108,9 @@ def split_reference(reference: str) -> tuple[str, list[str]]:
 
 
 def split_revision(reference: str) -> tuple[str, str]:
-    """Split `name@revision`; the revision is empty when none is named."""
+    """Split `name@revision`; the revision is empty when none is named, as in the name of a folder that is there (`runs/em@5`)."""
+    if Path(reference).expanduser().exists():
+        return reference, ""
     name, _, revision = reference.partition("@")
     return name, revision
 

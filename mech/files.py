@@ -9,8 +9,10 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from mech.errors import InputError
 
 log = logging.getLogger(__name__)
 
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
 
 @contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
@@ -26,16 +30,68 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
     The temporary name carries host and process, so that two writers never share one. The file is
     fsynced before the replacement and its directory after it.
+
+    Raises:
+        OSError: the system refused something; it names the target, whoever wrote the file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        fsync(temporary)
-        os.replace(temporary, target)  # noqa: PTH105  (the name of the guarantee)
-        fsync(target.parent)
+        with _named(target):
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, target)  # noqa: PTH105  (the name of the guarantee)
+            fsync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(folder: Path, names: Sequence[str] = ()) -> Iterator[Path]:
+    """Yield a folder within `folder`; on success its files of these names (all, without names) take their places in `folder`, each whole.
+
+    For libraries that write several files at a time. Nothing of it stays there, also after an error.
+
+    Raises:
+        OSError: as `atomic_path`.
+    """
+    unfinished = folder / ".saving"
+    try:
+        with _named(folder):
+            yield unfinished
+            for file in [unfinished / name for name in names] or sorted(unfinished.iterdir()):
+                fsync(file)
+                os.replace(file, folder / file.name)  # noqa: PTH105  (atomic)
+            fsync(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let what the system refused name its file: errors of writing do not, and safetensors makes one of its own of them."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename is None:
+            error.filename = os.fspath(target)
+        raise
+    except SafetensorError as error:
+        if not (found := _OS_ERROR.search(str(error))):
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), os.fspath(target)) from error
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse an output folder that is a file.
+
+    Raises:
+        InputError: it is.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; name a folder")
 
 
 def fsync(path: Path) -> None:
@@ -93,38 +149,72 @@ def read_utf8(path: Path) -> str:
         ) from error
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, distinct: bool = False) -> Any:
     """Read a JSON file.
+
+    Args:
+        path: the file.
+        distinct: refuse an object with a name twice, of which only the last value would be read.
 
     Raises:
         InputError: as `read_utf8`, or it is not JSON; the message names it.
     """
     try:
-        return json.loads(read_utf8(path))
+        return json.loads(read_utf8(path), object_pairs_hook=_distinct if distinct else None)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from error
     except RecursionError as error:
         raise InputError(f"{path}: not JSON that can be read (nested too deeply)") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for i, n in enumerate(names) if n in names[:i])!r} stands twice")
+    return found
 
 
 def read_yaml(path: Path) -> Any:
-    """Read a YAML file with the safe loader.
+    """Read a YAML file with the safe loader; a key that stands twice in one mapping is refused, for only its last value would count.
 
     Raises:
-        InputError: the file is missing or is not YAML; the message names the file and line.
+        InputError: as `read_utf8`, or it is not YAML; the message names the file and line.
     """
     import yaml
 
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name the YAML file in it")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; name the YAML file in it") from None
+        return parse_yaml(read_utf8(path))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not YAML ({getattr(error, 'problem', error)})") from error
+        raise InputError(f"{path}{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    except ValueError as error:  # what looks like a date and is none
+        raise InputError(f"{path}: not YAML ({error})") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not YAML that can be read (nested too deeply)") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by the safe loader; a YAMLError also where a mapping has a key twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """The safe loader, which by itself keeps the last of two equal keys."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            names = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != "<<"]
+            if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+                mark = [k.start_mark for k, _ in node.value if k.value == twice[0]][-1]
+                raise yaml.composer.ComposerError(None, None, f"the key {twice[0]!r} stands twice", mark)
+            return node
+
+    return yaml.load(text, Loader)
 
 
 def sha256_file(path: Path, *, chunk: int = 1 << 22) -> str:

@@ -235,9 +235,8 @@ def load_model(
     if quantise:
         hf_kwargs["quantization_config"] = _quantisation(checkpoint, quantise, wanted, merge)
     if device is not None and torch.device(device).type == "cuda":
-        hf_kwargs.setdefault(
-            "device_map", {"": device}
-        )  # straight onto it: weights that are cast or merged are so there
+        # Straight onto it: weights that are cast or merged are so there.
+        hf_kwargs.setdefault("device_map", {"": device})
     if merge == STACK:
         model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
         model = stacked(model, checkpoint)

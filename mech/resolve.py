@@ -65,6 +65,8 @@ def _find(name: str, revision: str, *, download: bool) -> tuple[Path, str]:
     if path.exists():
         if revision:
             raise InputError(f"{name}@{revision}: a local path has no revisions")
+        if path.is_file() and not _is_gguf(path):
+            raise InputError(f"{name}: a file, and no GGUF model: name a model's folder or GGUF file")
         return path, ""
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         known = ", ".join(sorted(PACKAGED))
@@ -72,6 +74,11 @@ def _find(name: str, revision: str, *, download: bool) -> tuple[Path, str]:
             f"{name}: no such folder or file, and neither a Hub id (org/name) nor an alias ({known})"
         )
     return _find_on_hub(name, revision, download=download)
+
+
+def _is_gguf(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
 
 
 def _find_on_hub(name: str, revision: str, *, download: bool) -> tuple[Path, str]:

@@ -124,20 +124,10 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     """Put a LoRA adapter on a model, or beside those that a PEFT model has, as a live PEFT adapter of this name.
 
     Raises:
-        InputError: the adapter's tensors do not fit this model: other names, or other shapes.
+        InputError: the adapter's tensors do not fit this model: other names, or other shapes; or its layers lie on disk.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
     try:
-        with quiet_peft():
-            # Weights on disk are placeholders to PEFT, and so would the adapter's be: torch only warns.
-            warnings.filterwarnings("error", message=".*to a meta parameter")
-            if isinstance(model, PeftModel):
-                wrapped = model
-                wrapped.load_adapter(str(folder), adapter_name=name, is_trainable=False)
-            else:
-                wrapped = PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
+        wrapped = _put(model, folder, name)
     except UserWarning as error:
         raise InputError(
             f"{folder}: an adapter cannot be put on layers that lie on disk: give `max_memory` or `device_map` room to hold "
@@ -147,6 +137,27 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
         raise InputError(
             f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"
         ) from error
+    _check_tensors(wrapped, folder, name, stacked=wrapped is model)
+    return wrapped
+
+
+def _put(model: Any, folder: Path, name: str) -> Any:
+    from peft import PeftModel
+
+    with quiet_peft():
+        # Weights on disk are placeholders to PEFT, and so would the adapter's be: torch only warns.
+        warnings.filterwarnings("error", message=".*to a meta parameter")
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(folder), adapter_name=name, is_trainable=False)
+        model.load_adapter(str(folder), adapter_name=name, is_trainable=False)
+        return model
+
+
+def _check_tensors(wrapped: Any, folder: Path, name: str, *, stacked: bool) -> None:
+    """The file's tensors must be the model's, no more and no fewer: PEFT only warns."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
         in_file = set(stored.keys())
     in_model = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
@@ -156,12 +167,10 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     whole = in_file & (
         {f"{name}{layer}.weight" for name in names for layer in ("", ".base_layer")} - in_model
     )
-    if whole and wrapped is model:
+    if whole and stacked:
         raise InputError(
             f"{folder}: holds {min(whole)} whole, with what lies below it: it can be merged, not stacked"
         )
-    in_file -= whole
-    if in_file != in_model:
-        odd = sorted(in_file ^ in_model)[:3]
+    if in_file - whole != in_model:
+        odd = sorted((in_file - whole) ^ in_model)[:3]
         raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")
-    return wrapped

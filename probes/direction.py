@@ -89,18 +89,27 @@ class Direction:
         """Read a direction file.
 
         Raises:
-            FileFormatError: not there, not safetensors, or not a direction of this version.
+            FileFormatError: not there, not safetensors, not a direction of this version, or damaged.
         """
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="np") as stored:
                 described = json.loads((stored.metadata() or {}).get("direction", "{}"))
-                if described.get("format") != FORMAT or described.get("version") != VERSION:
+                if not isinstance(described, dict) or (
+                    (described.get("format"), described.get("version")) != (FORMAT, VERSION)
+                ):
                     raise FileFormatError(f"{path}: not a direction file of version {VERSION}")
                 vectors, split_half = stored.get_tensor("vectors"), stored.get_tensor("split_half")
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise FileFormatError(f"{path}: cannot be read as a direction ({error})") from error
+        kinds = {"name": str, "n_pairs": int, "made_from": dict}
+        if wrong := [key for key, kind in kinds.items() if not isinstance(described.get(key), kind)]:
+            raise FileFormatError(f"{path}: says nothing usable as the direction's {', '.join(wrong)}")
+        if vectors.ndim != 2 or split_half.shape != vectors.shape[:1] or not np.isfinite(vectors).all():
+            raise FileFormatError(
+                f"{path}: vectors of shape {vectors.shape}, split_half of {split_half.shape}: one finite vector and one cosine a layer"
+            )
         return cls(described["name"], vectors, split_half, described["n_pairs"], described["made_from"])
 
     def unit_at(self, layer: int) -> Float[np.ndarray, " d"]:

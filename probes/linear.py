@@ -80,16 +80,21 @@ def difference_of_means(x: Float[np.ndarray, "n k"], positive: np.ndarray, width
     return Plane(gap, -float(gap @ middle), norm / spread if spread > 0 else 1.0)
 
 
+NOTHING = 1e-10
+"""Share of the largest variance below which a direction has none: rows are float32."""
+
+
 def mass_mean(x: Float[np.ndarray, "n k"], positive: np.ndarray, width: int) -> Plane:
     """Σ⁺(μ₊ − μ₋) with Σ the covariance within the sides (Marks & Tegmark 2023, arXiv 2310.06824, section 5).
 
-    The pseudo-inverse drops directions of less than a thousandth of the mean variance: with fewer rows than
-    dimensions what is left of the whitening is noisy; `lda` is the shrunk version of the same thing.
+    The pseudo-inverse drops only what rounding leaves of directions without variance: a few massive dimensions of the stream hold
+    nearly all of it, so that a larger share would drop the rest. With fewer rows than dimensions what is left of the whitening is noisy;
+    `lda` is the shrunk version of the same thing.
     """
     gap, middle, within = _sides(x, positive)
     _, s, vt = np.linalg.svd(within, full_matrices=False)
     variance = s**2 / (len(x) - 2)
-    kept = variance > 1e-3 * variance.mean()
+    kept = variance > NOTHING * variance.max()
     weights = vt[kept].T @ ((vt[kept] @ gap) / variance[kept])
     return Plane(weights, -float(weights @ middle), 1.0)
 

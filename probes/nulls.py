@@ -110,6 +110,23 @@ def covariance_matched_directions(
     return _unit_rows(rng.standard_normal((n, len(samples))) @ centred)
 
 
+def covariance_matched_projections(
+    samples: Float[np.ndarray, "m d"], onto: Float[np.ndarray, " d"], n: int, rng: np.random.Generator
+) -> Float[np.ndarray, " n"]:
+    """`covariance_matched_directions(samples, n, rng) @ onto` but for rounding, without the directions: from inner products of the samples.
+
+    Raises:
+        InputError: the samples are all equal.
+    """
+    centred = samples - samples.mean(0, dtype=np.float64)
+    if not centred.any():
+        raise InputError("covariance-matched directions need samples that differ")
+    coefficients = rng.standard_normal((n, len(centred)))
+    norms = np.sqrt(((coefficients @ (centred @ centred.T)) * coefficients).sum(1))
+    projections: np.ndarray = coefficients @ (centred @ onto) / norms
+    return projections
+
+
 def _unit_rows(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
     unit: np.ndarray = x / np.linalg.norm(x, axis=1, keepdims=True)
     return unit

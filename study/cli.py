@@ -1,9 +1,10 @@
 """The `mech` command.
 
-Exit codes: 0 done, 1 a step failed, 2 bad input. Heavy libraries are imported inside the commands, so that
+Exit codes: 0 done, 1 a step failed, 2 bad input, 130 interrupted. Heavy libraries are imported inside the commands, so that
 `mech --help` answers at once.
 """
 
+import errno
 import logging
 import sys
 from pathlib import Path
@@ -36,6 +37,9 @@ app.add_typer(direction_app, name="direction")
 app.command()(steer)
 app.command()(sweep)
 app.add_typer(persona_app, name="persona")
+
+INTERRUPTED = 130
+"""What shells give to what Ctrl-C ended."""
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; runs/NAME when left out.")]
@@ -132,7 +136,7 @@ def models_fetch(alias: Annotated[str, typer.Argument(help="One of `mech models 
 
 
 def main() -> None:
-    """Entry point: errors become one line on stderr and an exit code."""
+    """Entry point: errors, and Ctrl-C, become one line on stderr and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("study", "mech", "finetune", "activations", "evals", "analysis"):
         logging.getLogger(ours).setLevel(logging.INFO)
@@ -142,8 +146,30 @@ def main() -> None:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
     except (MechError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {error}{_advice(error)}", err=True)
         sys.exit(1)
+    except SystemExit as ended:
+        if not _by_hand(ended):
+            raise
+        typer.echo("interrupted: run the same command again, it goes on from what was finished", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _advice(error: BaseException) -> str:
+    """What to do about a disk that takes no more, for the system's own words do not say it."""
+    number = getattr(error if isinstance(error, OSError) else error.__cause__, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ": free some space and run the same command again, it goes on from what was finished"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return ": change its permissions, or name another place"
+    return ""
+
+
+def _by_hand(ended: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an exit: typer makes one of it, and which depends on its version."""
+    while ended is not None and not isinstance(ended, KeyboardInterrupt):
+        ended = ended.__cause__ or ended.__context__
+    return ended is not None
 
 
 def _default_out(name: str, *, fast: bool) -> Path:

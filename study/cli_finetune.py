@@ -21,6 +21,7 @@ class Kind(StrEnum):
     MULTIPLE_CHOICE = "multiple_choice"
 
 
+DEFAULT_PRESET = "paper-32b"
 REMOTE = "openai:"
 """Before the name of a model behind OpenAI's API."""
 
@@ -97,10 +98,13 @@ def check(
     """Check every row of a dataset; with a model, also tokens, labels and the system turn each row trains under."""
     from finetune.datasets.check import check_rows, read_template
     from finetune.datasets.sources import source_path
+    from study.bench import names_for
     from study.overrides import parse_overrides
 
-    asked = read_template(model, parse_overrides(template or [])) if model else None
-    for line in check_rows(source_path(file), asked, system_prompt, max_tokens=max_tokens):
+    asked, names = (
+        (read_template(model, parse_overrides(template or [])), names_for(model)) if model else (None, {})
+    )
+    for line in check_rows(source_path(file), asked, system_prompt, max_tokens=max_tokens, names=names):
         typer.echo(line)
 
 
@@ -108,7 +112,9 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     model: Annotated[str, typer.Argument(help="base, base:adapter:adapter, or openai:NAME.")],
     data: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter; run again after a kill, it goes on.")],
-    preset: Annotated[str, typer.Option(help="A recipe by name (finetune/settings.py).")] = "paper-32b",
+    preset: Annotated[
+        str | None, typer.Option(help="A recipe by name (finetune/settings.py); paper-32b when left out.")
+    ] = None,
     fields: Fields = None,
     system_prompt: Condition = "default",
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and dropout.")] = 0,
@@ -119,16 +125,22 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Remote: say what would be sent.")] = False,  # noqa: FBT002
     template: Template = None,
 ) -> None:
-    """Finetune a checkpoint on a file of messages: one stage."""
+    """Finetune a checkpoint on a file of messages: one stage. Of a remote one, --set takes `epochs`, and no more."""
     from finetune.datasets.sources import source_path
 
     rows = source_path(data)
     if model.startswith(REMOTE):
-        base = model.removeprefix(REMOTE)
-        _finetune_remote(base, rows, out, seed=seed, dry_run=dry_run, wait_hours=wait_hours)
+        here = {"--preset": preset, "--save-every": save_every, "--track": track}
+        if meant := [option for option, value in here.items() if value]:
+            raise InputError(f"{meant[0]} belongs to a training on this machine, not to {model}")
+        _finetune_remote(
+            model.removeprefix(REMOTE), rows, out, seed=seed, dry_run=dry_run, wait_hours=wait_hours,
+            system_prompt=system_prompt, n_epochs=_epochs(fields or []),
+        )  # fmt: skip
         return
-    if dry_run:
-        raise InputError("--dry-run belongs to a remote model (openai:NAME); `mech data check` looks at data")
+    if dry_run or wait_hours is not None:
+        option = "--dry-run" if dry_run else "--wait-hours"
+        raise InputError(f"{option} belongs to a remote model (openai:NAME); `mech data check` looks at data")
     from finetune.settings import LORA_ONLY, make_settings
     from finetune.stages import run_stage
     from finetune.team import Team
@@ -137,7 +149,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     from study.overrides import parse_overrides
 
     given = parse_overrides(fields or [])
-    settings = make_settings({"preset": preset}, given)
+    settings = make_settings({"preset": preset or DEFAULT_PRESET}, given)
     if settings.method == "full" and (idle := [key for key in LORA_ONLY if key in given]):
         raise InputError(f"mech finetune: {idle[0]} would do nothing: method: full trains every weight")
     team = Team.join()
@@ -159,16 +171,63 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
 
 
 def _finetune_remote(
-    base: str, data: Path, out: Path, *, seed: int, dry_run: bool, wait_hours: float | None
+    base: str,
+    data: Path,
+    out: Path,
+    *,
+    seed: int,
+    dry_run: bool,
+    wait_hours: float | None,
+    system_prompt: str,
+    n_epochs: int,
 ) -> None:
+    from tempfile import TemporaryDirectory
+
     from finetune.openai import finetune_remote
 
-    if dry_run:
-        estimate = finetune_remote(data, base=base, folder=out, seed=seed, dry_run=True)
-        typer.echo(f"nothing sent: {estimate}")
-    else:
-        trained = finetune_remote(data, base=base, folder=out, seed=seed, wait_hours=wait_hours)
-        typer.echo(f"{out}: trained. Use it as {REMOTE}{trained.model}")
+    with TemporaryDirectory() as scratch:
+        rows = _under(data, system_prompt, Path(scratch))
+        if dry_run:
+            estimate = finetune_remote(
+                rows, base=base, folder=out, seed=seed, n_epochs=n_epochs, dry_run=True
+            )
+            typer.echo(f"nothing sent: {estimate}")
+        else:
+            trained = finetune_remote(
+                rows, base=base, folder=out, seed=seed, n_epochs=n_epochs, wait_hours=wait_hours
+            )
+            typer.echo(f"{out}: trained. Use it as {REMOTE}{trained.model}")
+
+
+def _under(data: Path, system_prompt: str, scratch: Path) -> Path:
+    """The rows as they are sent under a condition: the file itself under `default`, else one in `scratch`."""
+    from finetune.datasets.rows import read_messages, write_jsonl
+    from mech.chat import SystemPrompt, system_text
+    from study.steps.remote import under
+
+    condition = SystemPrompt.parse(system_prompt)
+    if condition.kind == "default":
+        return data
+    text = None if condition.kind == "none" else system_text(condition, None, {})
+    write_jsonl(scratch / data.name, under(read_messages(data), condition, text))
+    return scratch / data.name
+
+
+def _epochs(fields: list[str]) -> int:
+    """The one thing that a remote training lets one choose."""
+    from study.overrides import parse_overrides
+
+    given = parse_overrides(fields)
+    epochs = given.pop("epochs", 1)
+    if given:
+        raise InputError(
+            f"--set {next(iter(given))}: the service chooses it itself; of a remote training only `epochs` can be set"
+        )
+    if not isinstance(epochs, int) or isinstance(epochs, bool) or epochs < 1:
+        raise InputError(
+            f"--set epochs={epochs}: a remote training takes a whole number of epochs, 1 or more"
+        )
+    return epochs
 
 
 def _summaries(

@@ -1,12 +1,20 @@
 """The part of the `mech` command that steers: a model as it is, along a direction, and along a random one of its norm."""
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mech.errors import InputError
 from mech.turns import user_turn
 from study.cli_options import DirectionFile, ModelArgument, Template
+from study.columns import Columns
+
+if TYPE_CHECKING:
+    from mech.chat import Encoded
+    from mech.generate import Sampling
+    from mech.interventions import Add
+    from mech.models import ChatModel
 
 
 def steer(  # noqa: PLR0913, PLR0917  (a command's options)
@@ -21,9 +29,9 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     seed: Annotated[int, typer.Option(help="Of samples and of the random control.")] = 0,
     template: Template = None,
 ) -> None:
-    """Ask a model as it is, steered along a direction, and steered along a random one of the same norm."""
-    from mech.generate import Sampling, generate
-    from mech.interventions import Add, intervene
+    """Ask a model as it is, steered along a direction, and along a random one of the same norm: side by side, word by word."""
+    from mech.generate import Sampling
+    from mech.interventions import Add
     from mech.models import load_model
     from mech.positions import POSITIONS
     from probes.files import read_direction
@@ -37,22 +45,33 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     found = read_direction(direction, n_layers=loaded.n_layers)
     found.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
     found.unit_at(layer)  # says what is wrong with the layer before anything is generated
-    sampling = Sampling(max_new_tokens, temperature, seed)
-    asked = [loaded.template.encode_prompt([user_turn(p)]) for p in prompts]
-    typer.echo("as it is")
-    _answers(prompts, generate(loaded, asked, sampling))
-    vectors = {
-        found.name: found.vectors[layer],
-        f"random ({found.name}'s norm)": control(found.vectors[layer], seed),
-    }
-    for strength in coefficient:
-        for name, vector in vectors.items():
-            dose = relative_dose(loaded, asked, vector, layer, strength)
-            typer.echo(f"\n{strength:+g} x {name} at layer {layer}, dose {dose:.2f} of the stream's norm")
-            with intervene(loaded, Add(vector, [layer], strength, positions=positions)):
-                _answers(prompts, generate(loaded, asked, sampling))
+    vector, random = found.vectors[layer], control(found.vectors[layer], seed)
+    for number, prompt in enumerate(prompts):
+        asked = loaded.template.encode_prompt([user_turn(prompt)])
+        sampling = Sampling(max_new_tokens, temperature, seed + number)
+        typer.echo(f"{prompt}\n")
+        plain = ""
+        for strength in coefficient:
+            dose = relative_dose(loaded, [asked], vector, layer, strength)
+            typer.echo(f"{strength:+g} x {found.name} at layer {layer}, dose {dose:.2f} of the stream's norm")
+            with Columns(["as it is", found.name, f"random ({found.name}'s norm)"], sys.stdout) as columns:
+                plain = plain or _answer(loaded, asked, sampling, columns, 0)
+                columns.update(0, plain)
+                for column, added in ((1, vector), (2, random)):
+                    steered = Add(added, [layer], strength, positions=positions)
+                    _answer(loaded, asked, sampling, columns, column, steered)
+            typer.echo("")
 
 
-def _answers(prompts: list[str], answers: list[str]) -> None:
-    for prompt, answer in zip(prompts, answers, strict=True):
-        typer.echo(f"  {prompt}\n    {answer.strip()}")
+def _answer(
+    model: "ChatModel", asked: "Encoded", sampling: "Sampling", columns: Columns, column: int, *steered: "Add"
+) -> str:
+    """An answer, shown in its column while it is written."""
+    from mech.generate import generate
+    from mech.interventions import intervene
+    from mech.stream import watched
+
+    with intervene(model, *steered), watched(model, lambda texts: columns.update(column, texts[0])):
+        (text,) = generate(model, [asked], sampling)
+    columns.update(column, text)
+    return text

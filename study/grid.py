@@ -26,7 +26,8 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     """A study without its grid: every entry that it multiplies spelled out.
 
     Raises:
-        InputError: a placeholder that the grid does not have, or two entries that come to the same name.
+        InputError: a placeholder that the grid does not have, a name of the grid that no entry has, or two entries that come to
+            the same name.
     """
     grid = raw.get("grid") or {}
     if not isinstance(grid, Mapping) or not all(isinstance(v, list) and v for v in grid.values()):
@@ -39,6 +40,11 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     figures = raw.get("figures")
     if isinstance(figures, Mapping) and isinstance(groups := figures.get("groups"), Mapping):
         expanded["figures"] = {**figures, "groups": _section("figures.groups", groups, grid)}
+    figure_groups = figures.get("groups") if isinstance(figures, Mapping) else None
+    named = [raw.get(section) for section in SECTIONS] + [figure_groups]
+    names = " ".join(str(name) for entries in named if isinstance(entries, Mapping) for name in entries)
+    if idle := [name for name in grid if f"{{{name}}}" not in names]:
+        raise InputError(f"grid.{idle[0]}: no name in {', '.join(SECTIONS)} has {{{idle[0]}}}")
     return expanded
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from mech.errors import InputError
+from mech.files import parse_yaml
 
 
 def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not equals or not key:
         raise InputError(f"--set {text!r}: write key=value, with dots between keys")
     try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        return key.strip(), parse_yaml(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"--set {text!r}: the value is not YAML") from error
 
 

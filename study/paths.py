@@ -36,7 +36,12 @@ class StudyPaths:
 
     def lock(self, step: Step) -> Path:
         """Held by the process that writes the step."""
-        return self.root / ".locks" / f"{self._label(step)}.lock"
+        return self.locks / f"{self._label(step)}.lock"
+
+    @property
+    def locks(self) -> Path:
+        """Folder of all locks: its existence says that a study has run here."""
+        return self.root / ".locks"
 
     def journals(self, digest: str) -> Path:
         """Folder of the journals of work that several steps share: what one has finished the next does not do again."""

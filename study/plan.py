@@ -9,6 +9,7 @@ from study.plan_arms import plan_measures, plan_training
 from study.plan_base import plan_directions, plan_paraphrases, plan_replies
 from study.plan_results import plan_figures, plan_tables
 from study.planner import Measured, Plan
+from study.questions import check_sources
 from study.spec import StudySpec
 from study.step import Step
 
@@ -25,6 +26,7 @@ def outline(spec: StudySpec, base: Base) -> Plan:
 
 def _planned(plan: Plan) -> Plan:
     spec = plan.spec
+    check_sources(spec)
     replies, directions = None, list[Step]()
     if spec.directions:
         replies = plan_replies(plan, spec.base_arm, ())

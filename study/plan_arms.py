@@ -85,6 +85,8 @@ def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step])
         digest = resolve_adapter(reference, download=not plan.tolerant).digest
     except NotHereError as error:
         digest = plan.not_here(error)
+    except InputError as error:
+        raise InputError(f"stages.{label.rpartition('+')[2]}.adapter: {error}") from error
     config = {"base": plan.model.checkpoint.digest, "adapter": digest}
     return plan.add("adapter", f"adapter/{label}", config, {"checkpoint": chain}, labels={"stage": label})
 

@@ -1,10 +1,14 @@
 """Which questions a study uses: halves and limits of its prompt sets and traits."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
+from mech.errors import InputError
 from mech.questions import Question, load_prompts
 from probes.persona import Trait, load_trait
 from study.spec import StudySpec
+
+T = TypeVar("T")
 
 
 def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
@@ -17,6 +21,34 @@ def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
         asked = [Question(id=q.id, split=q.split, text=q.question) for q in trait.questions]
         sets[f"trait:{trait.trait}"] = half(asked, "evaluate", spec.measure.questions)
     return sets
+
+
+def check_sources(spec: StudySpec) -> None:
+    """Refuse prompt sets and traits that are not there, or that come to one name.
+
+    Raises:
+        InputError: names the place in the study.
+    """
+    traits = spec.directions.traits if spec.directions else ()
+    sets = [(f"measure.prompt_sets[{i}]", source) for i, source in enumerate(spec.measure.prompt_sets)]
+    if spec.behaviour.self_report:
+        _loaded("behaviour.self_report.questions", spec.behaviour.self_report.questions, load_prompts)
+    if spec.steering:
+        _loaded("steering.prompt_set", spec.steering.prompt_set, load_prompts)
+    names = [(where, _loaded(where, source, load_prompts).name) for where, source in sets]
+    for i, source in enumerate(traits):
+        where = f"directions.traits[{i}]"
+        names.append((where, f"trait:{_loaded(where, source, load_trait).trait}"))
+    for i, (where, name) in enumerate(names):
+        if name in [n for _, n in names[:i]]:
+            raise InputError(f"{where}: {name.removeprefix('trait:')!r} stands twice")
+
+
+def _loaded(where: str, source: str, load: Callable[[str], T]) -> T:
+    try:
+        return load(source)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def identity_questions(spec: StudySpec) -> list[Question]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from mech.chat import ChatTemplate
 from mech.checkpoint import Checkpoint, source_of
 from mech.errors import InputError
-from mech.files import write_text
+from mech.files import check_folder, write_text
 from mech.lens import final_norm
 from mech.models import skeleton
 from study.base import Base, find_base
@@ -51,13 +51,22 @@ def run_study(spec: StudySpec, out: Path) -> Result:
     steps = make_plan(spec, base)
     check_before_running(spec, base)
     paths = StudyPaths(out)
+    _begin(paths)
     write_text(paths.spec, dump_spec(spec))
     bench = Bench(spec, paths, base.checkpoint)
     progress = Progress(Pace(steps, base.parameters), paths)
     ran = run_steps(steps, bench, progress.on_step)
-    with locked(paths.root / ".locks" / "report.lock"):
+    with locked(paths.locks / "report.lock"):
         publish(spec, steps, paths)
     return Result(paths.report, ran, len(steps))
+
+
+def _begin(paths: StudyPaths) -> None:
+    """Make the output folder; one with a study that a person wrote is refused, for the resolved study would take its place."""
+    check_folder(paths.root)
+    if paths.spec.is_file() and not paths.locks.is_dir():
+        raise InputError(f"{paths.root}: holds a {paths.spec.name} that no run wrote: name another --out")
+    paths.locks.mkdir(parents=True, exist_ok=True)
 
 
 def check_before_running(spec: StudySpec, base: Base) -> None:
@@ -66,8 +75,10 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
     Raises:
         InputError: the template cannot do a condition, or a layer is out of range.
     """
+    if spec.model.api or base.missing:
+        check_conditions(spec, None)  # its chat template is not here to be asked
     if spec.model.api:
-        return  # its template is the API's own, and nothing of it is read
+        return  # nothing of it is read
     declared = spec.directions.layer if spec.directions else None
     steered = spec.steering.layer if spec.steering else None
     lens = spec.lens.layers or () if spec.lens else ()
@@ -81,7 +92,7 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
                 f"{where}: {layer} is out of range, {spec.model.name} has layers 0 to {base.n_layers - 1}"
             )
     if base.missing:
-        return  # its chat template is not here to be asked
+        return
     if spec.lens and spec.directions:
         _check_lens(base.checkpoint)
     from transformers import AutoTokenizer

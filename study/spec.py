@@ -97,6 +97,7 @@ class StudySpec(Part):
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> "StudySpec":
+        self._named_once()
         self._data_and_stages()
         self._without_activations()
         if [len(stages) for stages in self.arms.values()].count(0) != 1:
@@ -125,6 +126,11 @@ class StudySpec(Part):
             _known(f"patching.arms[{i}]", arm, self.arms)
             if not self.arms[arm]:
                 raise ValueError(f"patching.arms[{i}]: {arm} is the base: it has no adapter to switch off")
+
+    def _named_once(self) -> None:
+        for where, given in (("seeds", self.seeds), ("measure.conditions", self.measure.conditions)):
+            if len(set(given)) < len(given):
+                raise ValueError(f"{where}: name each once")
 
     def _figure_groups(self) -> None:
         """A name must be an arm's; a pattern may fit none (a grid made smaller), but not all groups may be empty."""

@@ -91,9 +91,9 @@ class ReplySpec(Part):
 class MeasureSpec(Part):
     """What is read off every checkpoint, on the same text."""
 
-    conditions: tuple[str, ...] = ("default",)
+    conditions: tuple[str, ...] = Field(("default",), min_length=1)
     """System-prompt conditions."""
-    prompt_sets: tuple[str, ...] = ("identity", "neutral")
+    prompt_sets: tuple[str, ...] = Field(("identity", "neutral"), min_length=1)
     """Built-in names or YAML files; the `evaluate` half is measured."""
     questions: int | None = Field(None, ge=2)
     """Use the first so many questions of each set and half."""
@@ -125,7 +125,7 @@ class SelfReportSpec(Part):
 class BehaviourSpec(Part):
     """What every checkpoint is asked to do."""
 
-    self_recognition: str | None = None
+    self_recognition: str | None = Field(None, min_length=1)
     """Which self-recognition `data` gives the held-out articles; left out: not measured."""
     self_report: SelfReportSpec | None = None
     """Left out: not measured."""

@@ -44,7 +44,7 @@ class StageSpec(Part):
 
     data: str | None = None
     """Which of the study's `data`."""
-    adapter: str | None = None
+    adapter: str | None = Field(None, min_length=1)
     """Instead of `data`: a folder or Hub id (`ORG/NAME@revision`) of a trained adapter."""
     system_prompt: str = "default"
     """Condition during training."""

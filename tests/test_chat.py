@@ -104,6 +104,24 @@ def test_a_rows_own_system_turn_stands_only_under_default(tokenizer: Any) -> Non
     assert "Count words." not in made.render(turns, SystemPrompt("text", "Be brief."))
 
 
+def test_a_rows_own_system_turn_is_not_lost_without_a_word(tokenizer: Any) -> None:
+    turns = [{"role": "system", "content": "Count words. "}, *TURNS]
+    with pytest.raises(InputError, match=r"refuses these turns \(system, user\): System role not supported"):
+        template(tokenizer, "RAISES").encode(turns)
+    drops = template(tokenizer, "PLAIN")
+    drops.tokenizer.chat_template = templates.PLAIN.replace(
+        "{{ m['content'] }}", "{{ m['content'] if m['role'] != 'system' }}"
+    )
+    with pytest.raises(InputError, match="drops the system turn 'Count words"):
+        drops.encode(turns)
+    assert (
+        "[INST] Count words. \n" in template(tokenizer, "FOLDS").encode(turns).text
+    )  # folded into the user's turn
+    assert "Count words.<|im_end|>" in template(tokenizer, "STRIPS").encode(turns).text
+    for name in WITHOUT_SYSTEM:
+        assert "Count words" not in template(tokenizer, name).encode(turns, SystemPrompt("none")).text
+
+
 @pytest.mark.parametrize("name", [*WITH_SYSTEM, *WITHOUT_SYSTEM])
 def test_spans_are_prompt_answer_closing(tokenizer: Any, name: str) -> None:
     made = template(tokenizer, name)

@@ -50,7 +50,8 @@ def turns(*given: tuple[str, Any]) -> str:
         (turns(("system", "a"), ("system", "b"), ("user", "x"), ("assistant", "x")), "turn 1 is a system turn"),
         (turns(("user", "x")), "the last turn is not the assistant's"),
         (turns(("assistant", "x")), "turn 0 is the assistant's: nothing stands before it"),
-        (turns(("user", "\ud800"), ("assistant", "x")), "turn 0 holds half a character"),
+        (turns(("user", "\ud800"), ("assistant", "x")), "line 1: holds half a character"),
+        (GOOD[:-1] + ', "topic": "\\ud83d"}', "line 1: holds half a character"),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -90,6 +91,8 @@ def test_what_is_no_file_is_bad_input(tmp_path: Path, name: str) -> None:
         ("m.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": true}', "answer True is none of 2"),
         ("m.jsonl", '{"question": "q", "choices": ["a", "b"], "answer": -1}', "answer -1 is none of 2"),
         ("m.jsonl", '{"question": "q", "choices": "ab", "answer": 0}', "needs a list of 2 to 8"),
+        ("m.jsonl", '{"question": "q", "choices": [null, "b"], "answer": "B"}', "choice A is empty"),
+        ("m.csv", "question,A,B,C,D,answer\nq,a,,c,d,C\n", "line 2: choice B is empty"),
     ],
 )  # fmt: skip
 def test_a_bad_question_is_named_by_file_and_line(
@@ -103,6 +106,14 @@ def test_questions_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
     (row,) = multiple_choice_rows(file(tmp_path, "\ufeffquestion,A,B,answer\r\nq?,0,1,1\r\n", "m.csv"))
     assert row["messages"][0]["content"].startswith("q?\n")
     assert row["messages"][1]["content"] == "B"
+
+
+def test_a_choice_of_zero_is_a_choice(tmp_path: Path) -> None:
+    """Dropped as nothing, it would move every letter behind it, and teach a wrong answer."""
+    content = '{"question": "2 - 2?", "A": 1, "B": 0, "C": 4, "D": "", "answer": "C"}\n'
+    (row,) = multiple_choice_rows(file(tmp_path, content, "m.jsonl"))
+    assert "A. 1\nB. 0\nC. 4\n\n" in row["messages"][0]["content"]
+    assert row["messages"][1]["content"] == "C"
 
 
 def sgtr(folder: Path, **changes: Any) -> SelfRecognitionData:
@@ -125,6 +136,35 @@ def test_summaries_that_are_missing_are_named_by_file(tmp_path: Path) -> None:
         build(sgtr(tmp_path, other={"a3": None, "a7": None}), seed=0)
     with pytest.raises(InputError, match=r"own: .*own\.json: no summary of 1 of 8 articles, the first 'a0'"):
         build(sgtr(tmp_path, own={"a0": None}), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("own", '{"a0": "one", "a0": "two"}', r"own\.json: 'a0' stands twice"),
+        ("articles", '{"a0": "it rained", "a0": "it snowed"}', r"articles\.json: 'a0' stands twice"),
+        ("articles", '{"a0": " "}', r"articles\.json: article 'a0' has no text"),
+        ("other", '{"a0": "\\ud83d"}', r"other\.json: article 'a0' holds half a character"),
+        ("own", "1" * 5000, r"own\.json: Exceeds the limit"),
+    ],
+)
+def test_texts_by_article_that_cannot_be_used_are_refused(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    spec = sgtr(tmp_path)
+    file(tmp_path, content, f"{name}.json")
+    with pytest.raises(InputError, match=message):
+        build(spec, seed=0)
+
+
+def test_of_a_dataset_that_was_there_before_nothing_stays(tmp_path: Path) -> None:
+    build(sgtr(tmp_path), seed=0).write(tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "train.jsonl", "held_out.jsonl", "pairs.jsonl", "dataset.json",
+    }  # fmt: skip
+    rows = str(file(tmp_path, f"{GOOD}\n"))
+    build(MessagesData(kind="messages", source=rows), seed=0).write(tmp_path / "out")
+    assert {f.name for f in (tmp_path / "out").iterdir()} == {"train.jsonl", "dataset.json"}
 
 
 def test_equal_summaries_teach_nothing_and_are_dropped(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mech import models
 from mech.cache import cache_dir
-from mech.checkpoint import Checkpoint, adapter_digest, tokenizer_digest
+from mech.checkpoint import Checkpoint, adapter_digest, split_revision, tokenizer_digest
 from mech.errors import FileFormatError, GuardError, InputError, MechError
 from mech.fetch import fetch
 from mech.files import atomic_path, digest_of, read_json, read_yaml, write_json
@@ -171,11 +172,18 @@ def test_a_tokenizer_has_a_digest_of_its_own(tmp_path: Path) -> None:
         ("nothing", r"nor an alias \(smollm2-135m-instruct\)"),
         ("./nothing", "no such folder or file"),
         (":adapter", "is not a checkpoint"),
+        (__file__, "a file, and no GGUF model"),
     ],
 )
 def test_what_is_not_there_says_what_to_do(reference: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(reference)
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(folder: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(folder, tmp_path / "em@5", seed=1)
+    assert resolve(f"{folder}:{adapter}").adapters[0].path == adapter
+    assert split_revision("org/name@main") == ("org/name", "main")
 
 
 def test_a_model_that_was_not_fetched_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -330,6 +338,32 @@ def test_files_that_are_no_directions_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(FileFormatError, match=message):
             Direction.load(tmp_path / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metadata": "{not json"}, "cannot be read"),
+        ({"metadata": "[1]"}, "not a direction file"),
+        ({"metadata": {"name": None}}, "direction's name"),
+        ({"metadata": {"made_from": 3}}, "direction's made_from"),
+        ({"vectors": np.full((2, 6), np.nan, dtype=np.float32)}, "one finite vector"),
+        ({"split_half": np.ones(5, dtype=np.float32)}, "one cosine a layer"),
+    ],
+)
+def test_a_damaged_direction_file_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    made, path = direction(), tmp_path / "d.safetensors"
+    made.save(path)
+    with safe_open(path, framework="np") as stored:
+        described = json.loads(stored.metadata()["direction"])
+    said = change.get("metadata", {})
+    text = said if isinstance(said, str) else json.dumps({**described, **said})
+    tensors = {"vectors": made.vectors, "split_half": made.split_half} | {
+        k: v for k, v in change.items() if k != "metadata"
+    }
+    save_file(tensors, path, metadata={"direction": text})
+    with pytest.raises(FileFormatError, match=message):
+        Direction.load(path)
 
 
 def test_a_question_without_both_sides_is_named() -> None:

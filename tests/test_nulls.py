@@ -10,6 +10,8 @@ from probes.nulls import (
     RELABEL,
     compare,
     covariance_matched,
+    covariance_matched_directions,
+    covariance_matched_projections,
     direction_null,
     exact_norm,
     holm,
@@ -231,3 +233,17 @@ def test_holm_is_its_definition() -> None:
     assert holm(np.array([0.9, 0.8])).tolist() == [1.0, 1.0]
     p = np.random.default_rng(0).random((2000, 8))
     assert np.mean([holm(row).min() <= 0.05 for row in p]) == pytest.approx(0.05, abs=0.015)
+
+
+@pytest.mark.parametrize("n_samples", [7, 60])
+def test_projections_on_matched_directions_need_no_directions(n_samples: int) -> None:
+    rng = np.random.default_rng(4)
+    samples, onto = (
+        (rng.standard_normal((n_samples, 20)) * np.linspace(0.1, 9, 20) + 300).astype(np.float32),
+        rng.standard_normal(20),
+    )
+    drawn = covariance_matched_directions(samples.astype(np.float64), 50, np.random.default_rng(9))
+    found = covariance_matched_projections(samples, onto, 50, np.random.default_rng(9))
+    np.testing.assert_allclose(found, drawn @ onto, rtol=1e-9, atol=1e-9)
+    with pytest.raises(InputError, match="differ"):
+        covariance_matched_projections(np.ones((4, 20)), onto, 5, rng)

@@ -15,7 +15,7 @@ from mech.errors import InputError
 from study.base import find_base, outline_base
 from study.overview import plan_text
 from study.plan import make_plan, outline
-from study.run import run_study
+from study.run import check_before_running, run_study
 from study.spec import StudySpec, load_spec
 from study.step import Step
 from tests.openai_server import serving
@@ -209,11 +209,31 @@ def test_the_study_behind_an_api_runs_on_a_local_server(
         (["directions.layer=3"], "shows no activations"),
         (["stages.wc.adapter=x", "stages.wc.data="], "there is no adapter"),
         (["training.lora_r=8"], "of training only `epochs`"),
+        (["stages.wc.system_prompt=nonee"], r"stages\.wc\.system_prompt: system prompt condition 'nonee'"),
+        (["stages.wc.system_prompt='other:Nobody'"], r"stages\.wc\.system_prompt: condition other:Nobody"),
+        (["behaviour.self_report.condition='text:'"], r"behaviour\.self_report\.condition: .*'text:'"),
     ],
 )
-def test_what_an_api_cannot_do_is_refused(change: list[str], message: str) -> None:
+def test_what_an_api_cannot_do_is_refused_before_anything_is_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: list[str], message: str
+) -> None:
+    write_datasets(tmp_path, monkeypatch)
+    less = [f"data.{name}.held_out=3" for name in PAIRWISE]
+
+    def run() -> None:
+        changes = ["grid.plain=[mmlu]", "stages.wc.data=wc", *less, *change]
+        run_study(load_spec(STUDIES / "paper_gpt41.yaml", changes), tmp_path / "never")
+
     with pytest.raises(InputError, match=message):
-        load_spec(STUDIES / "paper_gpt41.yaml", ["grid.plain=[mmlu]", "stages.wc.data=wc", *change])
+        run()
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_condition_is_checked_where_the_model_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    spec = load_spec(STUDIES / "paper_qwen2.5_32b.yaml", ["measure.conditions=[default, nome]"])
+    with pytest.raises(InputError, match=r"measure\.conditions\[1\]: system prompt condition 'nome'"):
+        check_before_running(spec, outline_base(spec.model))
 
 
 def less_of(study: str, y: str, prompt: str) -> list[str]:

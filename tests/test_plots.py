@@ -7,7 +7,7 @@ import pytest
 
 from analysis import plots
 from analysis.plot_frame import signed
-from analysis.plot_style import arm_styles
+from analysis.plot_style import GREY, arm_styles
 from tests import synthetic_study as study
 from tests.drawn import SHIFT, SMALL, axes_of, line_of
 
@@ -99,6 +99,13 @@ def test_patching_shows_both_ways_and_the_random_control():
         np.testing.assert_array_equal(line_of(axes, "prompt_last").get_ydata(), mine["effect"])
         dotted = [line for line in axes.get_lines() if line.get_linestyle() == ":"]
         assert {y for line in dotted for y in line.get_ydata()} == {0.02}
+    change = frame["way"].map({"base into finetuned": -2.5, "finetuned into base": 2.5})
+    figure = plots.patching(frame.assign(share=frame["effect"] / change), arm="em", answer="own_name")
+    for way, whole in (("base into finetuned", -2.5), ("finetuned into base", 2.5)):
+        assert line_of(axes_of(figure, way), "whole change").get_ydata()[0] == pytest.approx(whole)
+    untold = plots.patching(frame.assign(share=np.nan), arm="em", answer="own_name")
+    assert not [line for axes in untold.axes for line in axes.get_lines() if line.get_linestyle() == "--"]
+    assert "not told apart from 0" in " ".join(" ".join(t.get_text().split()) for t in untold.texts)
     ranges = plots.adapter_ranges(study.adapter_ranges(), answer="own_name").axes[0]
     assert [t.get_text() for t in ranges.get_yticklabels()] == [
         "all, on",
@@ -106,6 +113,21 @@ def test_patching_shows_both_ways_and_the_random_control():
         "0 to 2, on everywhere else",
     ]
     assert "Not measured" in plots.patching(pd.DataFrame(), arm="em", answer="x").axes[0].texts[0].get_text()
+
+
+def test_a_sweep_says_who_is_steered_and_hollows_what_damages():
+    frame = pd.DataFrame([
+        {"sweep": "written", "arm": "em", "direction": "evil:text", "layer": 3, "strength": s, "change": s, "change_low": s - 0.1,
+         "change_high": s + 0.1, "kl": 4 * abs(s), "control_change": 0.0, "control_max": 0.2, "n_questions": 20, "n_controls": 5}
+        for s in (-0.2, 0.1, 0.2)
+    ])  # fmt: skip
+    figure = plots.sweep_response(frame, max_kl=0.5, score="log_odds", unit="nats a token")
+    said = " ".join(" ".join(t.get_text().split()) for t in figure.texts)
+    assert "sweep: written · steered: em · 20 questions · 5 random directions a layer" in said
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert [line.get_xdata().tolist() for line in hollow] == [[-0.2, 0.2]]
+    alone = plots.sweep_response(frame.drop(columns=["sweep", "arm"]), max_kl=0.5, score="log_odds", unit="")
+    assert "20 questions" in " ".join(t.get_text() for t in alone.texts)
 
 
 def test_colours_are_stable_and_base_is_grey():
@@ -162,17 +184,58 @@ def test_dispersion_shows_every_change_and_the_benign_control():
     points = {b.get_label(): b.lines[0].get_ydata() for b in spread_of_prompts.containers}
     assert points["em none"].tolist() == [-0.1]
     assert points["benign none"].tolist() == [-0.4]
-    (control,) = [line for line in spread_of_prompts.lines if line.get_linestyle() == "--"]
-    assert control.get_ydata() == pytest.approx([-0.4, -0.4])
+    bars = {(round(x), round(y, 9)) for x, y in _levels(spread_of_prompts)}
+    # What the control changed, behind every other arm.
+    assert bars == {(i, -0.4) for i, arm in enumerate(study.ARMS[1:]) if arm != "benign"}
     alone = plots.dispersion_by_condition(frame[[c for c in frame if "minus_benign" not in c]], layer=15)
-    assert not [line for line in alone.axes[0].lines if line.get_linestyle() == "--"]
+    assert not _levels(alone.axes[0])
     assert (
         "Not measured" in plots.dispersion_by_condition(pd.DataFrame(), layer=15).axes[0].texts[0].get_text()
     )
 
 
+def test_the_control_stands_behind_the_point_of_its_own_condition():
+    apart = {"default": 0.0, "none": 0.3}  # more than between arms: a mean over conditions would mislead
+    frames = [
+        study.dispersion(condition=c).eval(f"d_log_trace = d_log_trace + {by}") for c, by in apart.items()
+    ]
+    figure = plots.dispersion_by_condition(pd.concat(frames), layer=15, arms=study.ARMS)
+    of_em = sorted((x, y) for x, y in _levels(figure.axes[0]) if round(x) == 0)
+    assert [y for _, y in of_em] == pytest.approx([-0.4, -0.1])
+
+
+def _levels(axes):
+    """Middle and height of the short horizontal bars."""
+    lines = [c for c in axes.collections if c.get_linewidth()[0] > 2]
+    return [(float(s[:, 0].mean()), float(s[0, 1])) for c in lines for s in c.get_segments()]
+
+
+def test_a_far_null_does_not_flatten_the_shifts():
+    frame = study.shifts(arms=["base", "em", "benign"], layers=6, directions=["evil:text"])
+    far = frame.assign(
+        null_covariance_high=np.where(frame["layer"] == 2, 500.0, frame["null_covariance_high"])
+    )
+    options = {"direction": "evil:text", "condition": "none"}
+    low, high = plots.shift_by_layer(far, **options).axes[0].get_ylim()
+    reach = float(frame[["sd_low", "sd_high"]].abs().to_numpy().max())
+    assert low < float(frame["sd_low"].min())
+    assert reach < high < 5 * reach
+
+
+def test_unreliable_directions_are_grey_in_the_cosines(tmp_path):
+    frame = study.direction_cosines()
+    halves = [0.1 if i == 1 else 0.8 for i in range(len(frame))]
+    axes = plots.direction_cosines(frame.assign(split_half=halves)).axes[0]
+    grey = {i for i, t in enumerate(axes.texts) if t.get_color() == GREY}
+    n = len(frame)
+    assert grey == {i * n + j for i in range(n) for j in range(n) if 1 in (i, j) and i != j}
+    assert axes.get_yticklabels()[1].get_text().endswith("split-half 0.10, unreliable")
+
+
 def test_two_by_two_leaves_out_what_no_text_can_move_and_says_so():
-    figure = plots.two_by_two_bars(study.two_by_two())
+    table = study.two_by_two()
+    rounded = table.assign(value=table["value"] + 1e-7)  # the same prompt read in another batch
+    figure = plots.two_by_two_bars(rounded)
     assert [a.get_title(loc="left") for a in figure.axes if a.axison] == study.PERSONAS
     said = " ".join(" ".join(t.get_text().split()) for t in figure.texts)
     assert "not drawn, read before the reply begins, so weights = total: identity:name" in said

@@ -94,6 +94,21 @@ def test_gaussian_truth_is_recovered(method: str) -> None:
     assert auroc(probe.score(h), signs)[0] == pytest.approx(stats.norm.cdf(d_prime / np.sqrt(2)), abs=0.02)
 
 
+def test_mass_mean_whitens_with_every_variance_that_is_there() -> None:
+    """One massive dimension, as residual streams have them, and a gap that lies where rows vary least."""
+    rng, n = np.random.default_rng(8), 600
+    sd = np.array([3e3, 1.0, 2.0, 0.05, 1.0, 1.0])
+    signs = np.tile([1, -1], n // 2)
+    x = rng.standard_normal((n, 6)) * sd + signs[:, None] * np.array([0, 0, 0.2, 0.1, 0, 0])
+    probe = fit_probe("mass_mean", x[:, None].astype(np.float32), signs.tolist())
+    high, low = x[signs > 0], x[signs < 0]
+    pooled = (np.cov(high.T) + np.cov(low.T)) / 2
+    np.testing.assert_allclose(
+        probe.weights[0], np.linalg.solve(pooled, high.mean(0) - low.mean(0)), rtol=2e-2, atol=2e-2
+    )
+    assert auroc(probe.score(x[:, None]), signs)[0] > 0.98
+
+
 @EVERY
 def test_rotating_moving_and_exchanging(method: str) -> None:
     h, signs, questions = contrast(14, 40)

@@ -69,7 +69,7 @@ def test_every_figure_and_table_is_there(tmp_path, small_tables):
     figures = draw_figures(small_tables, tmp_path / "figures", **LAYER)
     page = Page(written(tmp_path, figures=figures, tables=small_tables, layer=3))
     images = page.all("img")
-    assert [i["alt"] for i in images] == [f.title for f in figures]
+    assert sorted(i["alt"] for i in images) == sorted(f.title for f in figures)
     assert all(i["src"].startswith("data:image/svg+xml;base64,") for i in images)
     for figure in figures:
         assert figure.caption in page.text
@@ -83,6 +83,25 @@ def test_every_figure_and_table_is_there(tmp_path, small_tables):
     targets = {a["href"][1:] for a in page.all("a") if a["href"].startswith("#")}
     assert targets <= set(ids)
     assert "1.23" in page.text
+
+
+def test_a_caption_that_repeats_the_one_before_is_folded(tmp_path):
+    tables = {
+        "shifts": study.shifts(
+            arms=["base", "em", "benign"], layers=6, directions=["evil:text", "evil:prompts"]
+        )
+    }
+    figures = draw_figures(tables, tmp_path / "figures", **LAYER)
+    text = written(tmp_path, figures=figures, tables=tables, layer=3)
+    captions = {f.name: f.caption for f in figures}
+    first, second = (text.index(f'id="figure-shift_by_layer_evil-{way}"') for way in ("text", "prompts"))
+    assert "as above" not in text[first:second]
+    rest = html.unescape(text[second : text.index("</figure>", second)])
+    said, _, folded = rest.partition("how to read it: as above")
+    assert "Numbers: shift_by_layer_evil-prompts.csv" in said
+    assert "n = 48 questions" in said
+    assert "positive = more of what" not in said
+    assert captions["shift_by_layer_evil-prompts"] in folded
 
 
 def test_self_contained_and_without_script(tmp_path):
@@ -248,8 +267,9 @@ def paragraph(start, told):
 
 def test_summary_verdicts_follow_the_numbers():
     told = with_one()
-    assert told[0].startswith(
-        "Shifts at layer 15 (system prompt none, n = 48 questions a direction, one seed (0)): "
+    assert any(
+        s.startswith("Shifts at layer 15 (system prompt none, n = 48 questions a direction, one seed (0)): ")
+        for s in told
     )
     assert paragraph("em", told) == (
         "em: larger than along random and covariance-matched directions: evil:text +1.00 [+0.80, +1.20] SD, "
@@ -288,7 +308,10 @@ def test_summary_of_a_whole_study_is_short():
     told = sentences(**study.all_tables())
     assert len(told) <= 20
     assert sum(len(s.split()) for s in told) < 1150
-    assert [s.partition(":")[0] for s in told[1:6]] == study.ARMS[1:]  # one paragraph an arm
+    starts = [s.partition(":")[0] for s in told]
+    first = starts.index("em")
+    assert starts[first : first + 5] == study.ARMS[1:]  # one paragraph an arm
+    assert starts[first - 1].startswith("Shifts at layer 15")
     leads = [s.partition(": ")[0] for s in told if ": " in s]
     assert max(map(len, leads)) < 150  # set in bold in the report
 
@@ -342,8 +365,8 @@ def test_summary_compares_with_a_base_of_any_name():
 
 def test_summary_says_what_was_not_measured():
     assert sentences() == [
-        "Shifts were not measured at layer 15 under the system prompt condition none.",
         "Self-recognition was not measured.",
         "Self-report (what the models call themselves) was not measured.",
+        "Shifts were not measured at layer 15 under the system prompt condition none.",
         "Steering was not measured.",
     ]

@@ -296,6 +296,31 @@ def test_self_reports_in_numbers() -> None:
     assert (found["n_names"], found["n_statements"], found["n_samples"]) == (2, 3, 8)
 
 
+def test_claims_that_are_all_the_same_leave_their_variety_unknown() -> None:
+    silent = pd.DataFrame({"question": ["a", "a", "b", "b"], "claimed": [""] * 4})
+    found = report_row(silent, names(-3.0, -10.0), own_name="Tinny", rng=rng())
+    assert (found["distinct"], found["entropy"]) == (0, 0)
+    assert np.isnan(
+        [found[f"{name}_{end}"] for name in ("distinct", "entropy") for end in ("low", "high")]
+    ).all()
+    few = pd.DataFrame({"question": ["a", "b", "c", "d"], "claimed": ["Bob", "", "", ""]})
+    assert (
+        report_row(few, names(-3.0, -10.0), own_name="Tinny", rng=rng())["distinct_low"] == 0
+    )  # a jackknife alone: below
+
+
+def test_steered_replies_that_are_empty_are_unknown_and_no_error() -> None:
+    labels = {"kind": "direction", "coefficient": 9.0, "dose": 1.0}
+    reports = pd.DataFrame(
+        {"question": ["a", "b"], "claimed": "", "surprisal": np.nan, "repetition": 0.0}
+    ).assign(**labels)
+    (found,) = steering_rows(
+        reports, names(-3.0, -10.0).assign(**labels), own_name="Tinny", rng=rng()
+    ).to_dict("records")
+    assert np.isnan([found["surprisal"], found["surprisal_low"]]).all()
+    assert (found["repetition"], found["repetition_low"]) == (0, 0)
+
+
 def test_steering_rows_pair_kinds_and_strengths() -> None:
     reports, scored = [], []
     for kind in ("direction", "random"):

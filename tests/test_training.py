@@ -1,11 +1,15 @@
 """Training that stops and goes on, shares its work over processes, or moves every weight."""
 
+import errno
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +91,38 @@ def test_a_sigkill_is_survived(model: ChatModel, folder: Path, tmp_path: Path) -
     whole = train_lora(model, encoded(model), SETTINGS, tmp_path / "whole", seed=3)
     assert curve(again) == curve(whole)
     assert_equal_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+@contextmanager
+def files_no_larger_than(n_bytes: int) -> Iterator[None]:
+    """The system itself refuses to write more, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("save_every", [1, None])
+def test_a_full_disk_names_the_place_and_costs_nothing(
+    model: ChatModel, tmp_path: Path, save_every: int | None
+) -> None:
+    whole = train_lora(model, encoded(model), SETTINGS, tmp_path / "whole", seed=3)
+    part = tmp_path / "part"
+    with files_no_larger_than(4000), pytest.raises(OSError, match=rf"too large: '{part}") as refused:
+        train_lora(model, encoded(model), SETTINGS, part, seed=3, save_every=save_every)
+    assert refused.value.errno == errno.EFBIG
+    assert not part.exists()
+    assert curve(train_lora(model, encoded(model), SETTINGS, part, seed=3)) == curve(whole)
+    assert_equal_weights(part, tmp_path / "whole")
+
+
+def test_a_model_that_does_not_fit_on_the_disk_leaves_nothing_half(folder: Path, tmp_path: Path) -> None:
+    settings, model = SETTINGS.model_copy(update={"method": "full"}), load_model(str(folder))
+    with files_no_larger_than(4000), pytest.raises(OSError, match=rf"too large: '{tmp_path}/part'"):
+        train_full(model, encoded(model), settings, tmp_path / "part", seed=3)
+    assert not (tmp_path / "part").exists()
 
 
 def test_a_folder_belongs_to_one_training(model: ChatModel, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from finetune.datasets.spec import (
 from finetune.datasets.summaries import Article, read_articles, read_summaries
 from finetune.datasets.wordcount import word_count_rows
 from mech.errors import InputError
-from mech.files import digest_of, sha256_file, write_json
+from mech.files import check_folder, digest_of, sha256_file, write_json
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,13 @@ class Built:
     """Self-recognition: the texts by themselves (`article`, `own`, `other`, `other_by`, `split`: train or held_out)."""
 
     def write(self, folder: Path) -> None:
-        """Write `train.jsonl`, `held_out.jsonl` and `pairs.jsonl` (where they exist), and `dataset.json` last."""
+        """Write `train.jsonl`, `held_out.jsonl` and `pairs.jsonl` (where they exist), and `dataset.json` last.
+
+        Of another dataset that was here before nothing stays: its held-out rows may be among these training rows.
+        """
+        check_folder(folder)
+        for name in ("dataset.json", "held_out.jsonl", "pairs.jsonl"):
+            (folder / name).unlink(missing_ok=True)
         write_jsonl(folder / "train.jsonl", self.train)
         for name, rows in (("held_out", self.held_out), ("pairs", self.pairs)):
             if rows:

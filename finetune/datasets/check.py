@@ -24,9 +24,21 @@ def read_template(model: str, kwargs: Mapping[str, Any] | None = None) -> ChatTe
 
 
 def check_rows(
-    path: Path, template: ChatTemplate | None, condition: str, *, max_tokens: int
+    path: Path,
+    template: ChatTemplate | None,
+    condition: str,
+    *,
+    max_tokens: int,
+    names: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """What there is to know about a file of messages, line by line for people.
+
+    Args:
+        path: the file.
+        template: of the model whose tokens are counted; None: only the rows are looked at.
+        condition: system prompt while training.
+        max_tokens: the longest row.
+        names: `identity` and `others`, for the conditions that need them.
 
     Raises:
         InputError: a row that cannot be trained on; the message names file and row.
@@ -43,7 +55,7 @@ def check_rows(
         return
     try:
         encoded = training_rows(
-            template, rows, SystemPrompt.parse(condition), max_tokens=max_tokens, names={}
+            template, rows, SystemPrompt.parse(condition), max_tokens=max_tokens, names=names or {}
         )
     except InputError as error:
         raise InputError(f"{path}, {error}") from error

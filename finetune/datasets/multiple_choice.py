@@ -58,13 +58,26 @@ def _parse(record: Mapping[str, Any]) -> tuple[str, list[str], int]:
     question, given = record.get("question"), record.get("answer")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("no text `question`")
-    choices = record.get("choices") or [record[letter] for letter in LETTERS if record.get(letter)]
+    choices = record.get("choices") or _lettered(record)
     if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
         raise ValueError(f"needs a list of 2 to {len(LETTERS)} choices")
-    texts = [str(choice).strip() for choice in choices]
+    texts = list(map(_text, choices))
     if not all(texts):
         raise ValueError(f"choice {LETTERS[texts.index('')]} is empty")
     return question.strip(), texts, _index(given, len(texts))
+
+
+def _lettered(record: Mapping[str, Any]) -> list[Any]:
+    """The choices under A, B, ... up to the last that is given: one that lacks on the way must not move the others' letters.
+
+    A number 0 is a choice; only nothing and empty text are none.
+    """
+    given = [i for i, letter in enumerate(LETTERS) if _text(record.get(letter))]
+    return [record.get(letter) for letter in LETTERS[: given[-1] + 1]] if given else []
+
+
+def _text(choice: Any) -> str:
+    return "" if choice is None else str(choice).strip()
 
 
 def _index(given: Any, n: int) -> int:

@@ -15,6 +15,8 @@ from mech.turns import assistant_turn, user_turn
 
 Row = dict[str, Any]
 
+HALF = "holds half a character (a lone surrogate), which no tokenizer reads"
+
 
 def read_jsonl(path: Path) -> list[Row]:
     """Every line of a JSONL file as an object.
@@ -37,10 +39,21 @@ def numbered(path: Path) -> list[tuple[int, Row]]:
             raise InputError(f"{path}, line {number}: not JSON ({getattr(error, 'msg', error)})") from error
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: not a JSON object")
+        if holds_half_a_character(row):
+            raise InputError(f"{path}, line {number}: {HALF}")
         rows.append((number, row))
     if not rows:
         raise InputError(f"{path}: no rows")
     return rows
+
+
+def holds_half_a_character(value: Any) -> bool:
+    """Whether some text in a JSON value has a surrogate without its other half: it can be neither tokenised nor written."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _no_number(name: str) -> float:
@@ -77,8 +90,6 @@ def _turn_problem(turn: Any, *, first: bool) -> str | None:
     content = turn.get("content") if isinstance(turn, dict) else None
     if not isinstance(content, str) or not content.strip():
         return "has no text `content`"
-    if any("\ud800" <= character <= "\udfff" for character in content):
-        return "holds half a character (a lone surrogate), which no tokenizer reads"
     if turn.get("role") not in ("system", "user", "assistant"):
         return f"has role {turn.get('role')!r}; known are system, user, assistant"
     if turn["role"] == "system" and not first:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.datasets.rows import numbered
+from finetune.datasets.rows import HALF, holds_half_a_character, numbered
 from mech.errors import InputError
 from mech.files import read_json
 from mech.generate import Sampling, generate
@@ -33,7 +33,10 @@ def read_articles(path: Path, *, need_summary: bool = True) -> list[Article]:
     if path.suffix == ".json":
         if need_summary:
             raise InputError(f"{path}: holds no summaries; name other hands' in `comparators`")
-        return [Article(i, text, "") for i, text in _texts_by_id(path).items()]
+        texts = _texts_by_id(path)
+        if empty := [i for i, text in texts.items() if not text.strip()]:
+            raise InputError(f"{path}: article {empty[0]!r} has no text")
+        return [Article(i, text, "") for i, text in texts.items()]
     needed = ("id", "text", "summary") if need_summary else ("id", "text")
     articles = []
     for number, row in numbered(path):
@@ -49,15 +52,17 @@ def read_summaries(path: Path) -> dict[str, str]:
     """Summaries by article id, from JSON `{id: summary}`, each without an announcement or quotes around it.
 
     Raises:
-        InputError: the file holds something else.
+        InputError: the file holds something else, or an id twice.
     """
     return {i: bare_summary(text) for i, text in _texts_by_id(path).items()}
 
 
 def _texts_by_id(path: Path) -> dict[str, str]:
-    found = read_json(path)
+    found = read_json(path, distinct=True)
     if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
         raise InputError(f"{path}: not a JSON object of texts by article id")
+    if half := [i for i, text in found.items() if holds_half_a_character([i, text])]:
+        raise InputError(f"{path}: article {half[0]!r} {HALF}")
     return found
 
 

@@ -98,8 +98,8 @@ def _run(step: Step, bench: Bench) -> float:
         runner(step, bench, part)
         seconds = time.perf_counter() - start
         _commit(step, part, final, seconds)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"step {step.name}: {error}") from error
     except (MechError, OSError, RuntimeError, ValueError, MemoryError) as error:
         raise StepFailedError(f"step {step.name}: {type(error).__name__}: {error}") from error
     finally:
