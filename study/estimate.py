@@ -63,6 +63,9 @@ GPUS = {
 }
 """Vendors' figures by name: dense bfloat16 operations and bytes of memory traffic, a second."""
 
+TRAINED_BYTES = 16
+"""Of a parameter that is trained: weight, gradient and AdamW's two moments, each in float32."""
+
 GPU_EFFICIENCY = 0.35
 """Share of a GPU's dense bfloat16 speed that such passes usually reach."""
 
@@ -127,7 +130,16 @@ def step_bytes(step: Step, parameters: int, machine: Machine) -> int:
     weights = machine.bytes_a_parameter * parameters * max(1, models)
     # On the small model activations outweigh weights; on a large one the weights are nearly all.
     room = 1 + (2.5 if step.work.trained else 0.8) * min(1.0, 1e9 / max(parameters, 1)) + 0.1
-    return int(600e6 + (weights * room if models else 0))
+    # All weights in training: each in float32, with its gradient and AdamW's two moments.
+    full = step.kind == "train" and step.config["settings"]["method"] == "full"
+    held = TRAINED_BYTES * parameters if full else weights
+    return int(600e6 + (held + weights * (room - 1) if models else 0))
+
+
+def merging_bytes(step: Step, parameters: int) -> int:
+    """Bytes of the machine's own memory in which adapters are merged, in float32, before the model goes to a GPU; 0 where none are."""
+    stacked = step.kind == "train" and step.config["settings"]["between_stages"] == "stack"
+    return 4 * parameters if KINDS[step.kind].models and step.inputs.get("checkpoint") and not stacked else 0
 
 
 def n_parameters(base: Checkpoint) -> int:

@@ -9,7 +9,7 @@ from mech.errors import InputError
 from mech.files import read_json
 from study.base import Base, find_base
 from study.engines.local import is_done
-from study.estimate import Machine, duration, gpu_named, step_bytes, this_machine
+from study.estimate import Machine, duration, gpu_named, merging_bytes, step_bytes, this_machine
 from study.paths import MANIFEST, StudyPaths
 from study.plan import make_plan, outline
 from study.planner import Plan
@@ -52,11 +52,17 @@ def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[s
         time = f"time {duration(total)} on this machine ({machine.flops / 1e9:.0f} GFLOP/s in float32)"
     else:
         time = f"{total / 3600:.0f} GPU-hours on {machine.name} (bfloat16, {machine.efficiency:.0%} of its dense speed assumed)"
+    merging = max((merging_bytes(s, plan.model.parameters) for s in missing), default=0)
+    own = (
+        f" (of the machine {_bytes(merging)}, to merge adapters in float32)"
+        if machine.bandwidth and merging
+        else ""
+    )
     kinds = Counter(s.kind for s in missing)
     return (
         f"{len(plan.steps)} steps, {len(plan.steps) - len(missing)} done; missing: "
         f"{', '.join(f'{n} {kind}' for kind, n in kinds.most_common()) or 'none'}. "
-        f"Estimates for these: {time}, memory {_bytes(memory)} at the peak, disk {_bytes(needed)} ({_bytes(free)} free)."
+        f"Estimates for these: {time}, memory {_bytes(memory)} at the peak{own}, disk {_bytes(needed)} ({_bytes(free)} free)."
     )
 
 
