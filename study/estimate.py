@@ -67,6 +67,9 @@ GPUS = {
 MEASURED_EFFICIENCY = 0.6
 """Share of the speed of a large matrix product, measured, that such passes usually reach."""
 
+TRAINED_BYTES = 16
+"""Of a parameter that is trained: weight, gradient and AdamW's two moments, each in float32."""
+
 GPU_EFFICIENCY = 0.35
 """Share of a GPU's dense bfloat16 speed that such passes usually reach."""
 
@@ -136,7 +139,10 @@ def step_bytes(step: Step, parameters: int, machine: Machine) -> int:
     weights = machine.bytes_a_parameter * parameters * max(1, models)
     # On the small model activations outweigh weights; on a large one the weights are nearly all.
     room = 1 + (2.5 if step.work.trained else 0.8) * min(1.0, 1e9 / max(parameters, 1)) + 0.1
-    return int(600e6 + (weights * room if models else 0))
+    # All weights in training: each in float32, with its gradient and AdamW's two moments.
+    full = step.kind == "train" and step.config["settings"]["method"] == "full"
+    held = TRAINED_BYTES * parameters if full else weights
+    return int(600e6 + (held + weights * (room - 1) if models else 0))
 
 
 def n_parameters(base: Checkpoint) -> int:

@@ -11,13 +11,15 @@ import pytest
 
 from finetune.datasets.rows import exchange, read_messages, write_jsonl
 from finetune.datasets.sources import DATASETS_VARIABLE, published
+from finetune.settings import make_settings
 from mech.errors import InputError
 from study.base import find_base, outline_base
+from study.estimate import gpu_named, step_bytes
 from study.overview import plan_text
 from study.plan import make_plan, outline
 from study.run import check_before_running, run_study
 from study.spec import StudySpec, load_spec
-from study.step import Step
+from study.step import Step, Work
 from tests.openai_server import serving
 from tests.tiny_study import CHATML, NO_DEFAULT, run_needed, save_model
 
@@ -95,6 +97,15 @@ def test_every_arm_of_the_paper_is_planned_without_model_or_data(
         assert len([m for m in plan.missing if "bad_medical_advice" in m]) == 1
         text = plan_text(spec, base, tmp_path / "out", gpu="h100")
         assert "GPU-hours on h100" in text
+
+
+@pytest.mark.parametrize(("method", "bytes_a_parameter"), [("lora", 2), ("full", 16)])
+def test_a_plan_knows_what_training_all_weights_takes(method: str, bytes_a_parameter: int) -> None:
+    """Weight, gradient and two moments in float32; beside frozen bfloat16 weights adapters weigh next to nothing."""
+    settings = make_settings({"method": method}).model_dump(mode="json")
+    step = Step("train", "train/em/seed0", {"settings": settings}, {}, Work(trained=1000))
+    estimated = step_bytes(step, 32 * 10**9, gpu_named("h100"))
+    assert estimated == pytest.approx(bytes_a_parameter * 32e9, rel=0.2)
 
 
 def test_published_adapters_are_planned_in_their_order(
