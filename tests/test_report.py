@@ -85,6 +85,17 @@ def test_every_figure_and_table_is_there(tmp_path, small_tables):
     assert "1.23" in page.text
 
 
+def test_a_long_finding_is_a_list_of_its_sentences(tmp_path):
+    told = [
+        f"em: larger than along random directions: {'; '.join(['evil:text +0.50 [+0.40, +0.60] SD'] * 5)}. No effect found along b.",
+        "x: y.",
+    ]
+    text = written(tmp_path, summary=told)
+    assert "<li>No effect found along b.</li>" in text
+    assert "<b>x</b>: y.</li>" in text
+    assert "".join(told[0].split()) in "".join(Page(text).text.split())  # nothing is lost
+
+
 def test_a_caption_that_repeats_the_one_before_is_folded(tmp_path):
     tables = {
         "shifts": study.shifts(
