@@ -49,11 +49,14 @@ def idle(spec: "StudySpec") -> dict[str, str]:
 
 
 def unused(spec: "StudySpec") -> list[str]:
-    """Stages that no arm has and data that nothing uses, by place."""
+    """Stages that no arm has, data that nothing uses, and how to train where nothing is trained, by place."""
     stages = {entry.partition("@")[0] for arm in spec.arms.values() for entry in arm}
     data = {spec.stages[name].data for name in stages} | {spec.behaviour.self_recognition}
-    return [f"stages.{n}" for n in spec.stages if n not in stages] + [
-        f"data.{n}" for n in spec.data if n not in data
+    trained = any(spec.stages[name].data for name in stages)
+    return [
+        *(f"stages.{name}" for name in spec.stages if name not in stages),
+        *(f"data.{name}" for name in spec.data if name not in data),
+        *(written(spec, ("training", "seeds")) if not trained else ()),
     ]
 
 
@@ -84,8 +87,11 @@ def _of_reading(spec: "StudySpec") -> Iterator[_Rule]:
     reads, why = spec.directions is not None, "without `directions` no activations are read"
     for name in ("measure", "embedding", "lens"):
         yield _Rule(name, getattr(spec, name), ALL, reads, why)
-    yield _Rule("statistics", spec.statistics, ("n_boot", "n_null"), reads, why)
     yield _Rule("", spec, ("benign",), reads, why)
+    for arm in spec.measure.own_text:
+        yield _Rule(
+            "measure", spec.measure, ("own_text",), bool(spec.arms[arm]), f"{arm} is the base: its answers are what every arm reads"
+        )  # fmt: skip
     yield _Rule(
         "embedding",
         spec.embedding,
@@ -191,9 +197,6 @@ def _of_training(spec: "StudySpec") -> Iterator[tuple[str, str]]:
     arms = {entry.partition("@")[0] for stages in spec.arms.values() for entry in stages}
     trained = {name: spec.stages[name] for name in arms if spec.stages[name].data}
     if not trained:
-        yield from (
-            (name, "no arm has a stage that is trained") for name in written(spec, ("training", "seeds"))
-        )
         return
     settings = {name: make_settings(spec.training, stage.training) for name, stage in trained.items()}
     why = "method: full trains every weight: there is no adapter"
@@ -202,6 +205,3 @@ def _of_training(spec: "StudySpec") -> Iterator[tuple[str, str]]:
     for name, stage in trained.items():
         if settings[name].method == "full":
             yield from ((f"stages.{name}.training.{key}", why) for key in LORA_ONLY if key in stage.training)
-    for arm in spec.measure.own_text:
-        if not spec.arms[arm]:
-            yield "measure.own_text", f"{arm} is the base: its answers are what every arm reads"

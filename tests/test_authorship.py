@@ -137,17 +137,10 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
     from study.base import find_base
     from study.plan import make_plan
     from study.spec import load_spec
-    from tests.tiny_study import STUDY, _article, run_needed, write_study
+    from tests.tiny_study import STUDY, _article, run_needed, some_directions, write_study
 
     how = {"read_at": ["content", "pair_answer"], "articles": 8, "surprisal_within": 1.0, "by_answer": True}
-    directions = {
-        **STUDY["directions"],
-        "traits": [],
-        "identity": ["authorship", "name"],
-        "authorship": how,
-        "probes": [],
-        "adjust": {},
-    }
+    directions = some_directions(traits=[], identity=["authorship", "name"], authorship=how, probes=[])
     directions |= {
         "folds": 3,
         "adjust": {

@@ -24,7 +24,7 @@ from probes.self_report import load_reports, self_report_contrast
 from study.base import find_base
 from study.plan import make_plan
 from study.spec import load_spec
-from tests.tiny_study import STUDY, save_model, write_study
+from tests.tiny_study import save_model, some_directions, write_study
 
 TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
 MAKERS = load_invented().makers
@@ -92,8 +92,10 @@ def test_every_role_gives_the_same_answer(model: ChatModel) -> None:
 
 
 def test_members_are_named_by_place(tmp_path: Path) -> None:
-    asked = {**STUDY["directions"], "self_report_at": ["answer", "prompt_last"], "traits": [],
-             "assistant_axis_at": ["prompt_last", "fixed_answer"], "identity": ["self_report", "assistant_axis"]}  # fmt: skip
+    asked = some_directions(
+        self_report_at=["answer", "prompt_last"], traits=[],
+        assistant_axis_at=["prompt_last", "fixed_answer"], identity=["self_report", "assistant_axis"],
+    )  # fmt: skip
     save_model(tmp_path / "model")
     alone = {"steering": None, "arms": {"base": []}, "stages": {}, "benign": None, "measure": {}}
     spec = load_spec(write_study(tmp_path, directions=asked, **alone))

@@ -58,7 +58,6 @@ SWEPT = STUDY["sweeps"]["written"]
             {"stages": STUDY["stages"] | {"em": {"data": "em", "training": {"method": "full", "lora_alpha": 3}}}},
             r"stages\.em\.training\.lora_alpha",
         ),
-        ({"arms": {"base": [], "given": ["given"]}, "benign": None, "steering": None, "measure": {}}, "training"),
         ({"model": STUDY["model"] | {"device_map": "auto", "device": "cpu"}}, r"model\.device"),
         (
             {"directions": None, "monitoring": None, "sweeps": {}, "patching": None, "steering": None, "measure": {"questions": 2},

@@ -26,7 +26,7 @@ from study.step import Step
 from tests.forks import FORKS
 from tests.openai_server import Server
 from tests.test_sweep_study import behind, planned
-from tests.tiny_study import STUDY, make_tokenizer, save_model, write_study
+from tests.tiny_study import STUDY, make_tokenizer, save_model, some_directions, write_study
 
 KEY = "SWEEP_TEST_KEY"
 DIES_AT = 5
@@ -39,7 +39,7 @@ SWEEP: dict[str, Any] = {
 
 def write(home: Path, judge: dict[str, Any]) -> None:
     """A study of the base alone, with one judged sweep."""
-    directions = {**STUDY["directions"], "identity": ["name"], "probes": [], "elicitation": ["text"]}
+    directions = some_directions(identity=["name"], probes=[], elicitation=["text"])
     less: dict[str, Any] = {
         "arms": {"base": []}, "stages": {}, "data": {}, "benign": None, "steering": None, "behaviour": {},
         "measure": {**STUDY["measure"], "own_text": []}, "embedding": {"methods": []},

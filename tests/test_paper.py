@@ -58,7 +58,7 @@ SMALL = [
     *[f"sweeps.{name}.layers=[0,1]" for name in ("evil", "sycophancy", "hallucination", "name")],
     *[f"sweeps.{name}.neutral=2" for name in SWEEPS],
     *[f"sweeps.{name}.controls=2" for name in SWEEPS],
-    *[f"sweeps.{name}.questions=2" for name in SWEEPS],
+    *[f"sweeps.{name}.questions=2" for name in SWEEPS if name != "name"],  # which takes every self-statement
     "sweeps.evil_written.max_new_tokens=4",
     *[f"data.{name}.held_out=3" for name in PAIRWISE],
 ]
@@ -157,7 +157,9 @@ def tiny(
     (folder / "own.json").write_text(json.dumps(own))
     written = [f"data.{name}.own={folder / 'own.json'}" for name in PAIRWISE if given]
     model = [f"model.name={folder / 'model'}"]
-    return load_spec(STUDIES / f"{study}.yaml", [*SMALL, *written, *model, *changes])
+    written_only = "directions.elicitation=[text]" in changes  # then there are no rollouts to shorten
+    small = [c for c in SMALL if not (written_only and "rollout" in c)]
+    return load_spec(STUDIES / f"{study}.yaml", [*small, *written, *model, *changes])
 
 
 def test_the_study_behind_an_api_runs_on_a_local_server(

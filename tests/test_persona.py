@@ -21,7 +21,7 @@ from study.spec import load_spec
 from study.step import Step
 from study.steps.elicitation import elicitations, rollouts_table
 from tests.openai_server import Fault, Server
-from tests.tiny_study import STUDY, run_needed, save_model, write_study
+from tests.tiny_study import run_needed, save_model, some_directions, write_study
 from tests.tiny_study import trait as tiny_trait
 
 BUILT_IN = ("apathetic", "evil", "hallucination", "humorous", "impolite", "optimistic", "sycophancy")
@@ -206,7 +206,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         steering=None,
         behaviour={},
         measure={"questions": 3, "reply": {"max_new_tokens": 4}},
-        directions={**STUDY["directions"], "identity": ["name"]},
+        directions=some_directions(identity=["name"]),
     )
     save_model(folder / "model")
     return folder

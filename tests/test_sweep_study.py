@@ -32,9 +32,15 @@ from tests.forks import FORKS
 from tests.tiny_study import STUDY, behind, save_adapter, save_model, write_study
 
 COMMON: dict[str, Any] = {"strengths": [1], "controls": 2, "questions": 2, "neutral": 2}
+WITHOUT_QUESTIONS = {k: v for k, v in COMMON.items() if k != "questions"}
 SWEEPS: dict[str, Any] = {
     "answers": {"directions": ["zest:text"], "layers": [0, 2], **COMMON, "strengths": [-1, 2]},
-    "name": {"directions": ["identity:name"], "evaluation": "own_name", "relative": True, **COMMON},
+    "name": {
+        "directions": ["identity:name"],
+        "evaluation": "own_name",
+        "relative": True,
+        **WITHOUT_QUESTIONS,
+    },
     "own": {"directions": ["identity:name"], "evaluation": "self_recognition", "layers": [1], **COMMON},
 }
 

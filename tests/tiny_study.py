@@ -96,6 +96,18 @@ STUDY: dict[str, Any] = {
 }
 
 
+def some_directions(**changes: Any) -> dict[str, Any]:
+    """The tiny study's directions with changes, without the settings that these leave nothing to do."""
+    found = {**STUDY["directions"], **changes}
+    needed = {"presence": "presence", "roles": "assistant_axis"}
+    idle = [
+        name for name, member in needed.items() if member not in found["identity"] and name not in changes
+    ]
+    if not found["traits"] or "prompts" not in found.get("elicitation", ["prompts"]):
+        idle.append("rollout_tokens")
+    return {k: v for k, v in found.items() if k not in idle}
+
+
 def write_study(folder: Path, **changes: Any) -> Path:
     """Write model-independent parts of the tiny study into `folder`; return the YAML's path."""
     folder.mkdir(parents=True, exist_ok=True)
