@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from finetune.labels import TrainingRow
-from mech.forward import Padded, masks_of, pad_id, pad_right
+from mech.forward import Padded, masks_of, owners_of, pad_id, pad_right
 from mech.interventions import differ_by_row, intervening
 from mech.models import ChatModel
 from mech.packed_attention import run_packed
@@ -45,7 +45,7 @@ def summed_loss(
     """
     ids = tuple(r.ids for r in batch)
     layout = Pack(ids, tuple(shareable(r) if share else 0 for r in batch)) if packed else Padded(ids)
-    owners = _owners(layout, range(len(batch)) if numbers is None else numbers).to(model.device)
+    owners = owners_of(layout, range(len(batch)) if numbers is None else numbers, model.device)
     with declared(masks_of(layout, [_positions(r) for r in batch], model.device), owners):
         return _labelled_loss(model, batch, layout)
 
@@ -80,14 +80,6 @@ def _hidden(model: ChatModel, layout: Pack | Padded) -> Float[Tensor, "tokens d"
     ids = pad_right(layout.rows, pad_id(model), model.device)
     hidden: Tensor = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
     return hidden.flatten(0, 1)
-
-
-def _owners(layout: Pack | Padded, numbers: Sequence[int]) -> Int[Tensor, "batch seq"]:
-    """The row of each token; of a shared one any of them, for then nothing acts by row."""
-    owners = torch.full((layout.shape[0] * layout.shape[1],), -1)
-    for number, places in zip(numbers, layout.places, strict=True):
-        owners[list(places)] = number
-    return owners.view(layout.shape)
 
 
 def _positions(row: TrainingRow) -> dict[Position, list[int]]:

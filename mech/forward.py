@@ -69,19 +69,14 @@ class Pass:
     def run(self) -> Float[Tensor, "tokens d"]:
         """Final-norm states of all tokens, padding included; hooks see them as [batch, sequence, d]."""
         device = self.model.device
-        with declared(masks_of(self.layout, self.roles, device), self._owners().to(device)):
+        with declared(
+            masks_of(self.layout, self.roles, device), owners_of(self.layout, self.members, device)
+        ):
             if isinstance(self.layout, Pack):
                 return run_packed(self.model, self.layout)
             ids = pad_right(self.layout.rows, pad_id(self.model), self.model.device)
             hidden: Tensor = self.model.decoder(input_ids=ids, use_cache=False).last_hidden_state
             return hidden.flatten(0, 1)
-
-    def _owners(self) -> Int[Tensor, "batch seq"]:
-        """The caller's row of each token; of a shared token any of them, for then nothing acts by row."""
-        owners = torch.full((self.layout.shape[0] * self.layout.shape[1],), -1)
-        for i, places in zip(self.members, self.places, strict=True):
-            owners[list(places)] = i
-        return owners.view(self.layout.shape)
 
 
 def run_rows(
@@ -179,6 +174,16 @@ def masks_of(
             mask[[places[t] for t in of_row[name]]] = True
         masks[name] = mask.view(layout.shape).to(device)
     return masks
+
+
+def owners_of(
+    layout: Pack | Padded, numbers: Sequence[int], device: torch.device
+) -> Int[Tensor, "batch seq"]:
+    """The row of each token, by these numbers; of a shared token any of them, for then nothing acts by row; -1 for padding."""
+    owners = torch.full((layout.shape[0] * layout.shape[1],), -1)
+    for number, places in zip(numbers, layout.places, strict=True):
+        owners[list(places)] = number
+    return owners.view(layout.shape).to(device)
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> Int[Tensor, "batch seq"]:

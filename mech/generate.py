@@ -210,7 +210,9 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         past = given.get("past_key_values")
         first = past is None or past.get_seq_length() == 0
         ids = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"][..., 0]
-        context = declared(prompt if first else _ANSWER, owners.expand(ids.shape[:2]))
+        n_said = ids.shape[1] - mask.shape[1]
+        masks = _ANSWER if not first else _with_answer(mask, n_said) if n_said > 0 else prompt
+        context = declared(masks, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)
 
@@ -228,6 +230,21 @@ def _prompt_masks(mask: Int[Tensor, "batch seq"]) -> dict[str, Mask]:
     last[:, :-1] = False
     tokens: Mask = True if real.all() else real
     return {"all": tokens, "prompt": tokens, "prompt_last": last}
+
+
+def _with_answer(mask: Int[Tensor, "batch prompt"], n: int) -> dict[str, Mask]:
+    """Prompts with `n` tokens of an answer behind them: without a cache every pass reads all again."""
+    prompt, answer = mask.bool(), torch.ones(len(mask), n, dtype=torch.bool, device=mask.device)
+    last = torch.zeros_like(prompt)
+    last[:, -1] = True
+    said = torch.cat([torch.zeros_like(prompt), answer], 1)
+    return {
+        "all": torch.cat([prompt, answer], 1),
+        "prompt": torch.cat([prompt, ~answer], 1),
+        "prompt_last": torch.cat([last, ~answer], 1),
+        "response": said,
+        "generated": said,
+    }
 
 
 _ANSWER: dict[str, Mask] = {"all": True, "response": True, "generated": True}

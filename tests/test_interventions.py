@@ -69,12 +69,14 @@ def test_ablate_takes_the_direction_out_and_cap_bounds_it(
         )
 
 
+@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("name", ["cohere2", "falcon", "gpt_oss", "granite", "llama4", "opt", "qwen3_moe"])
 def test_generation_on_other_architectures_is_steered_as_by_hand(
-    model: ChatModel, name: str, vector: Tensor
+    model: ChatModel, name: str, vector: Tensor, *, cache: bool
 ) -> None:
     """Token by token without a cache: the answer's own tokens are moved; in Granite by what its block adds of a part."""
     other = random_model(name, model)
+    other.hf.generation_config.use_cache = cache  # some models ask for none
     site = "attn_out" if name == "granite" else "resid_post"
     prompts = [other.template.encode_prompt([{"role": "user", "content": "Who? " * n}]) for n in (1, 4)]
     part, scale = other.blocks[LAYER], 1.0
