@@ -81,10 +81,11 @@ def _horizontal_bars(axes: Any, rows: pd.DataFrame, column: str, styles: dict[st
             continue
         axes.barh(place, np.nanmean(value), height=0.62, color=tint(style.colour, 0.55), label=arm)
         offsets = place + (np.linspace(-0.2, 0.2, len(value)) if len(value) > 1 else np.zeros(1))
-        axes.errorbar(
+        markers, *_ = axes.errorbar(
             value, offsets, xerr=interval_bars(mine, column), fmt=style.marker, color=INK, markersize=4.5, markerfacecolor=style.colour,
-            markeredgecolor=INK, markeredgewidth=0.7, elinewidth=1.1, capsize=2.5, clip_on=False,
+            markeredgecolor=INK, markeredgewidth=0.7, elinewidth=1.1, capsize=2.5,
         )  # fmt: skip
+        markers.set_clip_on(False)  # those at an end of the axis are seen whole
     axes.set_yticks(range(len(styles)), [label(arm) for arm in styles])
     axes.set_ylim(len(styles) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
