@@ -123,8 +123,7 @@ def capture_into(
     foreign = None if backend == "hf" else _foreign(backend, model, reading)
     reader = _Reader(model, rows, spans, reading, foreign)
     passes = run_rows(model, rows, reader.read, token_budget=token_budget, pack=foreign is None)
-    for one, on_device in track(passes, "capturing"):
-        read = on_device.on_cpu()
+    for one, read in track(passes, "capturing"):
         if nonfinite == "raise":
             read.check_finite(one)
         read.hand_over(sink, one, reading)
@@ -166,37 +165,20 @@ class _Read:
                     f"row {row}: {site} at layer {layer} is not finite (NaN or infinity in the model's output)"
                 )
 
-    def on_cpu(self) -> "_Read":
-        """The same off the device: of all places in one transfer, for each takes its time, however small; every token by itself."""
-        tokens = {place: values.cpu() for place, values in self.tokens.items()}
-        pooled, finite, norms = (_off_device(found) for found in (self.pooled, self.finite, self.norms))
-        return _Read(pooled, finite, norms, tokens, self.surprisal)
-
     def hand_over(self, sink: Sink, one: Pass, reading: Reading) -> None:
         rows = np.array(one.members)
         for (site, layer), values in self.pooled.items():
             for p, pooling in enumerate(reading.poolings):
                 if pooling == TOKENS:
-                    sink.write(site, pooling, layer, rows, self.tokens[site, layer].numpy())
+                    sink.write(site, pooling, layer, rows, self.tokens[site, layer].cpu().numpy())
                 else:
-                    sink.write(site, pooling, layer, rows, values[:, p].numpy())
+                    sink.write(site, pooling, layer, rows, values[:, p].cpu().numpy())
         for name, values in self.surprisal.items():
             sink.note(name, rows, values.numpy())
         for site in reading.sites if self.norms else ():
-            by_layer = torch.stack([self.norms[site, layer] for layer in reading.layers], -1).numpy()
+            by_layer = torch.stack([self.norms[site, layer] for layer in reading.layers], -1).cpu().numpy()
             for p, pooling in enumerate(reading.poolings):
                 sink.note(f"norms.{site}.{pooling}", rows, by_layer[:, p])
-
-
-def _off_device(found: dict[Place, Tensor]) -> dict[Place, Tensor]:
-    alike: dict[tuple[torch.device, torch.Size], list[Place]] = {}
-    for place, values in found.items():
-        alike.setdefault((values.device, values.shape), []).append(place)
-    moved = dict(found)
-    for (device, _), places in alike.items():
-        if device.type != "cpu":
-            moved |= zip(places, torch.stack([found[place] for place in places]).cpu(), strict=True)
-    return moved
 
 
 class _ReachedLastLayerError(Exception):

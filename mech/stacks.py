@@ -1,6 +1,7 @@
 """A checkpoint's adapters on its base: merged one after the other, the last one live, or all of them live."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,32 +52,36 @@ def merged_by_map(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
         InputError: as for `merged`.
     """
     from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import onload_layer
 
     below = replace(checkpoint, adapters=_to_merge(checkpoint, last=last))
-    model = stacked(model, below)
-    for name, module in [*model.named_modules()] if below.adapters else []:
-        if not isinstance(module, LoraLayer):
-            continue
-        with onload_layer(module):
-            weight = module.get_base_layer().weight
-            dtype, weight.data = weight.dtype, weight.data.float()
-            try:
-                module.merge(
-                    safe_merge=True, adapter_names=[n for n in stage_names(below) if n in module.lora_A]
-                )
-            except (RuntimeError, ValueError) as error:
-                raise InputError(
-                    f"{below}: {name} cannot be merged ({str(error).splitlines()[0]})"
-                ) from error
-            weight.data = weight.data.to(dtype)
-    model = model.unload() if below.adapters else model
+    if below.adapters:
+        model = stacked(model, below)
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                try:
+                    _merge_map(module, stage_names(below))
+                except (RuntimeError, ValueError) as error:
+                    raise InputError(
+                        f"{below}: {name} cannot be merged ({str(error).splitlines()[0]})"
+                    ) from error
+        model = model.unload()
     for adapter in checkpoint.adapters[len(below.adapters) :]:
         model = put_adapter(model, adapter.path)
         for name, parameter in model.named_parameters():
-            if ".lora_" in name:
+            if ".lora_" in name:  # PEFT holds them in float32: all of a model is in its one dtype
                 parameter.data = parameter.data.to(model.dtype)
     return model
+
+
+def _merge_map(module: Any, names: Sequence[str]) -> None:
+    """Merge these adapters into one linear map, in float32 and wherever it lies."""
+    from peft.tuners.tuners_utils import onload_layer
+
+    with onload_layer(module):
+        weight = module.get_base_layer().weight
+        dtype, weight.data = weight.dtype, weight.data.float()
+        module.merge(safe_merge=True, adapter_names=[name for name in names if name in module.lora_A])
+        weight.data = weight.data.to(dtype)
 
 
 def _to_merge(checkpoint: Checkpoint, *, last: bool) -> tuple[Adapter, ...]:

@@ -29,13 +29,8 @@ CLOSE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
-def cpu(folder: Path) -> ChatModel:
-    return load_model(str(folder))
+def cpu(model: ChatModel) -> ChatModel:
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -10,23 +10,12 @@ from typer.testing import CliRunner
 
 from mech.generate import Sampling, generate
 from mech.interventions import Add, intervene
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.stream import watched
 from mech.turns import user_turn
 from probes.direction import Direction
 from study.cli import app
 from study.columns import Columns
-from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("model") / "m")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> ChatModel:
-    return load_model(str(folder))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
