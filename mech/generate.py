@@ -210,8 +210,10 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         past = given.get("past_key_values")
         first = past is None or past.get_seq_length() == 0
         ids = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"][..., 0]
-        n_said = ids.shape[1] - mask.shape[1]
-        masks = _ANSWER if not first else _with_answer(mask, n_said) if n_said > 0 else prompt
+        masks = _ANSWER
+        if first:
+            n_said = ids.shape[1] - mask.shape[1]
+            masks = _with_answer(mask, n_said) if n_said > 0 else prompt
         context = declared(masks, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)
