@@ -104,8 +104,8 @@ def store_prune(
     """Delete old activation files; without --yes only list them."""
     from activations.store_keep import prune
 
-    limit = None if max_gb is None else int(max_gb * 1e9)
-    sizes = {f: f.stat().st_size for f in folder.rglob("*.h5")}
+    limit = None if max_gb is None else max_gb * 1e9
+    sizes = {f: f.stat().st_size for f in folder.rglob("*.h5") if f.is_file()}
     chosen = prune(folder, days=days, max_bytes=limit, dry_run=not yes)
     for file in chosen:
         typer.echo(str(file))

@@ -91,10 +91,14 @@ def rewrite_report(folder: Path) -> Path:
 
 
 def manifest_digests(file: Path) -> dict[str, str]:
-    """SHA-256 by name of the activation files that the manifest beside a file (or in a folder) lists."""
+    """SHA-256 of an activation file, or by name of a folder's, as the manifest beside it (in the folder) lists them; none without one."""
     manifest = (file if file.is_dir() else file.parent) / MANIFEST
-    listed: dict[str, str] = read_json(manifest)["files"] if manifest.is_file() else {}
-    return {name: digest for name, digest in listed.items() if name.endswith(".h5")}
+    found = read_json(manifest) if manifest.is_file() else {}
+    listed = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(listed, dict):
+        return {}
+    wanted = listed if file.is_dir() else {file.name}
+    return {name: str(digest) for name, digest in listed.items() if name.endswith(".h5") and name in wanted}
 
 
 def _planned(folder: Path) -> tuple[StudySpec, Sequence[Step]]:
