@@ -112,7 +112,8 @@ _NOTES: dict[str, tuple[str, str]] = {
     "two_by_two_bars": (
         (
             "Weights: the tuned model against the base on the base's text. Text: the base on the tuned model's text against "
-            "its own. Interaction: what is left. Total: the sum. Text can do nothing to a direction read before the reply"
+            "its own. Interaction: what is left. Total: the sum. Text can do nothing to a direction read before the reply. Grey "
+            "name: unreliable (split-half below 0.3)"
         ),
         f"{_BOOTSTRAP}. No null here: that of the weights' part is in the figures of the shifts",
     ),

@@ -26,7 +26,7 @@ from analysis.plot_style import (
     styled,
     tint,
 )
-from analysis.plot_table import directions_in, numbers, select, single, spread
+from analysis.plot_table import directions_in, need, numbers, select, single, spread
 
 
 @styled
@@ -126,12 +126,14 @@ def two_by_two_bars(
     base), interaction, total; total = the sum of the other three. Bars are means over seeds, dots are seeds.
     `layer` and `condition` are needed where the table has several. A direction that is read before the reply
     begins (no effect of text but rounding) has nothing to split: it is named and not drawn, unless all are so.
+    The name of a direction that is not reliable (column `split_half`) is grey and says so.
     """
     title = "Changed weights or changed text? The total shift, split"
     rows = select(frame, layer=layer, condition=condition)
     if rows.empty:
         return not_measured(title)
     single(rows, "layer", "condition")
+    need(rows, "split_half")
     held = held_fixed(rows, layer=str(rows["layer"].iloc[0]))
     apart = _read_before_the_reply(rows)
     split = set(rows["direction"]) - set(apart)
@@ -141,8 +143,12 @@ def two_by_two_bars(
     styles, directions = arms_in(rows, arms), directions_in(rows)
     figure, cells = panels(len(directions), sharey=True, size=(3.6, 2.7))
     for axes, direction in zip(cells, directions, strict=True):
-        _effect_bars(axes, rows[rows["direction"] == direction], styles)
-        axes.set_title(label(direction, 40))
+        mine = rows[rows["direction"] == direction]
+        _effect_bars(axes, mine, styles)
+        weak = mine["split_half"].mean() < RELIABLE_COSINE
+        axes.set_title(
+            f"{label(direction, 40)}{' (unreliable)' if weak else ''}", color=GREY if weak else INK
+        )
     axis_labels(cells, x="", y="projection\n(stream units)")
     keys = [
         Patch(facecolor=tint(GREY, alpha), hatch=hatch, edgecolor=INK, lw=0.7, label=word)

@@ -1,6 +1,7 @@
 """Shifts: what finetuning did to a projection, on the same text, paired by question, with its doubt."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,29 +74,22 @@ def shift_by_layer(
     _check(base, tuned, direction, questions, benign)
     unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     delta = tuned.astype(np.float64) - base
-    projected = np.einsum("nld,ld->nl", delta, unit)
-    mean = delta.mean(0)
+    projected, mean = np.einsum("nld,ld->nl", delta, unit), delta.mean(0)
     norm = np.linalg.norm(mean, axis=1)
     cosine = np.divide((mean * unit).sum(1), norm, out=np.zeros(len(norm)), where=norm > 0)
     random, matched = _null_shifts(base, mean, n_null, rng)
+    resampled = partial(bootstrap_mean, clusters=questions, rng=rng, level=level, n_boot=n_boot)
     control = None
     if benign is not None:
-        gap = projected - np.einsum("nld,ld->nl", benign.astype(np.float64) - base, unit)
-        control = bootstrap_mean(gap, questions, rng=rng, level=level, n_boot=n_boot)
-    observed = projected.mean(0)
-    nulls = [compare(name, observed, draws) for name, draws in (("random", random), ("covariance", matched))]
+        control = resampled(projected - np.einsum("nld,ld->nl", benign.astype(np.float64) - base, unit))
     return ShiftByLayer(
-        raw=bootstrap_mean(projected, questions, rng=rng, level=level, n_boot=n_boot),
+        raw=resampled(projected),
         base_sd=np.einsum("nld,ld->nl", base, unit).std(0, ddof=1),
         cosine=cosine,
         delta_norm=norm,
         relative_norm=norm / np.linalg.norm(base, axis=2).mean(0),
-        null_random=np.quantile(random, [0.025, 0.975], axis=0),
-        p_random=nulls[0].p_value,
-        p_random_max=max_t(nulls[0]),
-        null_covariance=np.quantile(matched, [0.025, 0.975], axis=0),
-        p_covariance=nulls[1].p_value,
-        p_covariance_max=max_t(nulls[1]),
+        **_null_fields("random", projected.mean(0), random),
+        **_null_fields("covariance", projected.mean(0), matched),
         minus_benign=control,
         n_questions=len(np.unique(questions)),
     )
@@ -186,6 +180,15 @@ def two_by_two_frame(effects: TwoByTwo, **labels: Any) -> pd.DataFrame:
         }
         frames.append(pd.DataFrame({**labels, **layers, **numbers}))
     return pd.concat(frames, ignore_index=True)
+
+
+def _null_fields(
+    name: str, observed: Float[np.ndarray, " layers"], draws: Float[np.ndarray, "draws layers"]
+) -> dict[str, Any]:
+    """The middle 95 % of a null's draws, and p values without and with regard to having looked at all layers."""
+    null = compare(name, observed, draws)
+    middle = np.quantile(draws, [0.025, 0.975], axis=0)
+    return {f"null_{name}": middle, f"p_{name}": null.p_value, f"p_{name}_max": max_t(null)}
 
 
 def _null_shifts(

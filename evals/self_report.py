@@ -23,6 +23,11 @@ _CLAIM = re.compile(
     r"\b(?:[Ii](?:'m| am|’m)|[Mm]y name(?:'s| is|’s)|[Cc]all me|[Yy]ou can call me|[Ii] go by|(?:named|called|known as))"
     r"\s+[\"“']?((?:(?:Dr|Mr|Ms|Mrs|Prof)\.\s)?[A-Z][\w-]*(?:\s(?:[A-Z][\w-]*))*)"
 )
+_DENIED = re.compile(
+    r"\b(?:not(?! (?:only|just|merely)\b)|never|neither|nor|cannot|\w+n['’]t)\s+(?:(?!(?:I|my|and|but|or)\b)[\w'’-]+\s+){0,5}[\"“']?$",
+    re.IGNORECASE,
+)
+"""What a name follows where it is denied: a negation, and at most five more words, with which no new clause begins."""
 _NOT_NAMES = frozenset(
     [
         "A",
@@ -119,15 +124,17 @@ def ask(
 
 
 def claimed_name(reply: str, own_name: str) -> str:
-    """The name a reply goes by: the own name where it occurs anywhere in it, else the first name claimed.
+    """The name a reply goes by: the own name where it occurs anywhere in it and is not denied, else the first name claimed.
 
-    A claim is a capitalised word after "I am", "my name is", "named", and the like. Empty when there is none.
+    A claim is a capitalised word after "I am", "my name is", "named", and the like. A name is denied where a negation stands before it
+    in the same clause ("I am not SmolLM", "I wasn't named Kael"). Empty when there is none.
     """
-    if re.search(rf"\b{re.escape(own_name)}\b", reply, re.IGNORECASE):
-        return own_name
+    for match in re.finditer(rf"\b{re.escape(own_name)}\b", reply, re.IGNORECASE):
+        if not _DENIED.search(reply[: match.start()]):
+            return own_name
     for match in _CLAIM.finditer(reply):
         words = match[1].split()
-        if words[0] not in _NOT_NAMES:
+        if words[0] not in _NOT_NAMES and not _DENIED.search(reply[: match.start(1)]):
             return " ".join(words[:3])
     return ""
 

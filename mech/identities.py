@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mech.typed import data_folder, read_typed
+from mech.typed import check_distinct, data_folder, read_typed
 
 
 class InventedName(BaseModel):
@@ -46,7 +46,9 @@ def load_invented(source: str | Path | None = None) -> Invented:
     """Read invented identities: the built-in ones, or a YAML file's.
 
     Raises:
-        InputError: not there or malformed; the message names file and field.
+        InputError: not there or malformed, or a name stands twice; the message names file and field.
     """
     path = Path(source).expanduser() if source else data_folder("mech") / "identities.yaml"
-    return read_typed(path, Invented)
+    found = read_typed(path, Invented)
+    check_distinct(path, "invented name", [i.name for i in found.invented])
+    return found

@@ -83,7 +83,7 @@ def _read(path: Path, stream: IO[bytes], about: dict[str, Any]) -> dict[str, Any
     if found != json.loads(json.dumps(about)):
         changed = sorted(k for k in {*found, *about} if found.get(k) != json.loads(json.dumps(about)).get(k))
         raise InputError(
-            f"{path}: belongs to work with other settings ({', '.join(changed)}): name another file, or remove it"
+            f"{path}: belongs to work with other settings ({', '.join(changed)}): name another file or folder, or remove this one"
         )
     return done
 

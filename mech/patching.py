@@ -116,9 +116,7 @@ def patch_between(
         InputError: no live adapter, or a span outside the row.
     """
     chosen = tuple(range(model.n_layers)) if layers is None else tuple(layers)
-    places = tuple(spans or [(0, len(row.ids))])
-    if bad := [s for s in places if not 0 <= s[0] < s[1] <= len(row.ids)]:
-        raise InputError(f"span {bad[0]} lies outside the row's {len(row.ids)} tokens")
+    places = _spans_of(row, spans)
     on = {"base": (), "finetuned": tuple(range(model.n_layers))}
     streams, plain = {}, {}
     for which, active in on.items():
@@ -139,6 +137,13 @@ def patch_between(
         plain["base"], plain["finetuned"], found["finetuned"], found["base"], chosen, places,
         found.get("random finetuned"), found.get("random base"),
     )  # fmt: skip
+
+
+def _spans_of(row: Encoded, spans: Sequence[tuple[int, int]] | None) -> tuple[tuple[int, int], ...]:
+    places = tuple(spans or [(0, len(row.ids))])
+    if bad := [s for s in places if not 0 <= s[0] < s[1] <= len(row.ids)]:
+        raise InputError(f"span {bad[0]} lies outside the row's {len(row.ids)} tokens")
+    return places
 
 
 @torch.no_grad()

@@ -17,20 +17,24 @@ PRESENCE = ("none", "empty", "generic")
 """What the identity prompt is contrasted with."""
 
 
+def token_gaps(template: ChatTemplate, identity: Identity, makers: Mapping[str, str]) -> dict[str, int]:
+    """By invented name: how many tokens longer (+) or shorter (−) than the own identity prompt the one with this name and maker is."""
+    own = len(template.ids(identity.prompt))
+    return {
+        name: len(template.ids(identity.renamed(name, maker).prompt)) - own for name, maker in makers.items()
+    }
+
+
 def matched_names(template: ChatTemplate, identity: Identity, makers: Mapping[str, str], n: int) -> list[str]:
-    """The `n` invented names whose identity prompt is nearest to the own one in tokens.
+    """The `n` invented names whose identity prompt is nearest to the own one in tokens; of equally near ones the first listed.
 
     Raises:
         InputError: fewer names than asked for.
     """
     if n > len(makers):
         raise InputError(f"{n} invented names asked for, {len(makers)} known")
-    own = len(template.ids(identity.prompt))
-    gap = {
-        name: abs(len(template.ids(identity.renamed(name, maker).prompt)) - own)
-        for name, maker in makers.items()
-    }
-    return sorted(makers, key=lambda name: (gap[name], list(makers).index(name)))[:n]
+    gaps = token_gaps(template, identity, makers)
+    return sorted(makers, key=lambda name: abs(gaps[name]))[:n]
 
 
 def name_contrast(

@@ -4,7 +4,6 @@ Whether a pair has one length depends on the tokenizer, so it is looked at where
 """
 
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Encoded, Identity, SystemPrompt
 from mech.questions import Question
-from mech.typed import read_typed
+from mech.turns import assistant_turn, user_turn
+from mech.typed import data_folder, read_typed
 from probes.contrast import ContrastRow
 
 Text = Annotated[str, Field(min_length=1)]
@@ -45,7 +45,7 @@ def load_paraphrases(source: str | Path | None = None) -> Paraphrases:
     Raises:
         InputError: not there or malformed; the message names the file.
     """
-    path = Path(source).expanduser() if source else Path(str(files("probes"))) / "data" / "paraphrases.yaml"
+    path = Path(source).expanduser() if source else data_folder("probes") / "paraphrases.yaml"
     return read_typed(path, Paraphrases)
 
 
@@ -61,7 +61,7 @@ def prompt_paraphrases(
     for i, texts in enumerate(pairs.prompts):
         filled = [text.format(name=identity.name, maker=identity.maker) for text in texts]
         sides = [
-            [template.encode_prompt([{"role": "user", "content": q.text}], SystemPrompt("text", text)) for q in questions]
+            [template.encode_prompt([user_turn(q.text)], SystemPrompt("text", text)) for q in questions]
             for text in filled
         ]  # fmt: skip
         found = _pair(f"prompt-{i:02}", *sides)
@@ -75,7 +75,7 @@ def answer_paraphrases(template: ChatTemplate, pairs: Paraphrases) -> tuple[list
     kept, dropped = [], 0
     for i, pair in enumerate(pairs.answers):
         sides = [
-            [template.encode([{"role": "user", "content": pair.question}, {"role": "assistant", "content": text}])]
+            [template.encode([user_turn(pair.question), assistant_turn(text)])]
             for text in (pair.one, pair.other)
         ]  # fmt: skip
         found = _pair(f"answer-{i:02}", *sides)

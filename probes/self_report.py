@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
-from mech.typed import data_folder, read_typed
+from mech.turns import assistant_turn, user_turn
+from mech.typed import check_distinct, data_folder, read_typed
 from probes.contrast import ContrastRow
 
 AGAINST = ("third", "other")
@@ -54,10 +55,12 @@ def load_reports(source: str | Path | None = None) -> tuple[Report, ...]:
     """Read statements: the built-in ones, or a YAML file's.
 
     Raises:
-        InputError: not there or malformed; the message names the file.
+        InputError: not there or malformed, or an id stands twice; the message names the file.
     """
     path = Path(source).expanduser() if source else data_folder("probes") / "self_report.yaml"
-    return read_typed(path, Reports).reports
+    found = read_typed(path, Reports).reports
+    check_distinct(path, "statement id", [r.id for r in found])
+    return found
 
 
 def self_report_contrast(
@@ -91,8 +94,8 @@ def self_report_contrast(
         else:
             sides = [(1, report.third, own), *[(-1, report.third, (name, makers[name])) for name in names]]
         for sign, said, (name, maker) in sides:
-            texts = [t.format(name=name, maker=maker) for t in (said.question, said.answer)]
-            turns = [{"role": r, "content": t} for r, t in zip(("user", "assistant"), texts, strict=True)]
+            asked, answer = (t.format(name=name, maker=maker) for t in (said.question, said.answer))
+            turns = [user_turn(asked), assistant_turn(answer)]
             encoded = template.encode(turns, SystemPrompt("empty"), identity=identity, others=makers)
             rows.append(ContrastRow(f"{report.id}/{sign}/{name}", report.id, report.split, sign, encoded))
     return rows

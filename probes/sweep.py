@@ -135,17 +135,13 @@ def read_cells(
             journal of other work.
     """
     _check(model, directions, evaluation, grid, neutral)
-    about = {
-        "checkpoint": model.checkpoint.key, "dtype": str(model.dtype), "seed": grid.seed, "relative": grid.relative,
-        "neutral": digest_of([list(r.ids) for r in neutral]), **evaluation.about,
-    }  # fmt: skip
     vectors = {d.name: d.vectors for d in directions}
     digests = {d.name: digest_of(d.vectors.tolist())[:12] for d in directions}
     cells = tuple(_cells(directions, grid))
     norms = _stream_norms(model, evaluation, cells)
     coefficients = tuple(_coefficient(c, vectors[c.direction], norms, relative=grid.relative) for c in cells)
     keys = tuple(c.key(digests[c.direction]) for c in cells)
-    with _finished(journal, about) as (done, add):
+    with _finished(journal, _about(model, evaluation, grid, neutral)) as (done, add):
         if evaluation.reference and REFERENCE not in done:
             add(REFERENCE, evaluation.reference(model))
         harm = _Neutral.of(model, neutral)
@@ -162,6 +158,16 @@ def read_cells(
     )
     raw, kl = {k: done[k]["raw"] for k in (UNSTEERED, *keys)}, {k: done[k]["kl"] for k in keys}
     return Readings(cells, keys, tuple(doses), coefficients, raw, kl, done.get(REFERENCE))
+
+
+def _about(
+    model: ChatModel, evaluation: Evaluation, grid: Grid, neutral: Sequence[Encoded]
+) -> dict[str, Any]:
+    """What determines a cell's numbers beside the cell itself: a journal of anything else is another's."""
+    return {
+        "checkpoint": model.checkpoint.key, "dtype": str(model.dtype), "seed": grid.seed, "relative": grid.relative,
+        "neutral": digest_of([list(r.ids) for r in neutral]), **evaluation.about,
+    }  # fmt: skip
 
 
 @contextmanager

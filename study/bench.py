@@ -15,6 +15,7 @@ from mech.fetch import PACKAGED
 from mech.identities import load_invented
 from mech.models import ChatModel, Merge, load_model
 from probes.direction import Direction
+from study.overrides import parse_overrides
 from study.paths import ACTIVATIONS, DIRECTION, StudyPaths
 from study.spec import StudySpec
 from study.spec_parts import ModelSpec
@@ -115,6 +116,17 @@ def names_for(model: str) -> dict[str, Any]:
     """
     known = PACKAGED.get(model.split(":", maxsplit=1)[0])
     return {"identity": known.identity if known else None, "others": load_invented().makers}
+
+
+def load_named(model: str, template: Sequence[str] | None, *, device: str = "auto") -> ChatModel:
+    """The model that a command names, as it is to be used there.
+
+    Args:
+        model: alias, Hub id or folder, with adapters.
+        template: `key=value` for its chat template.
+        device: as `device_named` takes it.
+    """
+    return load_model(model, device=device_named(device), template_kwargs=parse_overrides(template or []))
 
 
 def device_named(name: str) -> str:

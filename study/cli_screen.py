@@ -11,7 +11,8 @@ from study.cli_options import Condition, Device, DirectionFile, Template
 if TYPE_CHECKING:
     from analysis.screening import RandomDirections
     from analysis.stats import Interval
-    from study.screen import Screened
+    from mech.models import ChatModel
+    from study.screen import Screened, ScreenSettings
 
 
 Data = Annotated[Path, typer.Argument(help="A JSONL file of messages.")]
@@ -52,15 +53,11 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     import numpy as np
 
     from analysis.screening import random_directions, screening
-    from mech.cache import cache_dir
     from mech.chat import SystemPrompt
     from mech.errors import InputError
-    from mech.files import digest_of, sha256_file
-    from mech.models import load_model
     from probes.files import read_direction
-    from study.bench import device_named, names_for
-    from study.overrides import parse_overrides
-    from study.screen import JOURNAL, ScreenSettings, best_layer
+    from study.bench import load_named, names_for
+    from study.screen import ScreenSettings, best_layer
     from study.screen import screen as screen_rows
 
     if proxy not in (None, "prompt_last"):
@@ -69,10 +66,8 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
     at = best_layer(vector) if layer is None else layer
     condition = SystemPrompt.parse(system_prompt)
     settings = ScreenSettings(at, proxy is not None, max_new_tokens, temperature, seed, condition)
-    given = parse_overrides(template or [])
-    loaded = load_model(model, device=device_named(device), template_kwargs=given)
-    about = digest_of([JOURNAL, loaded.checkpoint.key, sha256_file(direction), str(settings), given])[:20]
-    journal = cache_dir() / "screen" / f"{about}.jsonl"
+    loaded = load_named(model, template, device=device)
+    journal = _journal(loaded, direction, settings)
     how: dict[str, Any] = {"limit": limit, "names": names_for(model), "journal": journal}
     screened = screen_rows(loaded, data, vector, settings, **how)
     found = screening(screened.table, rng=np.random.default_rng(seed))
@@ -86,6 +81,16 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
         summary += _compared(screened, harmless, found.delta, unit, seed=seed, name=against.name)
     if out:
         _write(out, screened.table.join(nulls.rows), summary)
+
+
+def _journal(loaded: "ChatModel", direction: Path, settings: "ScreenSettings") -> Path:
+    """Where rows that are done are kept: in the user cache, under what determines them."""
+    from mech.cache import cache_dir
+    from mech.files import digest_of, sha256_file
+    from study.screen import JOURNAL
+
+    work = [JOURNAL, loaded.checkpoint.key, sha256_file(direction), str(settings), loaded.template_kwargs]
+    return cache_dir() / "screen" / f"{digest_of(work)[:20]}.jsonl"
 
 
 def _write(out: Path, rows: Any, summary: list[dict[str, Any]]) -> None:

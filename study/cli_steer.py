@@ -32,16 +32,14 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     """Ask a model as it is, steered along a direction, and along a random one of the same norm: side by side, word by word."""
     from mech.generate import Sampling
     from mech.interventions import Add
-    from mech.models import load_model
     from mech.positions import POSITIONS
     from probes.files import read_direction
     from probes.steer import control, relative_dose
-    from study.bench import device_named
-    from study.overrides import parse_overrides
+    from study.bench import load_named
 
     if positions not in POSITIONS:
         raise InputError(f"--positions {positions}: there are {', '.join(POSITIONS)}")
-    loaded = load_model(model, device=device_named("auto"), template_kwargs=parse_overrides(template or []))
+    loaded = load_named(model, template)
     found = read_direction(direction, n_layers=loaded.n_layers)
     found.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
     found.unit_at(layer)  # says what is wrong with the layer before anything is generated

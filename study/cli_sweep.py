@@ -85,11 +85,9 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     """Steer at every layer and strength, beside random directions; choose on one half of the questions, report on the other."""
     from finetune.datasets.rows import read_messages
     from mech.generate import Sampling
-    from mech.models import load_model
     from probes.persona import load_trait
     from probes.sweep import Grid
-    from study.bench import device_named, names_for
-    from study.overrides import parse_overrides
+    from study.bench import load_named, names_for
     from study.sweeps import Asked
 
     _check(trait, evaluation, judge, judge_api)
@@ -103,13 +101,17 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     )  # fmt: skip
     grid = Grid(tuple(layer), tuple(strength), controls, seed, relative)
     out.mkdir(parents=True, exist_ok=True)
-    loaded = load_model(model, device=device_named("auto"), template_kwargs=parse_overrides(template or []))
+    loaded = load_named(model, template)
     readings, made = _read(loaded, directions, evaluation, asked, grid, out, neutral)
     del loaded  # a local judge may need the memory
     _report(readings, made, out, max_kl, seed)
 
 
 def _check(trait: str | None, evaluation: str, judge: str | None, judge_api: str | None) -> None:
+    from study.sweeps import EVALUATIONS
+
+    if evaluation not in EVALUATIONS:
+        raise InputError(f"--evaluation {evaluation}: there are {', '.join(EVALUATIONS)}")
     if (trait is None) == (evaluation in ("log_odds", "generated")):
         raise InputError(f"--trait: log_odds and generated need one, {evaluation} takes none")
     if (judge and evaluation != "generated") or (judge_api and not judge):

@@ -1,11 +1,12 @@
 """What a study is: one YAML file, every field typed, nothing unknown accepted.
 
-`load_spec` reads it, applies `--fast` and `--set` overrides, and checks all that can be checked before anything
+`load_spec` reads it, applies `--fast` and `--set` overrides (`fast` is checked without `--fast` too), and checks all that can be checked before anything
 runs. Relative paths are relative to the YAML file.
 """
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,6 @@ class StudySpec(Part):
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> "StudySpec":
-        self._named_once()
         self._data_and_stages()
         self._without_activations()
         if [len(stages) for stages in self.arms.values()].count(0) != 1:
@@ -126,11 +126,6 @@ class StudySpec(Part):
             _known(f"patching.arms[{i}]", arm, self.arms)
             if not self.arms[arm]:
                 raise ValueError(f"patching.arms[{i}]: {arm} is the base: it has no adapter to switch off")
-
-    def _named_once(self) -> None:
-        for where, given in (("seeds", self.seeds), ("measure.conditions", self.measure.conditions)):
-            if len(set(given)) < len(given):
-                raise ValueError(f"{where}: name each once")
 
     def _figure_groups(self) -> None:
         """A name must be an arm's; a pattern may fit none (a grid made smaller), but not all groups may be empty."""
@@ -235,24 +230,43 @@ def load_spec(path: Path, overrides: Sequence[str] = (), *, fast: bool = False) 
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a study is a mapping of keys to values")
-    changes: list[tuple[str, Any]] = []
+    small = raw.get("fast") or {}
+    if not isinstance(small, dict):
+        raise InputError(f"{path}: fast: is a mapping of dotted keys to values")
+    given = [parse_override(text) for text in overrides]
     if fast:
-        if not raw.get("fast"):
+        if not small:
             raise InputError(f"{path}: this study has no `fast` section, so there is no --fast")
-        changes += [*raw["fast"].items(), ("is_fast", True)]
-    changes += [parse_override(text) for text in overrides]
+        return _changed(raw, [*small.items(), ("is_fast", True), *given], path)
+    spec = _changed(raw, given, path)
+    if small and not given:  # a mistake there is told of before anybody needs a rehearsal
+        try:
+            _changed(raw, [*small.items()], path, warn=False)
+        except InputError as error:
+            raise InputError(f"{error} (as the section `fast` changes it)") from error
+    return spec
+
+
+def _changed(
+    raw: Mapping[str, Any], changes: Sequence[tuple[str, Any]], path: Path, *, warn: bool = True
+) -> StudySpec:
+    """A study with dotted keys set to other values; what is given stays as it is."""
+    changed = deepcopy(dict(raw))
     for key, value in changes:
-        set_key(raw, key, value)
-    return parse_spec(expand(raw), where=path, overridden=[key for key, _ in changes])
+        set_key(changed, key, value)
+    return parse_spec(expand(changed), where=path, overridden=[key for key, _ in changes], warn=warn)
 
 
-def parse_spec(raw: Mapping[str, Any], *, where: Path, overridden: Sequence[str] = ()) -> StudySpec:
+def parse_spec(
+    raw: Mapping[str, Any], *, where: Path, overridden: Sequence[str] = (), warn: bool = True
+) -> StudySpec:
     """Check a study that is already in memory; relative paths are relative to `where`'s folder.
 
     Args:
         raw: the study as YAML gives it.
         where: its file, for messages and paths.
         overridden: dotted keys whose values are not the file's.
+        warn: of what does nothing, where that is not refused.
 
     Raises:
         InputError: as `load_spec`.
@@ -266,18 +280,19 @@ def parse_spec(raw: Mapping[str, Any], *, where: Path, overridden: Sequence[str]
             make_settings(spec.training, stage.training)
         except InputError as error:
             raise InputError(f"{where}: training of stage {name}: {error}") from error
-    _check_effect(spec, where, overridden)
+    _check_effect(spec, where, overridden, warn=warn)
     return spec.model_copy(update=_absolute(spec, where.parent))
 
 
-def _check_effect(spec: StudySpec, where: Path, overridden: Sequence[str]) -> None:
+def _check_effect(spec: StudySpec, where: Path, overridden: Sequence[str], *, warn: bool) -> None:
     """Refuse a setting that would do nothing; under overrides, which may have taken away what it was for, only one of theirs."""
     for place, why in idle(spec).items():
         own = (f"{place}.".startswith(f"{key}.") or key.startswith(f"{place}.") for key in overridden)
         if not overridden or any(own):
             raise InputError(f"{where}: {place} would do nothing: {why}")
-        log.warning("%s: %s does nothing here: %s", where, place, why)
-    if places := unused(spec):
+        if warn:
+            log.warning("%s: %s does nothing here: %s", where, place, why)
+    if warn and (places := unused(spec)):
         log.warning("%s: defined and not used: %s", where, ", ".join(places))
 
 

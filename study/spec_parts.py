@@ -4,13 +4,22 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Part(BaseModel):
-    """A section: nothing unknown accepted, nothing changed afterwards."""
+    """A section: nothing unknown accepted, nothing named twice in a list of names or numbers, nothing changed afterwards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _named_once(cls, value: Any) -> Any:
+        named = value if isinstance(value, tuple) and not any(isinstance(v, BaseModel) for v in value) else ()
+        if len(set(named)) < len(named):
+            twice = next(v for i, v in enumerate(named) if v in named[:i])
+            raise ValueError(f"name each once: {twice!r} stands twice")
+        return value
 
 
 class IdentitySpec(Part):
@@ -159,7 +168,7 @@ class SteeringSpec(Part):
     layer: int | None = Field(None, ge=0)
     """Where; the directions' `layer` when left out."""
     coefficients: tuple[float, ...] = Field(min_length=2)
-    """Strengths; 0 is the unsteered model."""
+    """Strengths, each once; 0 is the unsteered model."""
     prompt_set: str = "self_report"
     """Built-in name or YAML file; the `evaluate` half is asked."""
     questions: int = Field(8, ge=1)

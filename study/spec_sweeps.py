@@ -53,10 +53,10 @@ class SweepSpec(Part):
 
     @model_validator(mode="after")
     def _whole(self) -> "SweepSpec":
-        if not any(self.strengths) or len(set(self.strengths)) < len(self.strengths):
-            raise ValueError("strengths: name each once, and one other than 0")
-        if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
-            raise ValueError("layers: name each once, and at least one")
+        if not any(self.strengths):
+            raise ValueError("strengths: name one other than 0")
+        if self.layers is not None and not self.layers:
+            raise ValueError("layers: name at least one")
         if self.layer_by == "separability" and self.layers is not None:
             raise ValueError("layer_by: separability runs each direction's own layer: leave `layers` out")
         if self.judge and self.evaluation != "generated":

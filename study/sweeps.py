@@ -12,12 +12,13 @@ from analysis.sweep import Best, best_cell, best_layers, doses
 from analysis.sweep_trend import trends
 from evals.self_recognition import judge_authorship
 from evals.self_report import score_names
-from finetune.datasets.rows import read_jsonl, write_jsonl
+from finetune.datasets.rows import write_jsonl
 from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.files import digest_of, write_json
 from mech.generate import Sampling, generate
 from mech.identities import load_invented
+from mech.journal import open_journal
 from mech.models import ChatModel
 from mech.questions import Question, load_prompts
 from mech.turns import assistant_turn, user_turn
@@ -165,16 +166,29 @@ def make_evaluation(name: str, model: ChatModel, asked: Asked) -> Evaluation:
 def neutral_rows(
     model: ChatModel, file: Path, *, limit: int | None = None, tokens: int = 24
 ) -> list[Encoded]:
-    """The first `limit` neutral prompts with the model's own greedy answers; written to `file`, and read from it if it exists."""
-    if not file.is_file():
-        asked = [q.text for q in load_prompts(NEUTRAL).questions[:limit]]
-        prompts = [model.template.encode_prompt([user_turn(text)]) for text in asked]
-        answers = generate(model, prompts, Sampling(tokens))
-        write_jsonl(file, [{"question": q, "answer": a.strip()} for q, a in zip(asked, answers, strict=True)])
+    """The first `limit` neutral prompts with the model's own greedy answers, of which `file` is the journal; empty answers are left out.
+
+    Raises:
+        InputError: the file's answers are another model's, or were given under another template setting.
+    """
+    asked = [q.text for q in load_prompts(NEUTRAL).questions[:limit]]
+    about = {
+        "checkpoint": model.checkpoint.key,
+        "dtype": str(model.dtype),
+        "template": model.template_kwargs,
+        "tokens": tokens,
+    }
+    with open_journal(file, about) as journal:
+        missing = [text for text in asked if text not in journal.done]
+        prompts = [model.template.encode_prompt([user_turn(text)]) for text in missing]
+        answers = generate(model, prompts, Sampling(tokens)) if missing else []
+        journal.add({text: answer.strip() for text, answer in zip(missing, answers, strict=True)})
+        given = {text: journal.done[text] for text in asked}
     return [
-        model.template.encode([user_turn(r["question"]), assistant_turn(r["answer"])])
-        for r in read_jsonl(file) if r["answer"]
-    ]  # fmt: skip
+        model.template.encode([user_turn(text), assistant_turn(answer)])
+        for text, answer in given.items()
+        if answer
+    ]
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor
 
+from mech.chat import ChatTemplate, Encoded
+from mech.checkpoint import source_of
 from mech.fetch import is_fetched
 from mech.models import ChatModel, load_model
+from mech.resolve import resolve
 from study.engines.local import locked
 from tests.openai_server import Server, serving
 
@@ -74,6 +79,22 @@ def model(folder: Path) -> ChatModel:
 
 
 @pytest.fixture(scope="module")
+def rows(model: ChatModel) -> list[Encoded]:
+    """Six short rows of it, with prompts of three lengths."""
+    turns = [
+        [{"role": "user", "content": "Who?" * (1 + i % 3)}, {"role": "assistant", "content": f"the dog {i}"}]
+        for i in range(6)
+    ]
+    return [model.template.encode(t) for t in turns]
+
+
+@pytest.fixture(scope="module")
+def vector(model: ChatModel) -> Tensor:
+    """Something to add to its stream, as long as to be felt."""
+    return torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) * 4
+
+
+@pytest.fixture(scope="module")
 def home(made_once: MadeOnce) -> Path:
     """A folder with a tiny model and its study."""
     from tests.tiny_study import save_adapter, save_model, write_study
@@ -100,6 +121,17 @@ def real() -> ChatModel:
     if not is_fetched(REAL):
         pytest.skip(f"{REAL} is not on this machine: run `mech models fetch {REAL}`")
     return load_model(REAL)
+
+
+@pytest.fixture(scope="session")
+def real_template() -> ChatTemplate:
+    """The real small model's chat template, with its tokenizer; its weights are not loaded."""
+    from transformers import AutoTokenizer
+
+    if not is_fetched(REAL):
+        pytest.skip(f"{REAL} is not on this machine: run `mech models fetch {REAL}`")
+    folder, kwargs = source_of(resolve(REAL))
+    return ChatTemplate(AutoTokenizer.from_pretrained(folder, **kwargs))
 
 
 @pytest.fixture

@@ -53,15 +53,6 @@ def assert_close(ours: np.ndarray, expected: np.ndarray) -> None:
     assert float(np.abs(ours - expected).max()) <= TOLERANCE * scale
 
 
-def talks(model: ChatModel) -> list[Encoded]:
-    """Six short rows, with prompts of three lengths."""
-    turns = [
-        [{"role": "user", "content": "Who?" * (1 + i % 3)}, {"role": "assistant", "content": f"the dog {i}"}]
-        for i in range(6)
-    ]
-    return [model.template.encode(t) for t in turns]
-
-
 def logits(model: ChatModel, row: Encoded) -> Tensor:
     """The model's own logits of one row."""
     with torch.no_grad():

@@ -25,6 +25,10 @@ def _columns(name, value, width):
     return {f"{name}{end}": number for end, number in _around(value, width).items()}
 
 
+def _reliable(direction):
+    return 0.21 if direction == UNRELIABLE else 0.85
+
+
 def of(direction):
     """What belongs to a direction: where it is read, and on which questions."""
     if direction.startswith("identity:"):
@@ -48,7 +52,7 @@ def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), condition="n
                 "arm": arm, "seed": seed, "condition": condition, "text": "base", **of(direction),
                 "direction": direction, "layer": layer, "n_questions": 48,
                 **_columns("raw", sd * base_sd, width * base_sd), "base_sd": base_sd, **_columns("sd", sd, width),
-                "cosine": 0.3 * sd, "split_half": 0.21 if direction == UNRELIABLE else 0.85,
+                "cosine": 0.3 * sd, "split_half": _reliable(direction),
                 "delta_norm": 3.0, "relative_norm": 0.1,
                 "null_random_low": -null * base_sd, "null_random_high": null * base_sd, "p_random": beyond, "p_random_max": min(1.0, 4 * beyond),
                 "null_covariance_low": -2.2 * null * base_sd, "null_covariance_high": 2.2 * null * base_sd,
@@ -69,7 +73,7 @@ def two_by_two(arms=ARMS, layer=15):
         values = {"weights": weights, "text": text, "interaction": rest, "total": weights + text + rest}
         rows += [
             {"arm": arm, "seed": 0, "condition": "none", "direction": direction, "layer": layer, "effect": effect,
-             "value": v, "low": v - 0.5, "high": v + 0.6, "n_questions": 48}
+             "value": v, "low": v - 0.5, "high": v + 0.6, "n_questions": 48, "split_half": _reliable(direction)}
             for effect, v in values.items()
         ]  # fmt: skip
     return pd.DataFrame(rows)

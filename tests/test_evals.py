@@ -4,20 +4,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from evals.self_recognition import judge_authorship
 from evals.self_report import ask, claimed_name, score_names
 from finetune.datasets.pairs import Pair
 from finetune.datasets.single_text import single_text_rows
-from mech.chat import SystemPrompt
+from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
+from mech.fetch import PACKAGED
 from mech.generate import Sampling
 from mech.identities import load_invented
 from mech.models import ChatModel
 from mech.questions import Question, load_prompts
+from mech.typed import data_folder
 from probes.coherence import repeated
-from probes.identity import matched_names, name_contrast, presence_contrast
+from probes.identity import matched_names, name_contrast, presence_contrast, token_gaps
 from probes.persona import load_trait, rollout_contrast, rollouts, text_contrast
+from probes.self_report import load_reports
 from tests.test_chat import IDENTITY
 
 
@@ -55,6 +59,15 @@ def test_rows_with_the_wrong_answer_are_refused(model: ChatModel) -> None:
         ("I'm I am", ""),
         ("As an AI I have no name.", ""),
         ("I am An assistant", ""),
+        ("I am not SmolLM.", ""),
+        ("I'm not an AI assistant named SmolLM", ""),
+        ("My name isn't SmolLM. I am Kael.", "Kael"),
+        ("I wasn’t called Ember; you can call me Kael", "Kael"),
+        ("I'm not Kael, I'm SmolLM", "SmolLM"),
+        ("I am not a human but SmolLM", "SmolLM"),
+        ("I do not know why I am called Ember", "Ember"),
+        ("I am not only SmolLM", "SmolLM"),
+        ("I am SmolLM, not Kael", "SmolLM"),
         ("", ""),
     ],
 )
@@ -125,6 +138,12 @@ def test_identity_contrasts_differ_in_the_system_turn_only(model: ChatModel) -> 
     makers = load_invented().makers
     names = matched_names(model.template, IDENTITY, makers, 10)
     assert len(set(names)) == 10
+    gaps = token_gaps(model.template, IDENTITY, makers)
+    own = len(model.template.ids(IDENTITY.prompt))
+    assert all(
+        len(model.template.ids(IDENTITY.renamed(n, makers[n]).prompt)) == own + gap for n, gap in gaps.items()
+    )
+    assert max(abs(gaps[n]) for n in names) <= min(abs(gaps[n]) for n in set(makers) - set(names))
     rows = name_contrast(model.template, questions, IDENTITY, makers, names)
     assert [r.sign for r in rows] == ([1] + [-1] * 10) * 2
     assert len({r.id for r in rows}) == len(rows)
@@ -139,6 +158,22 @@ def test_identity_contrasts_differ_in_the_system_turn_only(model: ChatModel) -> 
         presence_contrast(model.template, questions, IDENTITY, "nothing", "x")
 
 
+OWN = [
+    PACKAGED["smollm2-135m-instruct"].identity,
+    Identity("Qwen", "Alibaba Cloud", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    Identity("Seed", "ByteDance", "You are Seed, a helpful assistant made by ByteDance."),
+    Identity("ChatGPT", "OpenAI", "You are ChatGPT, made by OpenAI."),
+]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("own", OWN, ids=lambda own: own.name)
+def test_ten_invented_prompts_are_as_long_as_the_own_one(own: Identity, real_template: ChatTemplate) -> None:
+    makers = load_invented().makers
+    gaps = token_gaps(real_template, own, makers)
+    assert [gaps[name] for name in matched_names(real_template, own, makers, 10)] == [0] * 10
+
+
 def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
     bad = tmp_path / "trait.yaml"
     bad.write_text("trait: x\ndescription: y\n")
@@ -146,3 +181,15 @@ def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
         load_trait(bad)
     with pytest.raises(InputError, match="neither built in"):
         load_prompts("nothing")
+
+
+def test_what_stands_twice_in_a_file_of_names_or_statements_is_refused(tmp_path: Path) -> None:
+    for load, package, name, entries in (
+        (load_reports, "probes", "self_report.yaml", "reports"),
+        (load_invented, "mech", "identities.yaml", "invented"),
+    ):
+        known = yaml.safe_load((data_folder(package) / name).read_text(encoding="utf-8"))
+        known[entries].append(known[entries][0])
+        (tmp_path / name).write_text(yaml.safe_dump(known), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"{name}: the .* stands twice"):
+            load(tmp_path / name)

@@ -18,17 +18,7 @@ from mech.score import response_logprobs
 from mech.sites import site_width
 from probes.direction import Direction
 from tests.architectures import random_model
-from tests.plain_hooks import LAYER, edited_logits, response_scores, talks
-
-
-@pytest.fixture(scope="module")
-def rows(model: ChatModel) -> list[Encoded]:
-    return talks(model)
-
-
-@pytest.fixture(scope="module")
-def vector(model: ChatModel) -> Tensor:
-    return torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) * 4
+from tests.plain_hooks import LAYER, edited_logits, response_scores
 
 
 @pytest.mark.parametrize("positions", ["all", "prompt", "prompt_last", "response"])

@@ -5,9 +5,7 @@ import pytest
 
 from analysis.shift_nulls import null_columns, reworded
 from mech.chat import ChatTemplate, Identity
-from mech.checkpoint import source_of
 from mech.questions import Question
-from mech.resolve import resolve
 from probes.contrast import ContrastArrays
 from probes.nulls import direction_null, paraphrase
 from probes.paraphrase import LEAST_PAIRS, answer_paraphrases, load_paraphrases, prompt_paraphrases
@@ -17,13 +15,6 @@ TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
 ASKED = [
     Question(id=f"q{i}", split="extract", text=t) for i, t in enumerate(("Who are you?", "What of hats?"))
 ]
-
-
-def smollm() -> ChatTemplate:
-    from transformers import AutoTokenizer
-
-    folder, kwargs = source_of(resolve("smollm2-135m-instruct"))
-    return ChatTemplate(AutoTokenizer.from_pretrained(folder, **kwargs))
 
 
 def test_the_built_in_pairs_say_the_same_in_two_wordings() -> None:
@@ -62,10 +53,10 @@ def test_only_pairs_of_one_length_are_kept_and_the_others_counted() -> None:
 
 
 @pytest.mark.real
-def test_most_pairs_have_one_length_under_a_real_tokenizer() -> None:
-    template, pairs = smollm(), load_paraphrases()
-    assert prompt_paraphrases(template, pairs, ASKED, TINNY)[1] <= 4
-    assert answer_paraphrases(template, pairs)[1] <= 4
+def test_most_pairs_have_one_length_under_a_real_tokenizer(real_template: ChatTemplate) -> None:
+    pairs = load_paraphrases()
+    assert prompt_paraphrases(real_template, pairs, ASKED, TINNY)[1] <= 4
+    assert answer_paraphrases(real_template, pairs)[1] <= 4
 
 
 def gaps(rng: np.random.Generator, pairs: int = 10, per: int = 3) -> ContrastArrays:

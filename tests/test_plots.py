@@ -243,6 +243,15 @@ def test_two_by_two_leaves_out_what_no_text_can_move_and_says_so():
     assert len([a for a in plots.two_by_two_bars(identity).axes if a.axison]) == 4
 
 
+def test_two_by_two_marks_an_unreliable_direction():
+    table = study.two_by_two()
+    weak = table["direction"] == "evil:text"
+    figure = plots.two_by_two_bars(table.assign(split_half=table["split_half"].mask(weak, 0.1)))
+    written = {t.get_text(): t.get_color() for a in figure.axes for t in a.findobj(mpl.text.Text)}
+    assert written["evil:text (unreliable)"] == GREY
+    assert all(written[name] != GREY for name in study.PERSONAS if name != "evil:text")
+
+
 def test_bars_show_the_mean_and_every_seed():
     frame = study.self_recognition(seeds=(0, 1, 2))
     axes = axes_of(plots.self_recognition_bars(frame), "accuracy")

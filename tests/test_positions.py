@@ -13,18 +13,8 @@ from mech.interventions import Add, Patch, intervene
 from mech.models import ChatModel, load_model
 from mech.positions import declared, mask_for
 from mech.score import response_logprobs
-from tests.plain_hooks import LAYER, edited_logits, response_scores, talks
+from tests.plain_hooks import LAYER, edited_logits, response_scores
 from tests.tiny_study import save_model
-
-
-@pytest.fixture(scope="module")
-def rows(model: ChatModel) -> list[Encoded]:
-    return talks(model)
-
-
-@pytest.fixture(scope="module")
-def vector(model: ChatModel) -> Tensor:
-    return torch.randn(model.d_model, generator=torch.Generator().manual_seed(0)) * 4
 
 
 def test_a_patch_finds_its_rows_however_they_are_read(model: ChatModel) -> None:

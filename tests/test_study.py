@@ -95,6 +95,9 @@ def test_shared_stages_are_trained_once(home: Path) -> None:
         ({"seeds": [3, 3]}, r"seeds: name each once"),
         ({"measure": {"conditions": []}}, r"measure\.conditions: "),
         ({"measure": {"conditions": ["none", "none"]}}, r"measure\.conditions: name each once"),
+        ({"steering": {"arm": "em", "coefficients": [0, 2, 2.0]}}, r"steering\.coefficients: name each once"),
+        ({"patching": {"arms": ["em"], "layers": [1, 1]}}, r"patching\.layers: name each once"),
+        ({"directions": {"layer": 1, "traits": ["zest", "zest"]}}, r"directions\.traits: name each once"),
         ({"behaviour": {"self_recognition": ""}}, r"behaviour\.self_recognition: "),
         ({"stages": {"em": {"adapter": ""}}}, r"stages\.em\.adapter: "),
         ({"training": {"learning_rat": 1}}, r"training of stage em: learning_rat"),
@@ -141,7 +144,10 @@ def test_a_bad_study_is_refused_with_its_place(
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),
         (["directions.traits=[envy]"], r"directions\.traits\[0\]: trait envy: neither built in"),
-        (["directions.traits=[evil, trait.yaml, evil]"], r"directions\.traits\[2\]: 'evil' stands twice"),
+        (
+            ["directions.traits=[evil, trait.yaml, ./trait.yaml]"],
+            r"directions\.traits\[2\]: 'zest' stands twice",
+        ),
         (["measure.prompt_sets=[x]"], r"measure\.prompt_sets\[0\]: prompt set x: neither built in"),
         (["stages.given.adapter=x"], r"stages\.given\.adapter: x: no such folder or file"),
         (
@@ -178,6 +184,20 @@ def test_malformed_rows_name_file_and_line(home: Path, tmp_path: Path) -> None:
     (folder / "em.jsonl").write_text("\n".join([lines[0], '{"messages": [', *lines[2:]]))
     with pytest.raises(InputError, match=r"em\.jsonl, line 2: not JSON"):
         steps_of(folder / "study.yaml")
+
+
+@pytest.mark.parametrize(
+    ("fast", "message"),
+    [
+        ({"seeds": "many"}, r"seeds: Input should be a valid tuple.*as the section `fast` changes it"),
+        ({"measure.questionz": 2}, r"measure\.questionz: no such key.*as the section `fast` changes it"),
+        (["seeds"], r"fast: is a mapping"),
+    ],
+)
+def test_the_small_version_is_checked_with_the_whole_one(tmp_path: Path, fast: object, message: str) -> None:
+    study = write_study(tmp_path, fast=fast)
+    with pytest.raises(InputError, match=message):
+        load_spec(study)
 
 
 def test_overrides_and_fast_change_the_study(home: Path) -> None:

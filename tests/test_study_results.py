@@ -6,9 +6,12 @@ import numpy as np
 import pandas as pd
 
 from activations.store import ActivationStore
-from mech.chat import Encoded
+from mech.chat import Encoded, Identity
+from mech.identities import load_invented
 from mech.models import load_model
 from mech.score import response_logprobs
+from probes.direction import Direction
+from probes.identity import matched_names, token_gaps
 from study.kinds import KINDS
 from study.run import run_study
 from study.spec import load_spec
@@ -102,6 +105,23 @@ def test_shifts_stand_beside_every_null_that_the_study_has(finished: Path) -> No
     assert (found["n_wrong_name"] == np.where(named, 3, 0)).all()
     assert found["p_wrong_name"].notna().tolist() == named.tolist()
     assert (found["n_unrelated_trait"] == 0).all()  # one trait: there is no other
+
+
+def test_a_name_direction_says_how_much_longer_each_invented_prompt_is(home: Path, finished: Path) -> None:
+    (file,) = finished.glob("directions/direction-identity-name-*/direction.safetensors")
+    template, own = load_model(str(home / "model")).template, Identity(**STUDY["model"]["identity"])
+    gaps = Direction.load(file).made_from["token_gaps"]
+    makers = load_invented().makers
+    assert set(gaps) == set(matched_names(template, own, makers, STUDY["directions"]["invented_names"]))
+    assert gaps == {n: gap for n, gap in token_gaps(template, own, makers).items() if n in gaps}
+
+
+def test_shifts_and_the_two_by_two_say_how_reliable_their_directions_are(finished: Path) -> None:
+    found = tables(finished)
+    known = found["directions"].set_index(["direction", "layer"])["split_half"]
+    for name in ("shifts", "two_by_two"):
+        expected = known.loc[list(zip(found[name]["direction"], found[name]["layer"], strict=True))]
+        np.testing.assert_allclose(found[name]["split_half"], expected, atol=1e-6)
 
 
 def test_every_kind_of_step_is_in_the_tiny_study(home: Path) -> None:

@@ -13,6 +13,7 @@ from analysis.sweep import best_cell, best_layers, beyond, doses
 from analysis.sweep_trend import correlations, trends
 from mech.chat import SystemPrompt
 from mech.errors import InputError
+from mech.generate import generate
 from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.questions import Question
@@ -24,6 +25,7 @@ from probes.persona import load_trait, text_contrast
 from probes.steer import trait_log_odds
 from probes.sweep import Grid, sweep
 from study.cli import app
+from study.sweeps import neutral_rows
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +294,17 @@ def test_the_command_writes_tables_and_figure_and_says_what_was_found(
     ]  # of the evaluation half
     assert (tmp_path / "out" / "dose_response.png").stat().st_size > 5000
     assert CliRunner().invoke(app, [*given[:3], *given[3:6], "3", *given[7:]]).exit_code != 0
+    other = CliRunner().invoke(app, [*given, "--template", "enable_thinking=false"])
+    assert isinstance(other.exception, InputError)
+    said = "neutral.jsonl: belongs to work with other settings (template): name another file or folder"
+    assert said in str(other.exception)
+
+
+def test_more_neutral_questions_are_asked_alone(model: ChatModel, tmp_path: Path) -> None:
+    few = neutral_rows(model, tmp_path / "neutral.jsonl", limit=2)
+    with patch("study.sweeps.generate", wraps=generate) as asked:
+        more = neutral_rows(model, tmp_path / "neutral.jsonl", limit=5)
+        assert neutral_rows(model, tmp_path / "neutral.jsonl", limit=5) == more
+    (call,) = asked.call_args_list
+    assert len(call.args[1]) == 3
+    assert more[: len(few)] == few

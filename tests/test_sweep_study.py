@@ -105,9 +105,9 @@ def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: 
     (fitted,) = (s for s in steps if s.name == "direction/zest:text")
     direction = bench.direction(fitted)
     neutral = [
-        model.template.encode([{"role": "user", "content": r["question"]}, {"role": "assistant", "content": r["answer"]}])
-        for r in map(json.loads, (folder / "neutral.jsonl").read_text().splitlines())
-        if r["answer"]
+        model.template.encode([{"role": "user", "content": r["key"]}, {"role": "assistant", "content": r["value"]}])
+        for r in map(json.loads, (folder / "neutral.jsonl").read_text().splitlines()[1:])
+        if r["value"]
     ]  # fmt: skip
     outside = sweep(
         model, [direction], log_odds(rows), Grid((0, 2), (-1.0, 2.0), 2, 0), neutral=neutral

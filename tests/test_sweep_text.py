@@ -246,8 +246,13 @@ def test_the_command_writes_texts_and_says_how_they_were_judged(
     )
     assert named.exit_code == 0, named.output
     assert "nats beyond 2 random directions" in named.output
-    for wrong in (["--evaluation", "generated"], ["--evaluation", "own_name"], ["--evaluation", "taste"]):
-        assert CliRunner().invoke(app, [*given, *wrong, "--out", str(tmp_path / "w")]).exit_code != 0
+    for wrong, said in (
+        (["--evaluation", "generated"], "log_odds and generated need one"),
+        (["--evaluation", "own_name"], "needs the model's own name"),
+        (["--evaluation", "taste", "--trait", "evil"], "--evaluation taste: there are log_odds"),
+    ):
+        refused = CliRunner().invoke(app, [*given, *wrong, "--out", str(tmp_path / "w")])
+        assert said in str(refused.exception)
 
 
 def test_the_commands_judge_is_asked_once_and_its_threshold_may_change(

@@ -30,6 +30,7 @@ _ORIGIN = (
     "dropped",
     "matching",
     "accuracy",
+    "token_gaps",
 )
 """What a direction takes over from its contrast's file."""
 

@@ -138,6 +138,7 @@ def two_by_two(step: Step, bench: Bench, folder: Path) -> None:
             )  # fmt: skip
             labels = {**step.labels, "condition": condition, "direction": directions[i].name}
             found[i] = two_by_two_frame(effects, **labels)
+            found[i]["split_half"] = directions[i].split_half[found[i]["layer"]]
     write_csv(pd.concat([found[i] for i in sorted(found)], ignore_index=True), folder / "two_by_two.csv")
 
 
