@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from mech.errors import InputError
-from study.cli_options import Device, Template
+from study.cli_options import SMALL, Device, Template, example
 
 if TYPE_CHECKING:
     from finetune.settings import TrainSettings
@@ -39,7 +39,10 @@ Condition = Annotated[
 ]
 
 
-@data_app.command("build")
+@data_app.command(
+    "build",
+    epilog=example(f"mech data build sgtr --model {SMALL} --set articles=builtin:articles --out data/sgtr"),
+)
 def build(
     kind: Annotated[Kind, typer.Argument(help="What it is made into.")],
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl, held_out.jsonl and dataset.json.")],
@@ -91,7 +94,7 @@ def build(
         )
 
 
-@data_app.command("check")
+@data_app.command("check", epilog=example(f"mech data check data/sgtr/train.jsonl --model {SMALL}"))
 def check(
     file: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     model: Annotated[str | None, typer.Option(help="Also encode every row for this model.")] = None,

@@ -74,6 +74,6 @@ KINDS = {
     "self_report": Kind("measures", "study.steps.behaviour:self_report", version=4, models=1),
     "steering": Kind("measures", "study.steps.behaviour:steering", version=4, models=1),
     "sweep": Kind("measures", "study.steps.sweep:sweep", version=3, models=1),
-    "tables": Kind("measures", "study.steps.tables:collect", version=3),
-    "figures": Kind("measures", "study.steps.figures:draw", version=2),
+    "tables": Kind("measures", "study.steps.tables:collect", version=4),
+    "figures": Kind("measures", "study.steps.figures:draw", version=3),
 }
