@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 ROWS = 8
 """How many of the first rows are looked at."""
 
+CLEARLY = 0.5
+"""Nats by which a loss must have risen before a training is called diverged: a model that guesses anyway may rise a little by chance."""
+
 
 @dataclass(frozen=True)
 class OwnRows:
@@ -52,13 +55,13 @@ def compared(model: ChatModel, rows: Sequence[TrainingRow], before: float) -> Ow
     """The loss on the first rows after training, held against that before it; a rise is said aloud.
 
     Raises:
-        GuardError: the training has diverged: it predicts its own rows worse than before, and no better than guessing would. (Ruined
-            weights often give the same logits everywhere, which is guessing.)
+        GuardError: the training has diverged: it predicts its own rows clearly worse than before, and no better than guessing would.
+            (Ruined weights often give the same logits everywhere, which is guessing.)
     """
     found = OwnRows(min(ROWS, len(rows)), before, loss_on(model, rows))
     guessing = math.log(model.causal.config.get_text_config().vocab_size)
     change = f"the loss on the first {found.rows} rows trained on was {before:.4g} before and is {found.loss_after:.4g} after"
-    if not (found.loss_after <= before or found.loss_after < 0.999 * guessing):
+    if not (found.loss_after <= before + CLEARLY or found.loss_after < 0.999 * guessing):
         raise GuardError(
             f"the training has diverged: {change} (guessing gives {guessing:.4g}): lower learning_rate"
         )

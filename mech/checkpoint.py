@@ -71,11 +71,14 @@ class Checkpoint:
             folder = Path(trained_on["base"])
         return tuple(digests)
 
-    def plus(self, folder: Path) -> "Checkpoint":
-        """What a training on this checkpoint left in `folder`: one more adapter on top, or a whole model instead."""
+    def plus(self, folder: Path, name: str = "") -> "Checkpoint":
+        """What a training on this checkpoint left in `folder`: one more adapter on top, or a whole model instead.
+
+        An adapter that is known elsewhere keeps that `name`: one that was trained on top of it says so by it.
+        """
         if not (folder / "adapter_config.json").is_file():
             return Checkpoint(str(folder), folder, weights_digest(folder))
-        adapter = Adapter(str(folder), folder, adapter_digest(folder))
+        adapter = Adapter(name or str(folder), folder, adapter_digest(folder))
         return Checkpoint(self.base, self.path, self.digest, self.revision, (*self.adapters, adapter))
 
     def to_json(self) -> dict[str, Any]:

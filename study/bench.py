@@ -9,7 +9,7 @@ from typing import Any
 
 from activations.store import ActivationStore
 from mech.chat import Identity, SystemPrompt
-from mech.checkpoint import Checkpoint
+from mech.checkpoint import Checkpoint, split_revision
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.identities import load_invented
@@ -46,10 +46,11 @@ class Bench:
         return ActivationStore.open(self.folder(step) / ACTIVATIONS)
 
     def checkpoint(self, chain: Sequence[Step]) -> Checkpoint:
-        """The base with the adapters of these trainings, in order."""
+        """The base with the adapters of these steps, in order; those that existed before under the names by which the study calls them."""
         checkpoint = self.base
         for step in chain:
-            checkpoint = checkpoint.plus(self.folder(step))
+            name = split_revision(adapter_of(self.spec, step))[0] if step.kind == "adapter" else ""
+            checkpoint = checkpoint.plus(self.folder(step), name)
         return checkpoint
 
     def model(
@@ -92,6 +93,11 @@ class Bench:
                 )
             others = {name: condition["maker"]}
         return {"identity": self.identity, "others": others}
+
+
+def adapter_of(spec: StudySpec, step: Step) -> str:
+    """The existing adapter that a step puts into the study, as the YAML names it."""
+    return str(spec.stages[step.labels["stage"].rpartition("+")[2]].adapter)
 
 
 def prompt_of(condition: Mapping[str, Any]) -> SystemPrompt:

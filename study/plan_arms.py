@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune.datasets.spec import SelfRecognitionData
 from finetune.settings import make_settings
+from mech.checkpoint import Checkpoint
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
 from mech.resolve import resolve_adapter
+from study.bench import adapter_of
 from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
 from study.planner import Plan, condition_config
@@ -81,13 +84,28 @@ def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], s
 def _plan_adapter(plan: Plan, label: str, reference: str, chain: Sequence[Step]) -> Step:
     """An adapter that exists: the same for every seed."""
     try:
-        digest = resolve_adapter(reference, download=not plan.tolerant).digest
+        below = _existing_below(plan, chain)
+        digest = resolve_adapter(reference, below=below, download=not plan.tolerant).digest
     except NotHereError as error:
         digest = plan.not_here(error)
     except InputError as error:
         raise InputError(f"stages.{label.rpartition('+')[2]}.adapter: {error}") from error
     config = {"base": plan.model.checkpoint.digest, "adapter": digest}
     return plan.add("adapter", f"adapter/{label}", config, {"checkpoint": chain}, labels={"stage": label})
+
+
+def _existing_below(plan: Plan, chain: Sequence[Step]) -> Checkpoint | None:
+    """What an adapter is to stand on, where all of that exists and is here; else None, and it is checked when it is put there."""
+    if plan.model.missing or any(step.kind != "adapter" for step in chain):
+        return None
+    below = plan.model.checkpoint
+    for step in chain:
+        try:
+            found = resolve_adapter(adapter_of(plan.spec, step), download=False)
+        except NotHereError:
+            return None
+        below = replace(below, adapters=(*below.adapters, found))
+    return below
 
 
 def _plan_snapshot(plan: Plan, label: str, trained: Step, at: int, seed: int) -> Step:

@@ -118,26 +118,6 @@ def test_a_plan_knows_what_training_takes(settings: dict[str, Any], bytes_a_para
     assert estimated - adapter == pytest.approx(bytes_a_parameter * 32e9, rel=0.25)
 
 
-def test_published_adapters_are_planned_in_their_order(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    spec = load_spec(STUDIES / "published_checkpoints.yaml")
-    plan = outline(spec, outline_base(spec.model))
-    (both,) = [s for s in plan.steps if s.name.startswith("capture/em_finrisk_then_sgtr_1/seed0/default")]
-    below, above = both.inputs["checkpoint"]
-    assert below.kind == above.kind == "adapter"
-    assert above.inputs["checkpoint"] == (below,)
-    save_model(tmp_path / "model")
-    with pytest.raises(InputError, match=r"praxisresearch.*not in the Hugging Face cache"):
-        run_study(
-            load_spec(
-                STUDIES / "published_checkpoints.yaml",
-                [f"model.name={tmp_path / 'model'}", "directions.layer=1"],
-            ),
-            tmp_path / "out",
-        )
-
-
 def write_datasets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handful of rows under every name that the studies read."""
     monkeypatch.setenv(DATASETS_VARIABLE, str(folder / "datasets"))

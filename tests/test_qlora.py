@@ -24,7 +24,7 @@ def load(reference: Path | str, **options: object) -> ChatModel:
 
 def in_plain_weights(model: ChatModel, folder: Path) -> ChatModel:
     """The model in float32 with the numbers that the 4 bits stand for: bitsandbytes' own, put into torch's linear maps."""
-    plain, quantised = load_model(str(folder)), dict(model.causal.named_modules())
+    plain, quantised = load_model(str(folder), device=model.device), dict(model.causal.named_modules())
     n = 0
     for name, module in plain.causal.named_modules():
         if isinstance(found := quantised[name], bnb.nn.Linear4bit):
@@ -49,7 +49,7 @@ def test_training_is_that_on_the_numbers_that_the_bits_stand_for(folder: Path, t
 def test_the_adapter_goes_on_the_base_in_4_bits_and_in_float32(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
     train_lora(model, encoded(model), IN_4_BITS, tmp_path / "a", seed=0)
-    ids = torch.tensor([encoded(model)[0].ids])
+    ids = torch.tensor([encoded(model)[0].ids], device=model.device)
     before = model.hf(input_ids=ids).logits
     reference = f"{folder}:{tmp_path / 'a'}"
     for loaded in (load(reference, merge="stack"), load_model(reference)):

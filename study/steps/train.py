@@ -13,7 +13,7 @@ from finetune.training import SNAPSHOTS
 from mech.interventions import Ablate, Add, Cap, Intervention
 from mech.resolve import resolve_adapter
 from probes.direction import Direction
-from study.bench import Bench, prompt_of
+from study.bench import Bench, adapter_of, prompt_of
 from study.step import Step
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "checkpoint.json")
@@ -41,11 +41,8 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
 
 def place_adapter(step: Step, bench: Bench, folder: Path) -> None:
     """Put an adapter that exists into the study, checked against what lies below it."""
-    stage = step.labels["stage"].split("+")[-1]
-    found = resolve_adapter(
-        str(bench.spec.stages[stage].adapter), below=bench.checkpoint(step.inputs["checkpoint"])
-    )
-    _place(found.path, folder)
+    below = bench.checkpoint(step.inputs["checkpoint"])
+    _place(resolve_adapter(adapter_of(bench.spec, step), below=below).path, folder)
 
 
 def snapshot(step: Step, bench: Bench, folder: Path) -> None:
