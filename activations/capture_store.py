@@ -14,9 +14,10 @@ import numpy as np
 
 from activations.background import Background
 from activations.capture import Reading, capture_into
+from activations.stale import sweep_stale
 from activations.store import ActivationStore, Problem
 from activations.store_format import Rows
-from activations.store_writer import ShardWriter, WriterOptions, sweep_stale
+from activations.store_writer import ShardWriter, WriterOptions
 from mech.chat import Encoded
 from mech.errors import FileFormatError, GuardError, InputError
 from mech.files import digest_of, folder_lock, read_json, sha256_file, write_json
@@ -81,13 +82,14 @@ def capture_store(
         said = {**(metadata or {}), **_made_from(model, rows, encoded, reading, storing)}
         _check_folder(folder, said["capture"])
         shards = list(_shards(folder, len(encoded), storing.shard_rows))
+        finished = (folder / MANIFEST).is_file()
         for number, (path, part) in enumerate(shards):
-            if not _is_there(path, said["capture"]):
+            if not _is_there(path, said["capture"], checked=finished):
                 some = _rows_of(rows, encoded, part)
                 _capture_shard(
                     path, (number, len(shards)), model, some, encoded[part], reading, said, storing
                 )
-        if not (folder / MANIFEST).is_file():
+        if not finished:
             digests = {path.name: sha256_file(path) for path, _ in shards}
             write_json(folder / MANIFEST, {"capture": said["capture"], "files": digests})
     return [path for path, _ in shards]
@@ -101,11 +103,10 @@ def repair(folder: Path, *, dry_run: bool = False) -> list[Problem]:
         dry_run: only say what is wrong.
 
     Raises:
-        InputError: no finished capture is there.
+        InputError: no finished capture is there, or its manifest is none.
     """
-    digests: dict[str, str] = read_json(folder / MANIFEST)["files"]
     problems = []
-    for name, digest in digests.items():
+    for name, digest in _manifest(folder)["files"].items():
         path = folder / name
         if not path.is_file():
             problems.append(Problem(path, "/", "missing"))
@@ -118,6 +119,22 @@ def repair(folder: Path, *, dry_run: bool = False) -> list[Problem]:
             (folder / MANIFEST).unlink()
             log.warning("%s: %d shards removed; capture again to make them anew", folder, len(problems))
     return problems
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What a finished capture's manifest holds; it names files of its own folder alone, for `repair` deletes them."""
+    path = folder / MANIFEST
+    found = read_json(path)
+    files = found.get("files") if isinstance(found, dict) else None
+    named = isinstance(files, dict) and all(
+        isinstance(digest, str) and name.endswith(".h5") and Path(name).name == name
+        for name, digest in files.items()
+    )
+    if not named:
+        raise InputError(
+            f"{path}: no manifest of a capture (files: names of .h5 files beside it, and their SHA-256): delete it and capture again"
+        )
+    return dict(found)
 
 
 def _what_is_wrong(path: Path) -> str:
@@ -136,7 +153,11 @@ def _made_from(
     facts = {
         "checkpoint": model.checkpoint.to_json(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "reading": {**asdict(reading), "notes": sorted(reading.notes)},
+        "reading": {
+            **asdict(reading),
+            "layers": [int(layer) for layer in reading.layers],
+            "notes": sorted(reading.notes),
+        },
         "storing": asdict(storing),
         **({"heads": n_heads(model)} if "attn_head_out" in reading.sites else {}),
     }
@@ -150,7 +171,7 @@ def _made_from(
 
 
 def _check_folder(folder: Path, capture: str) -> None:
-    if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST)["capture"] != capture:
+    if (folder / MANIFEST).is_file() and _manifest(folder).get("capture") != capture:
         raise InputError(f"{folder}: holds another capture (its {MANIFEST} says so): choose another folder")
 
 
@@ -159,13 +180,17 @@ def _shards(folder: Path, n_rows: int, size: int) -> Iterator[tuple[Path, slice]
         yield folder / f"shard-{number:05d}.h5", slice(start, min(start + size, n_rows))
 
 
-def _is_there(path: Path, capture: str) -> bool:
+def _is_there(path: Path, capture: str, *, checked: bool) -> bool:
+    """Whether a shard need not be made; one that no manifest vouches for yet is read through, for the manifest will."""
     if not path.is_file():
         return False
     with ActivationStore([path]) as store:
         if store.metadata.get("capture") != capture:
             raise InputError(f"{path}: is part of another capture: choose another folder")
-    return True
+        problems = [] if checked else store.verify()
+    if problems:
+        log.warning("%s: made anew, for it was damaged", problems[0])
+    return not problems
 
 
 def _rows_of(rows: Rows, encoded: Sequence[Encoded], part: slice) -> Rows:

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from activations.pooling import TOKENS
+from mech.errors import InputError
 
 
 @runtime_checkable
@@ -41,6 +42,8 @@ class ArraySink:
 
     def __init__(self, lengths: Sequence[int], layers: Sequence[int]) -> None:
         self._layers = {layer: i for i, layer in enumerate(layers)}
+        if len(self._layers) < len(layers):
+            raise InputError(f"layers {list(layers)}: name each once")
         self._lengths = list(lengths)
         self.arrays: dict[tuple[str, str], np.ndarray | list[np.ndarray]] = {}
         self.notes: dict[str, np.ndarray] = {}

@@ -5,7 +5,6 @@ version is an error that names the file and the place in it.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from jaxtyping import Float32, Int
 from activations.pooling import TOKENS
 from activations.store_format import Place, Rows, dataset_path
 from activations.store_join import agreeing_metadata, check_belong_together, join_rows, row_indices, row_mask
-from activations.store_shard import RUN_BYTES, Shard, split_by
+from activations.store_shard import Shard, split_by
+from activations.store_verify import Problem, shard_problems
 from activations.store_writer import ShardWriter, WriterOptions
 from mech.errors import FileFormatError, InputError
 from mech.files import sha256_file
@@ -29,19 +29,6 @@ __all__ = ["ActivationStore", "Problem", "Rows", "ShardWriter", "WriterOptions",
 LayerSelection = int | np.integer[Any] | Sequence[int] | None
 RowSelection = slice | np.ndarray | Sequence[int] | None
 Where = Callable[[Rows], np.ndarray] | Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something wrong in a file."""
-
-    file: Path
-    place: str
-    """HDF5 path."""
-    what: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.place}: {self.what}"
 
 
 class ActivationStore:
@@ -169,22 +156,24 @@ class ActivationStore:
         The arguments and errors are those of `read`.
         """
         chosen = self._layers(site, TOKENS, layers)
-        wanted, lengths = self._indices(rows, where), self.rows.n_tokens
-        starts = np.cumsum(lengths) - lengths
-        vectors = [np.arange(starts[r], starts[r] + lengths[r], dtype=np.int64) for r in wanted]
-        flat = np.concatenate(vectors) if vectors else np.zeros(0, dtype=np.int64)
-        out = self._read(site, TOKENS, chosen, flat)
-        parts = np.split(out, np.cumsum(lengths[wanted])[:-1]) if vectors else []
+        wanted = self._indices(rows, where)
+        out = self._read(site, TOKENS, chosen, self.rows.vectors_of(wanted))
+        parts = np.split(out, np.cumsum(self.rows.n_tokens[wanted])[:-1]) if len(wanted) else []
         return [p[:, 0] if _is_one(layers) else p for p in parts]
 
     def chunks(
         self, site: str, pooling: str, layers: LayerSelection = None, *, size: int = 1024
     ) -> Iterator[Float32[np.ndarray, "n *layers d"]]:
-        """The rows in runs of `size`, for stores bigger than memory."""
-        if size < 1:
-            raise InputError(f"chunks of {size} rows: the size must be 1 or more")
-        for start in range(0, self.n_rows, size):
-            yield self.read(site, pooling, layers, slice(start, start + size))
+        """What `read` gives, the rows in runs of `size`: for stores bigger than memory."""
+        for rows in self._runs(size):
+            yield self.read(site, pooling, layers, rows)
+
+    def token_chunks(
+        self, site: str, layers: LayerSelection = None, *, size: int = 64
+    ) -> Iterator[list[Float32[np.ndarray, "_ *layers d"]]]:
+        """What `read_tokens` gives, the rows in runs of `size`."""
+        for rows in self._runs(size):
+            yield self.read_tokens(site, layers, rows)
 
     def tokens(self, row: int) -> Int[np.ndarray, " tokens"]:
         """The token ids that the model read in one row."""
@@ -205,18 +194,30 @@ class ActivationStore:
         return torch.from_numpy(self.read(site, pooling, layers, rows, where=where))
 
     def to_numpy(
-        self, site: str, pooling: str, layers: LayerSelection = None, rows: RowSelection = None
+        self,
+        site: str,
+        pooling: str,
+        layers: LayerSelection = None,
+        rows: RowSelection = None,
+        *,
+        where: Where = None,
     ) -> Float32[np.ndarray, "n *layers d"]:
         """What `read` gives: it is numpy's already."""
-        return self.read(site, pooling, layers, rows)
+        return self.read(site, pooling, layers, rows, where=where)
 
     def to_xarray(
-        self, site: str, pooling: str, layers: LayerSelection = None, rows: RowSelection = None
+        self,
+        site: str,
+        pooling: str,
+        layers: LayerSelection = None,
+        rows: RowSelection = None,
+        *,
+        where: Where = None,
     ) -> Any:
         """What `read` gives, labelled by row, layer and feature (extra `xarray`). See `store_export`."""
         from activations.store_export import to_xarray
 
-        return to_xarray(self, site, pooling, layers, rows)
+        return to_xarray(self, site, pooling, layers, self._indices(rows, where))
 
     def export(self, path: Path | str) -> None:
         """Write everything as `.npz`, `.safetensors` or persona_vectors' `.pt`; the store must fit in memory. See `store_export`."""
@@ -227,17 +228,19 @@ class ActivationStore:
     # -- checking --------------------------------------------------------------------------------
 
     def verify(self, digests: Mapping[str, str] | None = None) -> list[Problem]:
-        """Read everything back: checksums, shapes, values that are not finite. An empty list is a sound store.
+        """Read everything back: checksums, shapes, values that are not finite, the format's rules. An empty list is a sound store.
 
         Args:
-            digests: SHA-256 of each file by its name, as a manifest holds them; files that it names must be there.
+            digests: SHA-256 of each file by its name, as a manifest holds them: it must name the files that are there, and no other.
         """
         problems = []
         for shard in self._shards:
             expected = (digests or {}).get(shard.path.name)
-            if expected and sha256_file(shard.path) != expected:
+            if digests and not expected:
+                problems.append(Problem(shard.path, "/", "not in the manifest"))
+            elif expected and sha256_file(shard.path) != expected:
                 problems.append(Problem(shard.path, "/", "not the bytes of the manifest (SHA-256 differs)"))
-            problems += _shard_problems(shard)
+            problems += shard_problems(shard)
         for name in sorted(set(digests or {}) - {file.name for file in self.files}):
             problems.append(
                 Problem(self.files[0].parent / name, "/", "in the manifest, and not in this store")
@@ -278,14 +281,19 @@ class ActivationStore:
     # -- inside ----------------------------------------------------------------------------------
 
     def _layers(self, site: str, pooling: str, layers: LayerSelection) -> list[int]:
-        chosen = self.layers if layers is None else [int(layer) for layer in np.atleast_1d(layers)]
+        chosen = self.layers if layers is None else np.atleast_1d(np.asarray(layers)).tolist()
         for layer in chosen:
-            if (site, pooling, layer) not in self._header.places:
+            if type(layer) is not int or (site, pooling, layer) not in self._header.places:
                 raise InputError(
                     f"{self.files[0]}: no {dataset_path(site, pooling, layer)}; there are sites {self.sites}, "
                     f"poolings {self.poolings}, layers {_in_words(self.layers)}"
                 )
         return chosen
+
+    def _runs(self, size: int) -> Iterator[slice]:
+        if size < 1:
+            raise InputError(f"chunks of {size} rows: the size must be 1 or more")
+        yield from (slice(start, start + size) for start in range(0, self.n_rows, size))
 
     def _indices(self, rows: RowSelection, where: Where) -> Int[np.ndarray, " n"]:
         if where is None:
@@ -341,45 +349,3 @@ def _in_words(layers: list[int]) -> str:
 
 def _is_one(layers: LayerSelection) -> bool:
     return isinstance(layers, (int, np.integer))
-
-
-def _shard_problems(shard: Shard) -> list[Problem]:
-    problems = []
-
-    def note(place: str, error: FileFormatError) -> None:
-        problems.append(Problem(shard.path, place, str(error).removeprefix(f"{shard.path}: {place}: ")))
-
-    try:
-        _ = shard.rows
-    except FileFormatError as error:
-        note("/rows", error)
-        return problems
-    try:
-        problems += [Problem(shard.path, p, "not declared in the file's header") for p in shard.undeclared()]
-    except FileFormatError as error:
-        note("/activations", error)
-    for place in shard.header.places:
-        try:
-            what = _finite_problem(shard, place)
-        except FileFormatError as error:
-            note(dataset_path(*place), error)
-            continue
-        if what:
-            problems.append(Problem(shard.path, dataset_path(*place), what))
-    return problems
-
-
-def _finite_problem(shard: Shard, place: Place) -> str | None:
-    """What is wrong with the finiteness of one dataset, read in runs."""
-    n, d = shard.n_vectors(place[1]), shard.header.width(place[0])
-    step = max(1, RUN_BYTES // (4 * d))
-    bad = []
-    for start in range(0, n, step):
-        at = np.arange(start, min(n, start + step))
-        values = np.empty((len(at), d), dtype=np.float32)
-        shard.read_into(values, place, at)
-        bad.append(at[~np.isfinite(values).all(1)])
-    found, marked = np.concatenate(bad), shard.marked(place)
-    if np.array_equal(found, marked):
-        return None
-    return f"{len(found)} vectors are not finite, {len(marked)} are marked as such (first: {np.setxor1d(found, marked)[0]})"

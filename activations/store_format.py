@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import h5py
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int
 
 from mech.errors import FileFormatError, InputError
 
@@ -58,10 +59,18 @@ class Rows:
             if np.ndim(row) != 1 or (len(row) and np.asarray(row).dtype.kind not in "iu"):
                 raise InputError(f"rows: tokens of {name} must be a list of integers")
 
-    @property
-    def n_tokens(self) -> np.ndarray:
+    @cached_property
+    def n_tokens(self) -> Int[np.ndarray, " n"]:
         """Tokens of each row."""
         return np.array([len(t) for t in self.tokens], dtype=np.int64)
+
+    def vectors_of(self, rows: Int[np.ndarray, " some"]) -> Int[np.ndarray, " vectors"]:
+        """Where the tokens of some rows lie among the tokens of all, row after row."""
+        lengths = self.n_tokens[rows]
+        starts = (np.cumsum(self.n_tokens) - self.n_tokens)[rows]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        vectors: np.ndarray = np.repeat(starts, lengths) + within
+        return vectors
 
     def mask(self, row: int, of: Literal["prompt", "response"]) -> Bool[np.ndarray, " tokens"]:
         """Which of a row's tokens are its prompt's or its response's, by the columns `n_prompt` and `n_response`.
@@ -108,12 +117,15 @@ class Header:
         for what, names in (("site", self.sites), ("pooling", self.poolings)):
             if len(set(names)) < len(names) or any(not n or "/" in n or n == "." for n in names):
                 raise InputError(f"{what} names must differ, and hold no '/': {list(names)}")
-        if len(set(self.layers)) < len(self.layers) or min(self.layers) < 0:
-            raise InputError(f"layers count from 0, each once: {list(self.layers)}")
+        if min(self.layers) < 0 or any(b <= a for a, b in pairwise(self.layers)):
+            raise InputError(f"layers count from 0, ascending, each once: {list(self.layers)}")
         if self.logical_dtype not in STORED_DTYPES:
             raise InputError(f"dtype {self.logical_dtype!r}; there are {', '.join(STORED_DTYPES)}")
         if self.shard and not 0 <= self.shard[0] < self.shard[1]:
             raise InputError(f"shard {self.shard[0]} of {self.shard[1]}: shards count from 0")
+        own = self.metadata.get("per_shard", []) if isinstance(self.metadata, Mapping) else None
+        if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+            raise InputError("metadata must be a JSON object, and its per_shard a list of its names")
 
     @property
     def places(self) -> list[Place]:

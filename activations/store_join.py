@@ -131,7 +131,7 @@ def row_mask(rows: Rows, where: Any) -> Bool[np.ndarray, " n"]:
     """Which rows satisfy a condition: a function of the rows' table, or values by column.
 
     Raises:
-        InputError: a column that is not there, or a function that gives no mask.
+        InputError: a column that is not there or holds several numbers a row, or a function that gives no mask.
     """
     if isinstance(where, Mapping):
         mask = np.ones(len(rows.ids), dtype=bool)
@@ -139,6 +139,10 @@ def row_mask(rows: Rows, where: Any) -> Bool[np.ndarray, " n"]:
             wanted = list(value) if isinstance(value, (list, tuple, set, frozenset, np.ndarray)) else [value]
             mask &= np.isin(_column(rows, name), wanted)
         return mask
+    if not callable(where):
+        raise InputError(
+            "where: a function of the rows, or values by column, is needed; give a mask or indices as rows"
+        )
     mask = np.asarray(where(rows))
     if mask.dtype != bool or mask.shape != (len(rows.ids),):
         raise InputError(
@@ -151,4 +155,9 @@ def _column(rows: Rows, name: str) -> np.ndarray:
     table = {**rows.columns, "id": rows.ids, "question": rows.questions}
     if name not in table:
         raise InputError(f"where: no column {name!r}; there are {', '.join(sorted(table))}")
-    return np.asarray(table[name])
+    column = np.asarray(table[name])
+    if column.ndim > 1:
+        raise InputError(
+            f"where: column {name} holds {column.shape[1]} numbers a row: give a function of the rows"
+        )
+    return column

@@ -108,6 +108,7 @@ class Shard:
         with named(self.path, dataset_path(*place)):
             if (chunks := find_chunks(dataset, logical)) and read_chunks(chunks, out, wanted):
                 return
+            _check_all_there(dataset)
             for a, b in runs(wanted, dataset.chunks[0], dataset.dtype.itemsize * dataset.shape[1]):
                 first, last = int(wanted[a]), int(wanted[b - 1]) + 1
                 if last - first > b - a:
@@ -150,22 +151,20 @@ class Shard:
                 group = group[part]
             return np.asarray(group[()], dtype=np.int64)
 
-    def undeclared(self) -> list[str]:
-        """Datasets under `/activations` that the header does not name."""
-        names: list[str] = []
-        with named(self.path, "/activations"):
-            self.handle["activations"].visititems(
-                lambda name, item: (
-                    names.append(f"/activations/{name}") if isinstance(item, h5py.Dataset) else None
-                )
-            )
-        return sorted(set(names) - {dataset_path(*place) for place in self.header.places})
-
     def close(self) -> None:
         """Close this process's handle; reading again opens it again."""
         if self._opened and self._opened[0] == os.getpid():
             self._opened[1].close()
             self._opened = None
+
+
+def _check_all_there(dataset: h5py.Dataset) -> None:
+    """HDF5 reads zeros where a chunk was never written."""
+    expected = int(np.prod([-(-n // chunk) for n, chunk in zip(dataset.shape, dataset.chunks, strict=True)]))
+    if (there := dataset.id.get_num_chunks()) != expected:
+        raise FileFormatError(
+            f"{there} of {expected} chunks are there, the others were never written: capture again"
+        )
 
 
 def runs(wanted: Int[np.ndarray, " n"], chunk: int, row_bytes: int) -> Iterator[tuple[int, int]]:
@@ -222,7 +221,7 @@ def named(file: Path, place: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.EAGAIN, errno.ENOLCK):
             raise FileFormatError(
                 f"{file}: {place}: HDF5 could not lock it: a writer has it open, or its file system has no locks; "
-                "in the second case open it with locking=False"
+                "in the second case open it with locking=False, or set HDF5_USE_FILE_LOCKING=FALSE"
             ) from error
         raise FileFormatError(
             f"{file}: {place}: cannot be read ({type(error).__name__}: {_first_line(error)}): "

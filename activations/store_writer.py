@@ -1,9 +1,7 @@
 """Writing one activation file: each row once, bounded memory, verified, whole or not there."""
 
 import errno
-import fcntl
 import json
-import logging
 import os
 import re
 import shutil
@@ -21,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from activations.pooling import TOKENS
+from activations.stale import sweep_stale
 from activations.store_format import (
     LAYER_CONVENTION,
     LIBVER,
@@ -43,7 +42,7 @@ from activations.store_slab import Slab
 from mech.errors import GuardError, InputError
 from mech.files import fsync
 
-log = logging.getLogger(__name__)
+_ERRNO = re.compile(r"errno = (\d+)")
 
 
 @dataclass(frozen=True)
@@ -117,6 +116,10 @@ class ShardWriter:
             metadata=metadata,
             widths={s: w for s, w in options.widths.items() if w != d_model},
         )
+        if taken := sorted(set(options.notes) & set(rows.columns)):
+            raise InputError(
+                f"{path}: the rows have columns {', '.join(taken)} already: leave them, or the notes, out"
+            )
         self._notes: dict[str, np.ndarray] = {}
         self._noted = {name: np.zeros(len(rows.ids), dtype=bool) for name in options.notes}
         own = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
@@ -152,9 +155,12 @@ class ShardWriter:
         place, name = (site, pooling, layer), dataset_path(site, pooling, layer)
         if place not in self._declared:
             raise InputError(f"{name} was not declared for {self.path}")
-        if row_indices.size and not 0 <= row_indices.min() <= row_indices.max() < self.header.n_rows:
-            raise InputError(f"{self.path}: {name}: rows outside 0 to {self.header.n_rows - 1}")
-        at = self._vector_indices(pooling, row_indices)
+        self._check_rows(name, row_indices)
+        at = (
+            self.rows.vectors_of(row_indices)
+            if pooling == TOKENS
+            else np.asarray(row_indices, dtype=np.int64)
+        )
         if values.shape != (len(at), self.header.width(site)):
             raise InputError(
                 f"{name}: values {values.shape}, expected ({len(at)}, {self.header.width(site)})"
@@ -174,10 +180,11 @@ class ShardWriter:
         """Take a declared column's entries for some rows.
 
         Raises:
-            InputError: it was not declared, or has another number of entries than before.
+            InputError: it was not declared, has another number of entries than before, or is for rows that there are not.
         """
         if name not in self._noted:
             raise InputError(f"{self.path}: the column {name} was not declared among its notes")
+        self._check_rows(name, row_indices)
         empty = np.zeros((self.header.n_rows, *values.shape[1:]), dtype=values.dtype)
         column = self._notes.setdefault(name, empty)
         if column.shape[1:] != values.shape[1:]:
@@ -289,14 +296,9 @@ class ShardWriter:
                 file.close()
         self._temporary.unlink(missing_ok=True)
 
-    def _vector_indices(self, pooling: str, rows: Int[np.ndarray, " batch"]) -> Int[np.ndarray, " vectors"]:
-        if pooling != TOKENS:
-            return np.asarray(rows, dtype=np.int64)
-        lengths = self.rows.n_tokens
-        starts = np.cumsum(lengths) - lengths
-        return np.concatenate(
-            [np.arange(starts[r], starts[r] + lengths[r]) for r in rows] or [np.zeros(0, dtype=np.int64)]
-        )
+    def _check_rows(self, name: str, rows: Int[np.ndarray, " batch"]) -> None:
+        if rows.size and not 0 <= rows.min() <= rows.max() < self.header.n_rows:
+            raise InputError(f"{self.path}: {name}: rows outside 0 to {self.header.n_rows - 1}")
 
     def _check_finite(self, place: Place, at: Int[np.ndarray, " vectors"], bits: np.ndarray) -> None:
         bad = ~np.isfinite(from_bits(bits, self.header.logical_dtype)).all(1)
@@ -344,39 +346,15 @@ class ShardWriter:
         except (OSError, RuntimeError) as error:
             if isinstance(error, OSError) and error.filename == str(self.path):
                 raise
-            number = getattr(error, "errno", None) or errno.EIO
-            reason = (str(error).splitlines() or [""])[0]
+            number, reason = _reason(error)
             raise OSError(
                 number, f"cannot be written ({reason}); nothing was left behind", str(self.path)
             ) from error
 
 
-def sweep_stale(folder: Path) -> None:
-    """Remove temporary files that dead processes of this machine left in a folder."""
-    pattern = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)(\.[0-9a-f]+)?\.tmp")
-    for file in folder.glob(".*.tmp"):
-        if (match := pattern.fullmatch(file.name)) and not _alive(int(match[1])) and not _locked(file):
-            log.info("removing %s, left by a process that is gone", file)
-            file.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _locked(file: Path) -> bool:
-    """Whether someone holds HDF5's lock: a writer in another container may have this machine's name."""
-    try:
-        with file.open("r+b") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
+def _reason(error: Exception) -> tuple[int, str]:
+    """The system's number for what went wrong, and its words: HDF5 has both in a line of addresses and sizes."""
+    line = (str(error).splitlines() or [""])[0]
+    found = _ERRNO.search(line)
+    number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+    return (number, os.strerror(number)) if number else (errno.EIO, line)

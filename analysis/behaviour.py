@@ -131,6 +131,7 @@ def steering_rows(
                 "dose": float(mine["dose"].iloc[0]),
                 "n_samples": len(mine),
                 **rate.columns("own_name_rate"),
+                "n_statements": int(scored["statement"].nunique()),
                 **bootstrap_mean(name_margins(scored), None, rng=rng, level=level).columns("name_margin"),
                 **surprisal.columns("surprisal"),
                 **replace(repetition, low=np.maximum(repetition.low, 0.0)).columns("repetition"),

@@ -155,7 +155,7 @@ def self_report_bars(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) 
 _DOSE_PANELS = (
     ("own_name_rate", "says its own name (share)"),
     ("name_margin", "own − invented names (nats)"),
-    ("surprisal", "surprisal (nats per token)"),
+    ("surprisal", "surprisal (nats a token)"),
     ("repetition", "repetition (share of word pairs)"),
 )
 
@@ -197,11 +197,11 @@ def dose_response(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> 
         Line2D([], [], color=GREY, ls="--", marker=hollow, mfc="white", label="random direction, same norm")
     ]
     key(figure, keys, columns=6)
-    counts = sorted({int(n) for n in frame["n_samples"]})
+    samples, statements = (_range(sorted({int(n) for n in frame[c]})) for c in ("n_samples", "n_statements"))
     head(
         figure,
         EMPTY_TITLES["steering"],
-        f"{_range(counts)} samples a point · {seeds_text(frame)} · negative dose: against the direction · surprisal of the "
+        f"{samples} samples a point (margin: {statements} statements) · {seeds_text(frame)} · negative dose: against the direction · surprisal of the "
         "reply under the unsteered base: higher = less coherent",
     )
     return figure
@@ -228,7 +228,7 @@ def _control_line(axes: Any, rows: pd.DataFrame, column: str, style: ArmStyle) -
 
 @styled
 def loss_curves(frame: pd.DataFrame) -> Figure:
-    """The training loss (nats per assistant token) by step: one panel a training, a line a seed.
+    """The training loss (nats a token, the assistant's only) by step: one panel a training, a line a seed.
 
     A training is named by its chain of stages: `em+sgtr` trains sgtr on what em left, and has sgtr's colour.
     Of more than twelve trainings those of one stage share a panel, whatever the stage was trained on.
@@ -253,7 +253,7 @@ def loss_curves(frame: pd.DataFrame) -> Figure:
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     cells[0].set_ylim(bottom=0)
-    axis_labels(cells, x="optimizer step", y="loss\n(nats per assistant token)")
+    axis_labels(cells, x="optimizer step", y="loss\n(nats a token)")
     long = bool((frame.groupby(["stage", "seed"]).size() > 40).any())
     note = " · faint: each step; full: running mean of 10" if long else ""
     head(figure, EMPTY_TITLES["training"], f"{seeds_text(frame)}{note}")

@@ -191,8 +191,10 @@ def caption(figure: str, frame: pd.DataFrame, *, name: str) -> str:
 
 
 def _count(frame: pd.DataFrame) -> str:
+    statements = int(frame["n_statements"].max()) if "n_statements" in frame.columns else 0
+    more = f" (margin: {statements:,} self-statements)" if statements else ""
     for column, word in _COUNTS:
         if column in frame.columns and frame[column].notna().any():
             low, high = int(frame[column].min()), int(frame[column].max())
-            return f"n = {low:,} {word}" if low == high else f"n = {low:,} to {high:,} {word}"
+            return f"n = {low:,} {word}{more}" if low == high else f"n = {low:,} to {high:,} {word}{more}"
     return f"n = {frame['row'].nunique():,} texts an arm" if "row" in frame.columns else ""

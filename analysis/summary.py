@@ -15,6 +15,8 @@ from analysis.plot_style import RELIABLE_COSINE
 from analysis.plot_table import seeds_text
 
 ALPHA = 0.05
+MOST_SEEDS = 2
+"""Seeds whose intervals are all written out; of more their range is given, and each has its row in the tables."""
 
 
 def summarise(
@@ -58,8 +60,17 @@ def _plain(value: float, digits: int = 2) -> str:
 
 
 def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
-    """'0.42 [0.30, 0.55]' for one seed; 'mean 0.42 (seeds: 0.40 [0.30, 0.50]; ...)' for several."""
+    """'0.42 [0.30, 0.55]' for one seed, '0.42 (mean of 2 seeds: 0.40 [0.30, 0.50]; ...)' for two.
+
+    For more, '0.42 (mean of 5 seeds from 0.38 to 0.45; their intervals reach from 0.30 to 0.55)'.
+    """
     write = signed if sign else _plain
+    if len(rows) > MOST_SEEDS:
+        found, low, high = rows[column], rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
+        return (
+            f"{write(found.mean())} (mean of {len(rows)} seeds from {write(found.min())} to {write(found.max())}; their "
+            f"intervals reach from {write(low)} to {write(high)})"
+        )
     each = [
         f"{write(v)} [{write(low)}, {write(high)}]"
         for v, low, high in zip(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], strict=True)
@@ -97,7 +108,7 @@ def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator
         "deviation of the base's projection; both models read the base's own replies."
     )
     for arm, mine in reliable.groupby("arm", sort=False):
-        yield f"{arm}: {' '.join(_arm_sentences(mine))}"
+        yield f"Arm {arm}: {' '.join(_arm_sentences(mine))}"
     count = len(reliable.groupby(["arm", "direction"]))
     yield (
         f"How to take these shifts: {_n(count, 'comparison')} with a null, not corrected for their number (about "
@@ -160,8 +171,8 @@ def _reliability_sentences(rows: pd.DataFrame, layer: int) -> Iterator[str]:
     if not rows.empty and (weak := _unreliable(rows)):
         named = ", ".join(f"{d} ({_plain(c)})" for d, c in weak.items())
         yield (
-            f"Left out as unreliable (split-half cosine below {RELIABLE_COSINE} at layer {layer}): {named}. Other questions "
-            "would have given other directions; nothing is said along them."
+            f"Unreliable directions, left out: split-half cosine below {RELIABLE_COSINE} at layer {layer} for {named}. Other "
+            "questions would have given other directions; nothing is said along them."
         )
 
 
@@ -189,7 +200,7 @@ def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
         groups[_side(mine, column)].append(
             f"{arm} {interval(mine, column, sign=True)}" if numbers else str(arm)
         )
-    words = {1: "wider", -1: "narrower", 0: "not told apart"}
+    words = {1: "wider in", -1: "narrower in", 0: "not told apart in"}
     return "; ".join(f"{words[side]} {', '.join(arms)}" for side, arms in groups.items() if arms) + "."
 
 
@@ -208,9 +219,9 @@ def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool
     for arm, mine in rows[rows["arm"] != base].groupby("arm", sort=False):
         text = f"{arm} {interval(mine, column, sign=sign)}"
         (others if start.empty else groups[_compare(mine, start, column)]).append(text)
-    parts = ["; ".join(others)] if others else []
+    parts = [f"by arm: {'; '.join(others)}"] if others else []
     if not start.empty:
-        parts.append(f"{base} {interval(start, column, sign=sign)}")
+        parts.append(f"base{'' if base == 'base' else f' ({base})'} {interval(start, column, sign=sign)}")
     parts += [
         f"{word}{' (the intervals overlap)' if word == 'not told apart' else ''}: {'; '.join(texts)}"
         for word, texts in groups.items()
@@ -276,38 +287,29 @@ def _steering_sentences(rows: pd.DataFrame) -> Iterator[str]:
         control = random[(random["arm"] == arm) & (random["layer"] == layer)]
         named = control["direction"] == direction
         control = control[named if named.any() else ~control["direction"].isin(names)]
-        same = (rows["arm"] == arm) & (rows["layer"] == layer) & (rows["coefficient"] == 0.0)
         ends = {float(mine["coefficient"].max()), float(mine["coefficient"].min())} - {0.0}
         for end in sorted(ends, reverse=True):
             at = mine[mine["coefficient"] == end]
             yield _steering_sentence(
                 f"Steering {arm} along {direction} at layer {layer}",
-                at, control[control["coefficient"] == end], rows[same],
+                at, control[control["coefficient"] == end], mine[mine["coefficient"] == 0.0],
             )  # fmt: skip
 
 
 def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest: pd.DataFrame) -> str:
-    """The end of the sweep (not the best point of it) against the random control at the same coefficient."""
+    """The end of the sweep (not the best point of it), against the unsteered arm and the random control at the same coefficient."""
     coefficient, dose = float(at["coefficient"].iloc[0]), float(at["dose"].mean())
     number = f"{coefficient:g}".replace("-", "−")
+    without = "" if rest.empty else f", unsteered {interval(rest, 'name_margin', sign=True)}"
+    without_rate = "" if rest.empty else f", unsteered {interval(rest, 'own_name_rate')}"
     text = (
-        f"{start}, coefficient {number}: at dose {_plain(dose)}, the end of the sweep (n = "
-        f"{_n(at['n_samples'].min(), 'sample')}, {seeds_text(at)}), own-name margin "
-        f"{interval(at, 'name_margin', sign=True)} nats, own-name rate {interval(at, 'own_name_rate')}"
+        f"{start}, coefficient {number} ({seeds_text(at)}): at dose {_plain(dose)}, the end of the sweep, own-name margin "
+        f"{interval(at, 'name_margin', sign=True)} nats{without} (n = {_n(at['n_statements'].min(), 'self-statement')}); own-name rate "
+        f"{interval(at, 'own_name_rate')}{without_rate} (n = {_n(at['n_samples'].min(), 'sample')}). {_beside_random(at, control)}"
     )
-    if control.empty:
-        text += "; no random control was run at this coefficient, so nothing is said on its being special"
-    else:
-        low, high = float(control["name_margin_low"].min()), float(control["name_margin_high"].max())
-        apart = (at["name_margin_low"] > high).all() or (at["name_margin_high"] < low).all()
-        word = "outside" if apart else "not told apart from"
-        text += (
-            f"; the margin is {word} the random directions of the same norm "
-            f"(intervals of {_n(len(control), 'run')} reach from {signed(low)} to {signed(high)})"
-        )
     if at["surprisal"].isna().all():
         return f"{text}. The replies were empty."
-    text += f". Surprisal under the unsteered base {_plain(at['surprisal'].mean())} nats per token"
+    text += f". Surprisal under the unsteered base {_plain(at['surprisal'].mean())} nats a token"
     if control["surprisal"].notna().any():
         text += f", with random directions {_plain(control['surprisal'].mean())}"
     if rest["surprisal"].notna().any():
@@ -315,6 +317,21 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
         if (at["surprisal_low"].min()) > rest["surprisal_high"].max():
             text += ": the replies have become less likely under the base, so a loss of coherence may be part of it"
     return text + "."
+
+
+def _beside_random(at: pd.DataFrame, control: pd.DataFrame) -> str:
+    """Whether the margin is one that random directions of the same norm do not have."""
+    if control.empty:
+        return "No random control was run at this coefficient, so nothing is said on its being special"
+    low, high = float(control["name_margin_low"].min()), float(control["name_margin_high"].max())
+    apart = (at["name_margin_low"] > high).all() or (at["name_margin_high"] < low).all()
+    per_seed = len(control) // max(1, control["seed"].nunique())
+    drawn = "a random direction" if per_seed == 1 else f"{per_seed} random directions"
+    held = "whose interval reaches" if len(control) == 1 else "whose intervals reach"
+    return (
+        f"The margin is {'outside' if apart else 'not told apart from'} that of {drawn} of the same norm, {held} from "
+        f"{signed(low)} to {signed(high)}"
+    )
 
 
 def _sweep_sentences(rows: pd.DataFrame) -> Iterator[str]:
@@ -327,7 +344,7 @@ def _sweep_sentences(rows: pd.DataFrame) -> Iterator[str]:
         side = _side(mine, "beyond")
         found = "moves" if side else "is not shown to move"
         yield (
-            f"Sweep {name}: {first['direction']} at layer {first['layer']:.0f}, strength {signed(first['strength'])}, "
+            f"Sweep {name}: along {first['direction']} at layer {first['layer']:.0f}, strength {signed(first['strength'])}, "
             f"chosen on one half of the questions, {found} {first['score']} of {first['arm']} on the other "
             f"(beyond {_n(int(first['n_controls']), 'random direction')}: {interval(mine, 'beyond', sign=True)} "
             f"{first['unit']}, n = {_n(int(first['n_questions']), 'question')}; broken answers {first['broken']:.0%}; "

@@ -1,19 +1,19 @@
 """Full finetuning: every weight moves, and the result is a model folder of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Unpack
 
 import torch
 
 from finetune.labels import TrainingRow
 from finetune.settings import TrainSettings
 from finetune.state import StepRecord
-from finetune.training import Trainable, checkpointing, train
+from finetune.training import Trainable, TrainOptions, checkpointing, train
 from mech.checkpoint import write_parent
 from mech.errors import InputError
 from mech.files import staged
-from mech.interventions import Intervention
 from mech.models import ChatModel
 
 
@@ -22,27 +22,18 @@ def train_full(
     rows: Sequence[TrainingRow],
     settings: TrainSettings,
     folder: Path,
-    *,
-    seed: int,
-    interventions: Sequence[Intervention] = (),
-    save_every: int | None = None,
-    on_step: Callable[[StepRecord], None] | None = None,
+    **options: Unpack[TrainOptions],
 ) -> list[StepRecord]:
     """Train every weight of `model`, **in place**, and write the whole model to `folder`.
 
     Arguments, outputs and errors are those of `finetune.lora.train_lora`, except the weights: `model.safetensors`,
     `config.json` and the tokenizer instead of an adapter. After it, `model` is the finetuned model: load anew for the base.
     """
-    if not rows:
-        raise InputError("no rows to train on")
     if hasattr(model.hf, "peft_config"):
         raise InputError("the model has a live adapter: load it with merge=True before training all of it")
     if model.hf.dtype != torch.float32:
         raise InputError("method: full trains in float32 (updates are lost in bfloat16): set dtype: float32")
-    return train(
-        model, rows, settings, folder, _prepared(model, settings),
-        seed=seed, interventions=interventions, save_every=save_every, on_step=on_step,
-    )  # fmt: skip
+    return train(model, rows, settings, folder, _prepared(model, settings), **options)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ at all with many stock templates. Here the mask follows from rendered prefixes, 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from finetune.datasets.rows import Row
@@ -39,6 +40,7 @@ def training_rows(
     *,
     max_tokens: int,
     names: Mapping[str, Any],
+    source: Path | None = None,
 ) -> list[TrainingRow]:
     """Encode rows under a training condition.
 
@@ -46,19 +48,20 @@ def training_rows(
         template: the model's chat template.
         rows: rows of messages.
         condition: system prompt during training; `default` keeps a row's own system turn.
-        max_tokens: the longest sequence. A longer row is cut after its last whole assistant turn.
+        max_tokens: the longest sequence, to the end of its last answer.
         names: `identity` and `others`, as `ChatTemplate.render` takes them.
+        source: the file they are from, for messages.
 
     Raises:
         InputError: a row whose answer would be cut, or whose answers cannot be told from the rest; the
             message names the row.
     """
-    encoded = []
+    encoded, place = [], f"{source}, " if source else ""
     for number, row in enumerate(rows, 1):
         try:
             encoded.append(_training_row(template, row["messages"], condition, max_tokens, names))
         except InputError as error:
-            raise InputError(f"row {number}: {error}") from error
+            raise InputError(f"{place}row {number}: {error}") from error
     return encoded
 
 

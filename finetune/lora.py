@@ -4,10 +4,10 @@ Killed at any step it goes on from its last saved state, with the same losses an
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -18,11 +18,10 @@ from finetune.labels import TrainingRow
 from finetune.settings import TrainSettings
 from finetune.state import StepRecord
 from finetune.team import Team
-from finetune.training import Trainable, checkpointing, train
+from finetune.training import Trainable, TrainOptions, checkpointing, train
 from mech.checkpoint import write_parent
 from mech.errors import GuardError, InputError
 from mech.files import staged
-from mech.interventions import Intervention
 from mech.models import STACK, ChatModel
 from mech.quiet import quiet_peft
 
@@ -37,11 +36,7 @@ def train_lora(
     rows: Sequence[TrainingRow],
     settings: TrainSettings,
     folder: Path,
-    *,
-    seed: int,
-    interventions: Sequence[Intervention] = (),
-    save_every: int | None = None,
-    on_step: Callable[[StepRecord], None] | None = None,
+    **options: Unpack[TrainOptions],
 ) -> list[StepRecord]:
     """Train an adapter on `model` and write it to `folder`.
 
@@ -55,24 +50,14 @@ def train_lora(
         settings: the recipe.
         folder: gets `adapter_model.safetensors`, `adapter_config.json`, `checkpoint.json` (the parent), `loss.jsonl`,
             `snapshots/`, and last `trainer_state.json`.
-        seed: fixes initialisation, order and dropout.
-        interventions: act on every training forward pass (preventative steering, ablation), and not afterwards.
-        save_every: steps between resume points; once a minute, or less often where that is slow, when left out.
-        on_step: called after every step.
+        **options: `seed`, and where wanted `interventions`, `save_every`, `on_step` (`finetune.training.TrainOptions`).
 
     Raises:
         InputError: no rows, a model whose adapters are not as the settings say, or a folder that holds another training.
-        GuardError: the loss is not finite, or the adapter did not change.
+        GuardError: the loss is not finite, the adapter did not change, or the training has diverged.
     """
-    if not rows:
-        raise InputError("no rows to train on")
     _check_below(model, settings)
-    if settings.quantise and model.device.type == "cpu":
-        raise InputError("quantise: 4-bit weights carry no gradient on a CPU: train on a GPU, or unquantised")
-    return train(
-        model, rows, settings, folder, _prepared(model, settings),
-        seed=seed, interventions=interventions, save_every=save_every, on_step=on_step,
-    )  # fmt: skip
+    return train(model, rows, settings, folder, _prepared(model, settings), **options)
 
 
 @contextmanager
@@ -88,6 +73,12 @@ def _prepared(model: ChatModel, settings: TrainSettings) -> Iterator[Trainable]:
 
 def _check_below(model: ChatModel, settings: TrainSettings) -> None:
     """What lies below the new adapter must stand as the settings say, for that is what is recorded."""
+    in_4_bits = bool(getattr(model.causal, "is_loaded_in_4bit", False))
+    if in_4_bits != bool(settings.quantise):
+        raise InputError(
+            f"quantise: {settings.quantise}, but the model's weights are {'' if in_4_bits else 'not '}in 4 bits: load it with "
+            "quantise=settings.quantise"
+        )
     stacked = len(model.hf.active_adapters) if _is_stack(model) else 0
     if not stacked and hasattr(model.hf, "peft_config"):
         raise InputError(

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 from finetune.datasets.rows import Row, read_messages
-from mech.endpoint import Api, ChatEndpoint, EndpointError, pick
+from mech.endpoint import LONGEST_PAUSE, Api, ChatEndpoint, EndpointError, pick
 from mech.errors import InputError, MechError
 from mech.files import digest_of, folder_lock, read_json, sha256_file, write_json
 
@@ -114,35 +114,7 @@ class RemoteCheckpoint:
         return api.chat(self.model)
 
 
-@overload
 def finetune_remote(
-    data: Path,
-    *,
-    base: str | RemoteCheckpoint,
-    folder: Path,
-    seed: int,
-    n_epochs: int = ...,
-    suffix: str | None = ...,
-    api: Api = ...,
-    poll_seconds: float = ...,
-    wait_hours: float | None = ...,
-    dry_run: Literal[False] = ...,
-) -> RemoteCheckpoint: ...
-@overload
-def finetune_remote(
-    data: Path,
-    *,
-    base: str | RemoteCheckpoint,
-    folder: Path,
-    seed: int,
-    n_epochs: int = ...,
-    suffix: str | None = ...,
-    api: Api = ...,
-    poll_seconds: float = ...,
-    wait_hours: float | None = ...,
-    dry_run: Literal[True],
-) -> RemoteEstimate: ...
-def finetune_remote(  # noqa: PLR0913  (one call is a whole job)
     data: Path,
     *,
     base: str | RemoteCheckpoint,
@@ -153,8 +125,7 @@ def finetune_remote(  # noqa: PLR0913  (one call is a whole job)
     api: Api = OPENAI,
     poll_seconds: float = 30.0,
     wait_hours: float | None = None,
-    dry_run: bool = False,
-) -> RemoteCheckpoint | RemoteEstimate:
+) -> RemoteCheckpoint:
     """Finetune a remote model on rows of messages (supervised), or keep waiting for the job recorded in the folder.
 
     Args:
@@ -168,7 +139,6 @@ def finetune_remote(  # noqa: PLR0913  (one call is a whole job)
         poll_seconds: how often to ask whether the job has ended, and the pause before a lost answer is looked up.
         wait_hours: how long to wait for the job's end, in this call; without end when left out. A job that the service has paused is
             said aloud, and goes on being waited for.
-        dry_run: check the data and say what would be sent; no network call, no file written, no key needed.
 
     Raises:
         InputError: data that cannot be trained on, a setting out of range, a folder of another job, a key missing.
@@ -180,14 +150,30 @@ def finetune_remote(  # noqa: PLR0913  (one call is a whole job)
     parents = (*base.parents, base.model) if isinstance(base, RemoteCheckpoint) else (base,)
     job = RemoteJob(api.url, parents[-1], sha256_file(data), seed, n_epochs, suffix)
     _check(job, poll_seconds, wait_hours)
-    if dry_run:
-        return _estimate(job, rows)
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder):
         state = _State.opened(folder, job)
         if state.model is None:
             _run(state, api, _lines(rows), Patience(poll_seconds, wait_hours))
     return RemoteCheckpoint(str(state.model), parents, str(state.job), job.data_sha256)
+
+
+def estimate_remote(data: Path, *, base: str | RemoteCheckpoint, n_epochs: int = 1) -> RemoteEstimate:
+    """What `finetune_remote` would send: the data is checked; no network call, no file written, no key needed.
+
+    Args:
+        data: JSONL of rows of messages.
+        base: the API's name of a model, or a first stage's checkpoint.
+        n_epochs: passes over the data.
+
+    Raises:
+        InputError: data that cannot be trained on, no base, or less than one epoch.
+    """
+    rows, name = read_messages(data), base.model if isinstance(base, RemoteCheckpoint) else base
+    _check_what_is_sent(name, n_epochs)
+    characters = sum(len(turn["content"]) for row in rows for turn in row["messages"])
+    tokens = -(-characters // CHARACTERS_PER_TOKEN) * n_epochs
+    return RemoteEstimate(name, len(rows), n_epochs, tokens)
 
 
 def _run(state: "_State", api: Api, content: bytes, patience: Patience) -> None:
@@ -315,10 +301,11 @@ def _once(
             return create()
         except EndpointError as error:
             tries -= 1
-            if not error.passing or tries < 1:
+            if not error.passing or tries < 1 or error.retry_after > LONGEST_PAUSE:
                 raise
-            log.info("%s: %s: looking for it in %g s", what, error, pause)
-            time.sleep(pause)
+            seconds = max(pause, error.retry_after)
+            log.info("%s: %s: looking for it in %g s", what, error, seconds)
+            time.sleep(seconds)
 
 
 def _wait(api: Api, state: _State, patience: Patience) -> str:
@@ -375,20 +362,18 @@ def _lines(rows: Sequence[Row]) -> bytes:
     return "".join(json.dumps({"messages": turns}, ensure_ascii=False) + "\n" for turns in kept).encode()
 
 
-def _estimate(job: RemoteJob, rows: Sequence[Row]) -> RemoteEstimate:
-    characters = sum(len(turn["content"]) for row in rows for turn in row["messages"])
-    tokens = -(-characters // CHARACTERS_PER_TOKEN) * job.n_epochs
-    estimate = RemoteEstimate(job.base, len(rows), job.n_epochs, tokens)
-    log.info("dry run, nothing is sent: %s", estimate)
-    return estimate
-
-
 def _check(job: RemoteJob, poll_seconds: float, wait_hours: float | None) -> None:
-    if not job.base:
-        raise InputError("base is empty: name a model of the API, such as gpt-4.1-2025-04-14")
-    if job.n_epochs < 1 or poll_seconds <= 0:
-        raise InputError(f"n_epochs {job.n_epochs} and poll_seconds {poll_seconds}: need >= 1 and > 0")
+    _check_what_is_sent(job.base, job.n_epochs)
+    if poll_seconds <= 0:
+        raise InputError(f"poll_seconds {poll_seconds}: needs > 0")
     if wait_hours is not None and not wait_hours > 0:
         raise InputError(f"wait_hours {wait_hours}: needs > 0, or nothing to wait without end")
     if job.suffix is not None and not 1 <= len(job.suffix) <= LONGEST_SUFFIX:
         raise InputError(f"suffix {job.suffix!r}: needs 1 to {LONGEST_SUFFIX} characters")
+
+
+def _check_what_is_sent(base: str, n_epochs: int) -> None:
+    if not base:
+        raise InputError("base is empty: name a model of the API, such as gpt-4.1-2025-04-14")
+    if n_epochs < 1:
+        raise InputError(f"n_epochs {n_epochs}: needs >= 1")

@@ -2,9 +2,11 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from finetune.labels import TrainingRow
+from finetune.learnt import OwnRows
 from finetune.loop import Job
 from finetune.settings import TrainSettings
 from finetune.state import FILE, StepRecord, loss_lines
@@ -54,7 +56,11 @@ def done_before(folder: Path, stamp: str) -> list[StepRecord]:
 
 
 def write_outcome(
-    folder: Path, job: Job, records: Sequence[StepRecord], interventions: Sequence[Intervention]
+    folder: Path,
+    job: Job,
+    records: Sequence[StepRecord],
+    interventions: Sequence[Intervention],
+    own_rows: OwnRows,
 ) -> None:
     """Write the loss curve and the record, and remove the resume point."""
     systems = Counter(row.system for row in job.rows)
@@ -74,6 +80,7 @@ def write_outcome(
             "tokens": sum(r.tokens for r in records),
             "seconds": round(sum(r.seconds for r in records), 3),
             "final_loss": records[-1].loss,
+            "own_rows": asdict(own_rows),
             "log_history": [vars(r) for r in records],
         },
     )

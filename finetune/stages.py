@@ -19,9 +19,9 @@ from finetune.settings import TrainSettings
 from finetune.state import StepRecord
 from finetune.team import Team
 from finetune.trackers import tracking
+from finetune.training import TrainOptions
 from mech.chat import SystemPrompt
 from mech.checkpoint import Checkpoint
-from mech.errors import InputError
 from mech.interventions import Intervention
 from mech.models import load_model
 from mech.resolve import resolve
@@ -73,19 +73,8 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
         checkpoint, dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise, **load_kwargs
     )
     prompt, limit = condition or SystemPrompt(), settings.max_tokens
-    try:
-        encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names or {})
-    except InputError as error:
-        raise InputError(f"{data}, {error}") from error
+    encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names or {}, source=data)
     with tracking(trackers if Team.join().leads else (), folder, folder.name) as tell:
-        trainer(settings)(
-            model,
-            encoded,
-            settings,
-            folder,
-            seed=seed,
-            interventions=interventions,
-            save_every=save_every,
-            on_step=tell,
-        )
+        options = TrainOptions(seed=seed, interventions=interventions, save_every=save_every, on_step=tell)
+        trainer(settings)(model, encoded, settings, folder, **options)
     return checkpoint.plus(folder)

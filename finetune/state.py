@@ -1,7 +1,8 @@
 """The state of a training that has not ended: saved now and then, so that a killed run goes on where it was.
 
-One safetensors file holds the trained tensors, AdamW's two moments for each, the random generators, and, in its
-metadata, everything else as JSON. It is replaced whole, or not at all, and nothing in it is pickled.
+One safetensors file holds the trained tensors, AdamW's two moments for each, and, in its metadata, everything else as JSON. It is
+replaced whole, or not at all, and nothing in it is pickled. What is drawn at random needs no saving: it depends on seed, step and
+process alone (`finetune.training.reseed`), so that each process of a team finds its own again.
 """
 
 import json
@@ -57,9 +58,7 @@ def save_state(folder: Path, progress: Progress, stamp: str) -> None:
     """
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"rng/cuda/{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in progress.parameters.items():
         tensors[f"parameter/{name}"] = parameter.detach().contiguous()
         for moment in _MOMENTS:
@@ -81,23 +80,39 @@ def load_state(folder: Path, progress: Progress, stamp: str) -> bool:
         InputError: it was begun with other data, settings, seed or parent.
         FileFormatError: the file does not hold what it should.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = folder / FILE
     if not path.is_file():
         return False
-    try:
-        with safe_open(path, framework="pt") as stored:
-            about = json.loads(stored.metadata()["training"])
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: not a training state ({error}); remove it to begin anew") from error
+    about, tensors = _read(path)
     if about["stamp"] != stamp:
         raise InputError(
             f"{path}: was begun with other data, settings, seed or parent model; remove it, or name another folder"
         )
     _restore(progress, tensors, about)
     return True
+
+
+def steps_saved(folder: Path) -> int:
+    """How many steps the training in this folder had done when its state was saved; 0 where none is.
+
+    Raises:
+        FileFormatError: the file does not hold what it should.
+    """
+    path = folder / FILE
+    return len(_read(path, tensors=False)[0]["records"]) if path.is_file() else 0
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the file says of the training, and its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as stored:
+            about = json.loads(stored.metadata()["training"])
+            names = stored.keys() if tensors else ()
+            return about, {name: stored.get_tensor(name) for name in names}
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: not a training state ({error}); remove it to begin anew") from error
 
 
 def _restore(progress: Progress, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -109,11 +124,6 @@ def _restore(progress: Progress, tensors: Mapping[str, Tensor], about: Mapping[s
     progress.optimizer.load_state_dict({"state": moments, "param_groups": about["groups"]})
     progress.schedule.load_state_dict(about["schedule"])
     progress.records = [StepRecord(**r) for r in about["records"]]
-    torch.set_rng_state(tensors["rng/cpu"])
-    if torch.cuda.is_available() and "rng/cuda/0" in tensors:
-        torch.cuda.set_rng_state_all(
-            [tensors[f"rng/cuda/{i}"] for i in range(torch.cuda.device_count()) if f"rng/cuda/{i}" in tensors]
-        )
 
 
 @dataclass

@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Required, TypedDict
 
 import torch
 
 from finetune.labels import TrainingRow
+from finetune.learnt import compared, loss_on
 from finetune.loop import Job, run
 from finetune.outcome import done_before, stamp_of, write_outcome
 from finetune.settings import TrainSettings
-from finetune.state import Saver, StepRecord
+from finetune.state import Saver, StepRecord, steps_saved
 from finetune.team import Team
 from mech import packed_attention, positions
 from mech.errors import InputError
-from mech.files import check_folder, folder_lock
+from mech.files import check_folder, digest_of, folder_lock
 from mech.hooks import odd_blocks
 from mech.interventions import Intervention, Patch, intervene
 from mech.kernels import attention_for_any_shape
@@ -37,6 +39,19 @@ class Trainable:
     """Refuses, at the end, a training that learnt nothing."""
 
 
+class TrainOptions(TypedDict, total=False):
+    """What every way of training takes beside the model, the rows, the settings and the folder."""
+
+    seed: Required[int]
+    """Fixes initialisation, order and dropout."""
+    interventions: Sequence[Intervention]
+    """Act on every training forward pass (preventative steering, ablation), and not afterwards."""
+    save_every: int | None
+    """Steps between resume points; once a minute, or less often where that is slow, when left out."""
+    on_step: Callable[[StepRecord], None] | None
+    """Called after every step."""
+
+
 def train(
     model: ChatModel,
     rows: Sequence[TrainingRow],
@@ -53,7 +68,13 @@ def train(
 
     The arguments are those of `finetune.lora.train_lora`. `prepared` is entered after the seed is set, so that what it initialises is
     repeatable, and left before this returns.
+
+    Raises:
+        InputError: no rows, interventions that no pass can serve, or a folder that holds another training.
+        GuardError: the loss is not finite, or in the end nothing was learnt.
     """
+    if not rows:
+        raise InputError("no rows to train on")
     _check_interventions(interventions, rows)
     # These try the model out: before the generator is seeded, hooks are on, and it is in training mode.
     model.check_head()
@@ -74,13 +95,43 @@ def train(
             stack.enter_context(intervene(model, *interventions))
             job = Job(model, rows, settings, folder, seed, stamp, ready.parameters, packs=packs, share=share, team=team,
                       snapshot=lambda step: ready.save(folder / SNAPSHOTS / f"step-{step}"))  # fmt: skip
-            records = run(job, Saver(save_every), on_step)
-            ready.check()
-            if team.leads:
-                ready.save(folder)
-                write_outcome(folder, job, records, interventions)
+            records = _to_the_end(job, ready, Saver(save_every), on_step, interventions)
         team.wait()
     return records
+
+
+def _to_the_end(
+    job: Job,
+    ready: Trainable,
+    saver: Saver,
+    on_step: Callable[[StepRecord], None] | None,
+    interventions: Sequence[Intervention],
+) -> list[StepRecord]:
+    """Run the loop, make sure that something was learnt, and only then write it."""
+    before = loss_on(job.model, job.rows)
+    process = job.team.index
+    reseed(job.seed, steps_saved(job.folder), process)
+
+    def stepped(record: StepRecord) -> None:
+        reseed(job.seed, record.step, process)
+        if on_step:
+            on_step(record)
+
+    records = run(job, saver, stepped)
+    ready.check()
+    own_rows = compared(job.model, job.rows, before)
+    if job.team.leads:
+        ready.save(job.folder)
+        write_outcome(job.folder, job, records, interventions, own_rows)
+    return records
+
+
+def reseed(seed: int, step: int, process: int) -> None:
+    """Set what draws at random (dropout) for what comes after a step: by the seed, the step and the process, and nothing that went before.
+
+    So a training that goes on after a kill draws what it would have drawn, and no two processes of a team draw the same.
+    """
+    torch.manual_seed(int(digest_of([seed, step, process])[:15], 16))
 
 
 @torch.no_grad()

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 OPENAI_URL = "https://api.openai.com/v1"
+LONGEST_PAUSE = 120.0
+"""Seconds that are waited at a service's word, as the `openai` library does; asked to wait longer, a call fails."""
 MOST_LOGPROBS = 20
 """The most answers whose logprobs the API tells."""
 NO_LOGPROB = -9999.0
@@ -40,10 +42,12 @@ _ADVICE = {
 class EndpointError(MechError):
     """A remote API did not do what it was asked."""
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
         """HTTP status; None where no answer came, or none that could be read."""
+        self.retry_after = retry_after
+        """Seconds that the service asks to wait before the next try; 0 where it does not say."""
 
     @property
     def passing(self) -> bool:
@@ -166,7 +170,7 @@ class Api:
             advice = "the service itself fails, after all retries: start again later"
         else:
             advice = _ADVICE.get(status, "see the API's words")
-        return EndpointError(f"{self.url}: {said} ({advice})", status=status)
+        return EndpointError(f"{self.url}: {said} ({advice})", status=status, retry_after=_retry_after(error))
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,18 @@ def pick(reply: Any, *path: str | int) -> Any:
                 f"the API's answer has no {where}: is base_url an OpenAI-compatible API, and does it offer this?"
             ) from None
     return value
+
+
+def _retry_after(error: Any) -> float:
+    """What an error's answer asks to wait, in seconds: `Retry-After` in numbers (as a date it is not read)."""
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        return seconds if 0 < seconds < math.inf else 0.0
+    return 0.0
 
 
 def _log_sum(a: float, b: float) -> float:

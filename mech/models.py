@@ -254,6 +254,8 @@ def load_model(
             model = model.to(wanted)
     if device is not None:
         model = model.to(device)
+    if quantise:
+        _keep_gradients(model)
     model.eval()
     model.requires_grad_(requires_grad=False)
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
@@ -284,6 +286,16 @@ def _quantisation(checkpoint: Checkpoint, quantise: str, dtype: str | torch.dtyp
 
     compute = torch.bfloat16 if dtype == "auto" else dtype
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+def _keep_gradients(model: Any) -> None:
+    """Leave 4-bit weights as they are: on a CPU with AVX-512 BF16, bitsandbytes packs them anew at the first pass outside of training.
+
+    Packed ones carry no gradient ever after, and compute in bfloat16 whatever was asked for.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load_base(

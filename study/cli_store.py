@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from mech.errors import InputError
+from study.cli_options import example
 
 store_app = typer.Typer(help="Activation files.", no_args_is_help=True)
 
 
-@store_app.command("ls")
+@store_app.command("ls", epilog=example("mech store ls runs/quickstart"))
 def store_ls(folder: Annotated[Path, typer.Argument(help="A folder; it is searched through.")]) -> None:
     """List activation files."""
     from activations.store import describe
@@ -25,7 +26,7 @@ def store_ls(folder: Annotated[Path, typer.Argument(help="A folder; it is search
         )
 
 
-@store_app.command("show")
+@store_app.command("show", epilog=example("mech store show activations.h5"))
 def store_show(file: Annotated[Path, typer.Argument(help="An activation file.")]) -> None:
     """Show what is in an activation file and what made it."""
     import json
@@ -35,7 +36,7 @@ def store_show(file: Annotated[Path, typer.Argument(help="An activation file.")]
     typer.echo(json.dumps(describe(file), indent=2, default=str))
 
 
-@store_app.command("verify")
+@store_app.command("verify", epilog=example("mech store verify activations.h5"))
 def store_verify(
     file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
 ) -> None:
@@ -52,7 +53,7 @@ def store_verify(
     typer.echo(f"{file}: whole")
 
 
-@store_app.command("repair")
+@store_app.command("repair", epilog=example("mech store repair shards --dry-run"))
 def store_repair(
     folder: Annotated[Path, typer.Argument(help="A folder of shards made by capture_store.")],
     *,
@@ -67,7 +68,7 @@ def store_repair(
     typer.echo(f"{folder}: {'capture again: what is whole is kept' if problems else 'whole'}")
 
 
-@store_app.command("merge")
+@store_app.command("merge", epilog=example("mech store merge first.h5 second.h5 --out both.h5"))
 def store_merge(
     stores: Annotated[list[Path], typer.Argument(help="Activation files or folders of shards.")],
     out: Annotated[Path, typer.Option(help="The file to make.")],
@@ -78,7 +79,7 @@ def store_merge(
     typer.echo(f"{merge(stores, out)}: merged")
 
 
-@store_app.command("export")
+@store_app.command("export", epilog=example("mech store export activations.h5 activations.npz"))
 def store_export(
     file: Annotated[Path, typer.Argument(help="An activation file or a folder of shards.")],
     out: Annotated[
@@ -93,7 +94,7 @@ def store_export(
     typer.echo(f"{out}: written")
 
 
-@store_app.command("prune")
+@store_app.command("prune", epilog=example("mech store prune runs --days 30"))
 def store_prune(
     folder: Annotated[Path, typer.Argument(help="Searched through for activation files.")],
     days: Annotated[float | None, typer.Option(help="Those older than this.")] = None,
@@ -104,8 +105,8 @@ def store_prune(
     """Delete old activation files; without --yes only list them."""
     from activations.store_keep import prune
 
-    limit = None if max_gb is None else int(max_gb * 1e9)
-    sizes = {f: f.stat().st_size for f in folder.rglob("*.h5")}
+    limit = None if max_gb is None else max_gb * 1e9
+    sizes = {f: f.stat().st_size for f in folder.rglob("*.h5") if f.is_file()}
     chosen = prune(folder, days=days, max_bytes=limit, dry_run=not yes)
     for file in chosen:
         typer.echo(str(file))

@@ -33,7 +33,7 @@ Relative = Annotated[
     bool, typer.Option("--relative", help="Strengths are shares of the stream's norm: layers compare.")
 ]
 Controls = Annotated[int, typer.Option(help="Random directions of the same norm, at every layer.")]
-MaxKl = Annotated[float, typer.Option(help="Damage to neutral answers that is allowed, nats per token.")]
+MaxKl = Annotated[float, typer.Option(help="Damage to neutral answers that is allowed, nats a token.")]
 Questions = Annotated[int | None, typer.Option(help="At most so many questions of each half.")]
 Neutral = Annotated[int, typer.Option(help="Use the first so many neutral questions for the damage.")]
 MaxNewTokens = Annotated[int, typer.Option(help="generated: the longest answer, in tokens.")]

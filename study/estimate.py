@@ -67,6 +67,12 @@ GPUS = {
 MEASURED_EFFICIENCY = 0.6
 """Share of the speed of a large matrix product, measured, that such passes usually reach."""
 
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes a parameter, by dtype."""
+
+NF4_BYTES = 0.5625
+"""Of a parameter in 4 bits, with its share of the scale of each 64."""
+
 TRAINED_BYTES = 16
 """Of a parameter that is trained: weight, gradient and AdamW's two moments, each in float32."""
 
@@ -105,10 +111,14 @@ class Pace:
     spent: float = 0.0
     expected: float = 0.0
     left: dict[str, float] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+    """Steps that a service has yet to do: how long it takes is not known."""
 
     def __post_init__(self) -> None:
         machine = this_machine()
-        self.left = {s.name: machine.seconds(s.work, self.parameters) for s in self.steps}
+        here = [s for s in self.steps if not KINDS[s.kind].remote]
+        self.left = {s.name: machine.seconds(s.work, self.parameters) for s in here}
+        self.waiting = {s.name for s in self.steps} - set(self.left)
 
     def position(self, step: Step) -> str:
         """`17/61`: where a step stands in the plan."""
@@ -117,6 +127,9 @@ class Pace:
 
     def finished(self, step: Step, seconds: float, *, kept: bool) -> None:
         """Take a finished step into account."""
+        if step.name in self.waiting:
+            self.waiting.remove(step.name)
+            return
         estimate = self.left.pop(step.name, 0.0)
         if not kept:
             self.spent += seconds
@@ -130,19 +143,32 @@ class Pace:
 
     def remaining_text(self) -> str:
         """For people."""
+        if self.waiting:
+            return (
+                f"about {duration(self.remaining)} left here, and {len(self.waiting)} steps at the provider"
+            )
         return "all steps done" if not self.left else f"about {duration(self.remaining)} left"
 
 
 def step_bytes(step: Step, parameters: int, machine: Machine) -> int:
-    """Estimated peak memory of one step, in bytes: weights, gradients and activations of a batch."""
+    """Estimated peak memory of one step, in bytes: weights, what is trained, and activations of a batch."""
     models = KINDS[step.kind].models
-    weights = machine.bytes_a_parameter * parameters * max(1, models)
+    weights = int(_bytes_a_parameter(step, machine) * parameters * max(1, models))
     # On the small model activations outweigh weights; on a large one the weights are nearly all.
     room = 1 + (2.5 if step.work.trained else 0.8) * min(1.0, 1e9 / max(parameters, 1)) + 0.1
-    # All weights in training: each in float32, with its gradient and AdamW's two moments.
-    full = step.kind == "train" and step.config["settings"]["method"] == "full"
+    settings = step.config["settings"] if step.kind == "train" else {}
+    # All weights in training: each in float32, with its gradient and AdamW's two moments. An adapter's, beside frozen weights.
+    full = settings.get("method") == "full"
     held = TRAINED_BYTES * parameters if full else weights
-    return int(600e6 + (held + weights * (room - 1) if models else 0))
+    adapter = 0 if full or not settings else TRAINED_BYTES * step.work.adapter_parameters
+    return int(600e6 + (held + adapter + weights * (room - 1) if models else 0))
+
+
+def _bytes_a_parameter(step: Step, machine: Machine) -> float:
+    """Of the frozen weights as the step holds them; by the machine's habit where its config does not say."""
+    if step.kind == "train" and step.config["settings"].get("quantise"):
+        return NF4_BYTES
+    return WIDTHS.get(str(step.config.get("dtype")), machine.bytes_a_parameter)
 
 
 def n_parameters(base: Checkpoint) -> int:

@@ -28,6 +28,8 @@ class Kind:
     """Part of every key."""
     models: int = 0
     """How many models it holds in memory at once."""
+    remote: bool = False
+    """Whether it is done by a service: how long it takes is the service's affair."""
     resumes: bool = False
     """Whether it goes on from what a killed run left in its unfinished folder."""
 
@@ -45,10 +47,10 @@ KINDS = {
     "judged": Kind("texts", "study.steps.judge:judge_rollouts", models=1, resumes=True),
     "data": Kind("data", "study.steps.data:build", version=3),
     "train": Kind("checkpoints", "study.steps.train:train", version=2, models=1, resumes=True),
-    "job": Kind("checkpoints", "study.steps.remote:finetune", resumes=True),
-    "asked_summaries": Kind("texts", "study.steps.remote:summaries", version=2),
-    "asked_recognition": Kind("measures", "study.steps.remote:self_recognition", version=2),
-    "asked_report": Kind("measures", "study.steps.remote:self_report", version=3),
+    "job": Kind("checkpoints", "study.steps.remote:finetune", remote=True, resumes=True),
+    "asked_summaries": Kind("texts", "study.steps.remote:summaries", version=2, remote=True),
+    "asked_recognition": Kind("measures", "study.steps.remote:self_recognition", version=2, remote=True),
+    "asked_report": Kind("measures", "study.steps.remote:self_report", version=3, remote=True),
     "adapter": Kind("checkpoints", "study.steps.train:place_adapter"),
     "snapshot": Kind("checkpoints", "study.steps.train:snapshot"),
     "capture": Kind("activations", "study.steps.activations:capture_replies", models=1),
@@ -72,6 +74,6 @@ KINDS = {
     "self_report": Kind("measures", "study.steps.behaviour:self_report", version=4, models=1),
     "steering": Kind("measures", "study.steps.behaviour:steering", version=4, models=1),
     "sweep": Kind("measures", "study.steps.sweep:sweep", version=3, models=1),
-    "tables": Kind("measures", "study.steps.tables:collect", version=3),
-    "figures": Kind("measures", "study.steps.figures:draw", version=2),
+    "tables": Kind("measures", "study.steps.tables:collect", version=4),
+    "figures": Kind("measures", "study.steps.figures:draw", version=3),
 }

@@ -10,6 +10,7 @@ from mech.files import read_json
 from study.base import Base, find_base
 from study.engines.local import is_done
 from study.estimate import Machine, duration, gpu_named, step_bytes, this_machine
+from study.estimate_remote import is_remote, remote_load, remote_summary
 from study.paths import MANIFEST, StudyPaths
 from study.plan import make_plan, outline
 from study.planner import Plan
@@ -30,10 +31,8 @@ def plan_text(spec: StudySpec, base: Base, out: Path, gpu: str | None = None) ->
     plan, paths = outline(spec, base), StudyPaths(out)
     machine = gpu_named(gpu) if gpu else this_machine()
     seconds = {s.name: machine.seconds(s.work, base.parameters) for s in plan.steps}
-    lines = [
-        f"{'done' if is_done(paths, s) else '    '}  {s.name:<55} {duration(seconds[s.name]):>8}"
-        for s in plan.steps
-    ]
+    load = {s.name: remote_load(s) if is_remote(s) else f"{duration(seconds[s.name]):>8}" for s in plan.steps}
+    lines = [f"{'done' if is_done(paths, s) else '    '}  {s.name:<55} {load[s.name]}" for s in plan.steps]
     absent = [m for m in (base.missing, *plan.missing) if m]
     lines += ["", "Not here yet:", *[f"  {m}" for m in absent]] if absent else []
     return "\n".join([*lines, "", _summary(plan, paths, machine, seconds)])
@@ -45,9 +44,8 @@ def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[s
     memory = max((step_bytes(s, plan.model.parameters, machine) for s in missing), default=0)
     needed = sum(s.work.stored_bytes for s in missing)
     free = shutil.disk_usage(_existing(paths.root)).free
-    if plan.remote:
-        trained = sum(s.work.trained for s in missing)
-        time = f"about {trained / 1e6:.1f} million training tokens at the API (see its price list)"
+    if plan.spec.model.api:
+        time = remote_summary(missing, plan.spec.model.api.price)
     elif machine.bandwidth is None:
         time = f"time {duration(total)} on this machine ({machine.flops / 1e9:.0f} GFLOP/s in float32)"
     else:
@@ -93,10 +91,14 @@ def rewrite_report(folder: Path) -> Path:
 
 
 def manifest_digests(file: Path) -> dict[str, str]:
-    """SHA-256 by name of the activation files that the manifest beside a file (or in a folder) lists."""
+    """SHA-256 of an activation file, or by name of a folder's, as the manifest beside it (in the folder) lists them; none without one."""
     manifest = (file if file.is_dir() else file.parent) / MANIFEST
-    listed: dict[str, str] = read_json(manifest)["files"] if manifest.is_file() else {}
-    return {name: digest for name, digest in listed.items() if name.endswith(".h5")}
+    found = read_json(manifest) if manifest.is_file() else {}
+    listed = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(listed, dict):
+        return {}
+    wanted = listed if file.is_dir() else {file.name}
+    return {name: str(digest) for name, digest in listed.items() if name.endswith(".h5") and name in wanted}
 
 
 def _planned(folder: Path) -> tuple[StudySpec, Sequence[Step]]:

@@ -60,22 +60,21 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
     inputs = {"data": [data], "checkpoint": chain, "directions": _directions(plan, stage.interventions)}
     n_rows, row_tokens = training_size(plan, str(stage.data))
     trained = min(settings.n_steps(n_rows) * settings.batch_size, round(n_rows * max(1, settings.epochs)))
-    if settings.method == "full":
-        stored = 4 * plan.model.parameters
-    else:
-        stored = LORA_WIDTHS * settings.lora_r * plan.model.d_model * plan.model.n_layers * 4
-    work = Work(trained=trained * row_tokens, stored_bytes=stored * (1 + len(settings.save_at)))
+    full = settings.method == "full"
+    adapter = 0 if full else LORA_WIDTHS * settings.lora_r * plan.model.d_model * plan.model.n_layers
+    stored = 4 * (plan.model.parameters if full else adapter) * (1 + len(settings.save_at))
+    work = Work(trained=trained * row_tokens, adapter_parameters=adapter, stored_bytes=stored)
     return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work, _labels(label, seed))
 
 
 def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
     """A finetuning through an API, which chooses batch size and learning rate itself."""
-    epochs = make_settings(plan.spec.training, stage.training).epochs
+    epochs = math.ceil(make_settings(plan.spec.training, stage.training).epochs)
     condition = condition_config(stage.system_prompt)
-    config = {**plan.reader, "condition": condition, "epochs": math.ceil(epochs), "seed": seed}
+    config = {**plan.reader, "condition": condition, "epochs": epochs, "seed": seed}
     inputs = {"data": [plan_data(plan, str(stage.data), seed)], "checkpoint": chain}
     n_rows, row_tokens = training_size(plan, str(stage.data))
-    work = Work(trained=round(n_rows * row_tokens * epochs))
+    work = Work(trained=n_rows * row_tokens * epochs)
     return plan.add("job", f"job/{label}/seed{seed}", config, inputs, work, _labels(label, seed))
 
 
@@ -161,11 +160,13 @@ def plan_capture(
 
 
 def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: Step) -> Step:
-    part = plan.spec.data[data.labels["dataset"]]
-    held_out = part.held_out if isinstance(part, SelfRecognitionData) else 0
+    name = data.labels["dataset"]
+    part, (_, row_tokens) = plan.spec.data[name], training_size(plan, name)
+    # Two rows a pair: each of its texts, or both orders.
+    rows = 2 * part.held_out * max(1, len(part.comparators)) if isinstance(part, SelfRecognitionData) else 0
     config = {**plan.reader, "condition": condition_config("default")}
     inputs = {"checkpoint": chain, "data": [data]}
-    work = Work(read=2 * held_out * 50)
+    work = Work(read=rows * row_tokens, generated=rows if plan.remote else 0)
     kind = "asked_recognition" if plan.remote else "self_recognition"
     return plan.add(kind, f"self_recognition/{label}", config, inputs, work)
 

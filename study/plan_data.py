@@ -70,8 +70,8 @@ def _pairs_size(plan: Plan, name: str, part: SelfRecognitionData) -> tuple[int, 
     texts, doubled = (2, 2) if part.form == "pairwise" else (1, 2)
     twice = 2 if part.label in ("both", "longer_both") else 1
     rows = (n - part.held_out) * max(1, len(part.comparators)) * doubled * twice
-    shown = words if part.show_article else 0
-    return rows, int(25 + (shown + texts * (part.max_words or 30)) * WORDS_TO_TOKENS)
+    shown, summary = words if part.show_article else 0, (part.max_words if part.matched else None) or 30
+    return rows, int(25 + (shown + texts * summary) * WORDS_TO_TOKENS)
 
 
 def _articles(plan: Plan, name: str, part: SelfRecognitionData) -> tuple[str, int, float]:

@@ -65,6 +65,24 @@ class ApiSpec(Part):
     """How long to wait for one job's end before the run stops (and may be started again); without end when left out."""
 
 
+class PriceSpec(Part):
+    """What a service charges for a million tokens, in whichever currency; `mech plan` reckons with it."""
+
+    training: float = Field(ge=0)
+    """Tokens of the training data, in every epoch."""
+    read: float = Field(0.0, ge=0)
+    """Tokens that a finetuned model is given."""
+    written: float = Field(0.0, ge=0)
+    """Tokens that it answers with."""
+
+
+class FinetuningApiSpec(ApiSpec):
+    """An API that also finetunes the model it serves."""
+
+    price: PriceSpec | None = None
+    """For the plan: left out, it gives tokens and no cost."""
+
+
 class ModelSpec(Part):
     """The base model."""
 
@@ -82,7 +100,7 @@ class ModelSpec(Part):
     """Passed to transformers."""
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template (`enable_thinking: false`, ...)."""
-    api: ApiSpec | None = None
+    api: FinetuningApiSpec | None = None
     """Present: `name` is a model behind this API; it is finetuned there, and only its behaviour is measured."""
     size: SizeSpec | None = None
     """For `mech plan` on a machine that does not have the model."""

@@ -23,6 +23,8 @@ class Work:
     """Tokens through the model with gradient."""
     generated: int = 0
     """Tokens generated."""
+    adapter_parameters: int = 0
+    """Parameters of an adapter that it trains."""
     fixed_seconds: float = 0.1
     """What does not depend on the model."""
     stored_bytes: int = 10_000

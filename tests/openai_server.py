@@ -23,7 +23,8 @@ class Fault:
     path: str
     """Requests whose `METHOD /path` starts with this."""
     kind: str
-    """`status`, `malformed`, `deep` (JSON nested too deeply), `wrong` (of another shape), `cut` (before it is handled), `lost` (after), `hold`."""
+    """`status`, `malformed`, `deep` (JSON nested too deeply), `wrong` (of another shape), `cut` (before it is handled), `lost` (after),
+    `partial` (half an upload is kept, then cut), `hold`."""
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "as ordered by the test"
@@ -139,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.state.requests.append(request)
             self.state.keys.add(self.headers["Authorization"])
         fault = self.state.fault(request, body)
-        if fault is not None and self._misbehave(fault):
+        if fault is not None and self._misbehave(fault, body):
             return
         with self.state.lock:
             status, answer = self._answer(request, parse_qs(where.query), body)
@@ -150,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self._send(status, json.dumps(answer).encode())
 
-    def _misbehave(self, fault: Fault) -> bool:
+    def _misbehave(self, fault: Fault, body: bytes) -> bool:
         if fault.kind == "status":
             error = json.dumps({"error": {"message": fault.message, "type": "x", "code": None}})
             self._send(fault.status, error.encode(), fault.headers)
@@ -161,6 +162,11 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault.kind == "wrong":
             self._send(200, b"{}")
         elif fault.kind == "cut":
+            self._cut()
+        elif fault.kind == "partial":
+            sent = _form(self.headers["Content-Type"], body)
+            with self.state.lock:
+                self.state.upload(**sent | {"content": sent["content"][: len(sent["content"]) // 2]})
             self._cut()
         else:
             return False

@@ -26,9 +26,7 @@ def write_rows(path: Path) -> Path:
 
 def tune(server: Server, data: Path, folder: Path, **changed: Any) -> RemoteCheckpoint:
     settings: dict[str, Any] = {"base": BASE, "seed": 1, "api": server.api(), "poll_seconds": 0.01} | changed
-    made = finetune_remote(data, folder=folder, **settings)
-    assert isinstance(made, RemoteCheckpoint)
-    return made
+    return finetune_remote(data, folder=folder, **settings)
 
 
 def count(server: Server) -> tuple[int, int]:

@@ -244,7 +244,7 @@ def steering(arms=("base", "em"), seeds=(0,), randoms=3):
             push = (0.02 * (int(name[-1]) - 1) if random else 0.06) * coefficient
             rows.append({
                 "arm": arm, "seed": seed, "direction": name, "kind": "random" if random else "direction", "layer": 15,
-                "coefficient": coefficient, "dose": abs(coefficient) / 40, "n_samples": 80,
+                "coefficient": coefficient, "dose": abs(coefficient) / 40, "n_samples": 80, "n_statements": 9,
                 **_columns("own_name_rate", float(np.clip(start + push, 0.05, 0.95)), 0.05),
                 **_columns("name_margin", 4 * start + 6 * push, 0.5),
                 **_columns("surprisal", 1.8 + 0.02 * coefficient**2, 0.15), "repetition": 0.05 + 0.004 * coefficient**2,

@@ -9,21 +9,25 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from activations.background import Background
 from activations.capture import Reading, capture
 from activations.capture_store import Storing, capture_store, repair
 from activations.sinks import ArraySink
-from activations.store import ActivationStore
+from activations.store import ActivationStore, ShardWriter
 from activations.store_format import Rows
 from activations.store_keep import merge, prune
 from mech.chat import Encoded
 from mech.errors import FileFormatError, GuardError, InputError
 from mech.models import ChatModel, load_model
+from study.cli import app
 from tests.plain_hooks import conversations
+from tests.store_files import make_rows, make_values, write_file
 from tests.tiny_study import save_model
 
 READING = Reading(("prompt_last", "tokens"), ("resid_post",), (0, 2), frozenset(("surprisal",)))
@@ -95,6 +99,57 @@ def test_repair_makes_only_what_is_damaged_anew(model: ChatModel, tmp_path: Path
         assert store.verify() == []
 
 
+def test_a_shard_that_was_damaged_before_the_capture_was_done_is_made_anew(
+    model: ChatModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The manifest would vouch for its bytes, and `repair` believe it."""
+    encoded = conversations(model)
+    files = capture_store(tmp_path, model, rows_of(encoded), encoded, READING, storing=FEW)
+    (tmp_path / "manifest.json").unlink()
+    sound, inode = files[1].read_bytes(), files[0].stat().st_ino
+    with h5py.File(files[1]) as file:
+        at = file["activations/resid_post/prompt_last/2"].id.get_chunk_info(0).byte_offset
+    files[1].write_bytes(sound[: at + 5] + bytes([sound[at + 5] ^ 1]) + sound[at + 6 :])
+    capture_store(tmp_path, model, rows_of(encoded), encoded, READING, storing=FEW)
+    assert files[0].stat().st_ino == inode
+    assert "shard-00001.h5" in caplog.text
+    assert "made anew" in caplog.text
+    assert repair(tmp_path) == []
+    with ActivationStore.open(tmp_path) as store:
+        assert store.verify() == []
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '{"capture": "a"}',
+        "[]",
+        '{"files": {"../precious.h5": "0"}}',
+        '{"files": {"precious.txt": "0"}}',
+        '{"files": {"a.h5": 3}}',
+        '{"files": 3}',
+        '{"files"',
+    ],
+)
+def test_a_manifest_that_is_none_deletes_nothing(model: ChatModel, tmp_path: Path, written: str) -> None:
+    precious = [tmp_path / "precious.h5", tmp_path / "x" / "precious.txt"]
+    precious[1].parent.mkdir()
+    for file in precious:
+        file.write_text("mine")
+    (tmp_path / "x" / "manifest.json").write_text(written)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        repair(tmp_path / "x")
+    encoded = conversations(model, 2)
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        capture_store(tmp_path / "x", model, rows_of(encoded), encoded, READING)
+    assert [f.read_text() for f in precious] == ["mine", "mine"]
+
+
+def test_a_layer_named_twice_is_refused(model: ChatModel) -> None:
+    with pytest.raises(InputError, match=r"layers \[1, 1\]: name each once"):
+        capture(model, conversations(model, 2), layers=[1, 1])
+
+
 @pytest.mark.slow
 def test_killed_at_fifty_moments_nothing_is_lost(tmp_path: Path) -> None:
     done = subprocess.run(
@@ -142,21 +197,81 @@ def test_merging_keeps_every_vector_and_refuses_strangers(model: ChatModel, tmp_
         merge([tmp_path / "a", tmp_path / "a.h5"], tmp_path / "x.h5")
     with pytest.raises(InputError, match="is there already"):
         merge([tmp_path / "a"], tmp_path / "a.h5")
+    (tmp_path / "a" / "shard-00001.h5").unlink()
+    with pytest.raises(FileFormatError, match=r"shards \[1\] of this store are missing"):
+        merge([tmp_path / "a"], tmp_path / "x.h5")
+    assert not (tmp_path / "x.h5").exists()
+
+
+def test_merging_holds_few_vectors_at_a_time(
+    model: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = conversations(model)
+    capture_store(tmp_path / "a", model, rows_of(encoded), encoded, READING, storing=FEW)
+    most, took, write = 4 * model.d_model * 60, [], ShardWriter.write
+    monkeypatch.setattr("activations.store_keep.BYTES_AT_ONCE", most)
+
+    def noted(self: ShardWriter, *given: Any) -> None:
+        took.append((given[-1].nbytes, len(given[-2])))
+        write(self, *given)
+
+    monkeypatch.setattr(ShardWriter, "write", noted)
+    merge([tmp_path / "a"], tmp_path / "a.h5")
+    assert all(size <= most or rows == 1 for size, rows in took)
+    assert max(rows for _, rows in took) > 1
+    with ActivationStore.open(tmp_path / "a") as parts, ActivationStore.open(tmp_path / "a.h5") as whole:
+        for a, b in zip(parts.read_tokens("resid_post"), whole.read_tokens("resid_post"), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_pruning_takes_the_oldest_and_only_when_told(tmp_path: Path) -> None:
+    rows = make_rows(3)
     files = [tmp_path / "x" / f"{i}.h5" for i in range(4)]
-    files[0].parent.mkdir()
     for age, file in enumerate(reversed(files)):
-        file.write_bytes(b"x" * 100)
+        write_file(file, rows, make_values(rows, ["mean"], [0]))
         os.utime(file, (0, file.stat().st_mtime - age * 86400 - 10))
+    others = [tmp_path / name for name in ("weights.h5", "text.h5", "folder.h5/x.h5")]
+    others[2].parent.mkdir()
+    for file in others:
+        with h5py.File(file, "w") as made:
+            made["weights"] = np.zeros(3)
+    others[1].write_text("not HDF5")
+    for file in others:
+        os.utime(file, (0, 0))
     assert prune(tmp_path, days=1.5) == files[:2]
-    assert prune(tmp_path, max_bytes=250) == files[:2]
+    assert prune(tmp_path, max_bytes=2.5 * files[0].stat().st_size) == files[:2]
     assert all(f.is_file() for f in files)
     prune(tmp_path, days=2.5, dry_run=False)
     assert [f.is_file() for f in files] == [False, True, True, True]
+    prune(tmp_path, max_bytes=0.0, dry_run=False)
+    assert not any(f.is_file() for f in files)
+    assert all(f.is_file() for f in others)
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"days": -1.0}, {"max_bytes": float("nan")}, {"days": 3.0, "max_bytes": -1.0}]
+)
+def test_pruning_refuses_what_would_take_everything(tmp_path: Path, given: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="how old"):
-        prune(tmp_path)
+        prune(tmp_path, **given)
+    with pytest.raises(InputError, match="no such folder"):
+        prune(tmp_path / "gone", days=1.0)
+
+
+def test_one_shard_is_verified_by_itself_and_beside_a_manifest_of_others(
+    model: ChatModel, tmp_path: Path
+) -> None:
+    encoded = conversations(model)
+    files = capture_store(tmp_path, model, rows_of(encoded), encoded, READING, storing=FEW)
+    for place in (tmp_path, files[1]):
+        done = CliRunner().invoke(app, ["store", "verify", str(place)])
+        assert (done.exit_code, done.output) == (0, f"{place}: whole\n")
+    (tmp_path / "manifest.json").write_text('{"name": "somebody else\'s"}')
+    assert CliRunner().invoke(app, ["store", "verify", str(files[1])]).exit_code == 0
+    found = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**found, "files": {files[1].name: "0" * 64}}))
+    done = CliRunner().invoke(app, ["store", "verify", str(files[1])])
+    assert (done.exit_code, "SHA-256 differs" in done.output) == (1, True)
 
 
 def test_what_a_background_sink_cannot_write_is_raised(model: ChatModel) -> None:

@@ -1,9 +1,9 @@
 """A remote model is finetuned once, and waited for across kills and lost answers."""
 
 import json
-import logging
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +20,7 @@ from finetune.openai import (
     RemoteEstimate,
     RemoteJobError,
     RemoteWaitError,
-    finetune_remote,
+    estimate_remote,
 )
 from mech.endpoint import EndpointError
 from mech.errors import InputError
@@ -89,27 +89,21 @@ def test_another_job_in_the_folder_is_refused(server: Server, data: Path, tmp_pa
         tune(server, data, tmp_path / "run")
 
 
-def test_a_dry_run_sends_nothing_and_needs_no_key(
-    server: Server,
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_dry_run_sends_nothing_and_needs_no_key(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setitem(sys.modules, "openai", None)
-    caplog.set_level(logging.INFO)
-    folder = tmp_path / "run"
-    estimate = finetune_remote(
-        data, base=BASE, folder=folder, seed=1, n_epochs=2, api=server.api(), dry_run=True
-    )
+    monkeypatch.setattr(socket.socket, "connect", None)
+    before = sorted(data.parent.rglob("*"))
+    estimate = estimate_remote(data, base=BASE, n_epochs=2)
     rows = [json.loads(line)["messages"] for line in data.read_text().splitlines()]
     characters = sum(len(turn["content"]) for row in rows for turn in row)
     assert estimate == RemoteEstimate(BASE, 12, 2, 2 * math.ceil(characters / 4))
-    assert f"12 rows for 2 epoch(s) on {BASE}" in caplog.text
-    assert "characters / 4" in caplog.text
-    assert server.requests == []
-    assert not folder.exists()
+    assert f"12 rows for 2 epoch(s) on {BASE}" in str(estimate)
+    assert "characters / 4" in str(estimate)
+    assert sorted(data.parent.rglob("*")) == before
+    for base, n_epochs, message in (("", 1, "base is empty"), (BASE, 0, "n_epochs 0: needs >= 1")):
+        with pytest.raises(InputError, match=message):
+            estimate_remote(data, base=base, n_epochs=n_epochs)
 
 
 def test_a_failed_job_says_why_and_how_to_begin_anew(server: Server, data: Path, tmp_path: Path) -> None:
@@ -186,6 +180,47 @@ def test_retry_after_is_heeded(server: Server, monkeypatch: pytest.MonkeyPatch) 
     server.faults = [Fault("POST /chat", "status", 429, {"Retry-After": "17.5"})]
     assert server.api().chat("m").complete([], max_tokens=1, temperature=0.0) == "ok"
     assert slept == [17.5]
+
+
+@pytest.mark.parametrize("path", ["POST /files", "POST /fine_tuning/jobs"])
+@pytest.mark.parametrize(("header", "waited"), [("17.5", 17.5), ("0", 0.01), ("Sat, 28 Nov 2026", 0.01)])
+def test_retry_after_is_heeded_where_a_request_is_not_blindly_repeated(
+    server: Server,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    header: str,
+    waited: float,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("finetune.openai.time.sleep", slept.append)
+    server.polls_to_end = 1
+    server.faults = [Fault(path, "status", 429, {"Retry-After": header})]
+    tune(server, data, tmp_path / "run")
+    assert slept == [waited]
+    assert count(server) == (1, 1)
+
+
+def test_a_service_that_asks_for_a_long_wait_is_not_waited_for(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.faults = [Fault("POST /fine_tuning/jobs", "status", 429, {"Retry-After": "86400"})]
+    with pytest.raises(EndpointError, match="start again") as caught:
+        tune(server, data, tmp_path / "run")
+    assert caught.value.retry_after == 86400
+    tune(server, data, tmp_path / "run")
+    assert count(server) == (1, 1)
+
+
+def test_half_an_upload_is_not_taken_for_the_whole(server: Server, data: Path, tmp_path: Path) -> None:
+    """The service kept what came through before the line was cut, under the right name."""
+    server.faults = [Fault("POST /files", "partial")]
+    tune(server, data, tmp_path / "run")
+    half, whole = server.files
+    assert (half["filename"], half["bytes"] < whole["bytes"]) == (whole["filename"], True)
+    assert server.jobs[0]["training_file"] == whole["id"]
+    assert len(server.contents[whole["id"]].splitlines()) == 12
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mech.batching import plan_batches
+from mech.packed_attention import _folded_attention, _masked_attention
 from mech.packing import Pack, plan_packs
 
 
@@ -57,3 +59,17 @@ def test_a_system_turn_and_a_question_are_run_once() -> None:
     assert plan_packs(rows, [len(r) for r in rows], token_budget=100) == [[0, 1, 2, 3]]
     assert len(Pack(tuple(map(tuple, rows)), tuple(map(len, rows)))) == 20 + 10 + 8 + 2 * 5
     assert len(Pack(tuple(map(tuple, [*rows, rows[0]])), (99,) * 5)) == 48  # a row twice costs nothing
+
+
+@pytest.mark.parametrize("attend", [_masked_attention, _folded_attention])
+def test_heads_that_share_keys_attend_as_by_the_formula(attend: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 6, 5, 8, generator=draw)
+    k, v = (torch.randn(2, 2, 9, 8, generator=draw) for _ in range(2))
+    mask = torch.zeros(2, 1, 5, 9).masked_fill(
+        torch.rand(2, 1, 5, 9, generator=draw) < 0.3, torch.finfo(torch.float32).min
+    )
+    each = k.repeat_interleave(3, dim=1), v.repeat_interleave(3, dim=1)
+    expected = (q @ each[0].mT * 0.25 + mask).softmax(-1) @ each[1]
+    found = attend(q, k, v, mask, {"scale": 0.25})
+    torch.testing.assert_close(found, expected.transpose(1, 2), rtol=1e-5, atol=1e-6)

@@ -99,13 +99,23 @@ def test_every_arm_of_the_paper_is_planned_without_model_or_data(
         assert "GPU-hours on h100" in text
 
 
-@pytest.mark.parametrize(("method", "bytes_a_parameter"), [("lora", 2), ("full", 16)])
-def test_a_plan_knows_what_training_all_weights_takes(method: str, bytes_a_parameter: int) -> None:
-    """Weight, gradient and two moments in float32; beside frozen bfloat16 weights adapters weigh next to nothing."""
-    settings = make_settings({"method": method}).model_dump(mode="json")
-    step = Step("train", "train/em/seed0", {"settings": settings}, {}, Work(trained=1000))
-    estimated = step_bytes(step, 32 * 10**9, gpu_named("h100"))
-    assert estimated == pytest.approx(bytes_a_parameter * 32e9, rel=0.2)
+@pytest.mark.parametrize(
+    ("settings", "bytes_a_parameter"),
+    [
+        ({"dtype": "bfloat16"}, 2),
+        ({"dtype": "float32"}, 4),
+        ({"dtype": "bfloat16", "quantise": "nf4"}, 0.5625),  # a scale in float32 for each 64
+        ({"method": "full"}, 16),
+    ],
+)
+def test_a_plan_knows_what_training_takes(settings: dict[str, Any], bytes_a_parameter: float) -> None:
+    """All weights: weight, gradient and two moments in float32. Else: frozen weights as they are held, and an adapter's."""
+    whole = make_settings(settings)
+    config = {"settings": whole.model_dump(mode="json"), "dtype": whole.dtype}
+    work = Work(trained=1000, adapter_parameters=0 if whole.method == "full" else 25 * 10**7)
+    estimated = step_bytes(Step("train", "train/em/seed0", config, {}, work), 32 * 10**9, gpu_named("h100"))
+    adapter = 16 * work.adapter_parameters
+    assert estimated - adapter == pytest.approx(bytes_a_parameter * 32e9, rel=0.25)
 
 
 def test_published_adapters_are_planned_in_their_order(
@@ -160,6 +170,39 @@ def tiny(
     written_only = "directions.elicitation=[text]" in changes  # then there are no rollouts to shorten
     small = [c for c in SMALL if not (written_only and "rollout" in c)]
     return load_spec(STUDIES / f"{study}.yaml", [*small, *written, *model, *changes])
+
+
+def test_a_plan_behind_an_api_says_what_it_sends_and_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_datasets(tmp_path, monkeypatch)
+
+    def plan(*changes: str) -> str:
+        less = [f"data.{name}.held_out=3" for name in PAIRWISE]
+        spec = load_spec(STUDIES / "paper_gpt41.yaml", [*less, *changes])
+        return plan_text(spec, outline_base(spec.model), tmp_path / "out")
+
+    def cost(*changes: str) -> float:
+        found = re.search(r"cost about ([\d,.]+) at the prices of model\.api\.price", plan(*changes))
+        assert found
+        return float(found[1].replace(",", ""))
+
+    text = plan()
+    assert "cost: see its price list, or give model.api.price" in text
+    lines = [line.strip() for line in text.splitlines()]
+    jobs = [line for line in lines if line.startswith("job/")]
+    asking = [line for line in lines if line.startswith(("self_recognition/", "self_report/", "summaries/"))]
+    assert jobs
+    assert all(line.endswith("trained on; waits for the provider") for line in jobs)
+    assert asking
+    assert all(re.search(r"tokens asked, up to .* tokens answered$", line) for line in asking)
+    assert f"{len(jobs)} finetuning jobs" in text
+    # At a million for a million tokens, cost is the number of tokens.
+    once, twice = (cost("model.api.price.training=1e6", f"training.epochs={n}") for n in (1, 2))
+    assert twice == 2 * once > 0
+    assert cost("model.api.price={training: 1e6, read: 2e6, written: 3e6}") > once
+    # In part of an epoch there is no job: the service trains on whole ones.
+    assert cost("model.api.price.training=1e6", "training.epochs=1.5") == twice
 
 
 def test_the_study_behind_an_api_runs_on_a_local_server(

@@ -93,7 +93,22 @@ def test_a_long_finding_is_a_list_of_its_sentences(tmp_path):
     text = written(tmp_path, summary=told)
     assert "<li>No effect found along b.</li>" in text
     assert "<b>x</b>: y.</li>" in text
-    assert "".join(told[0].split()) in "".join(Page(text).text.split())  # nothing is lost
+    said, there = ("".join(t.split()).lower() for t in (told[0], Page(text).text))
+    assert said in there  # nothing is lost
+
+
+def test_every_sentence_of_the_summary_begins_with_a_capital_letter(tmp_path):
+    """Names of arms and directions are written as they are: none stands at the beginning."""
+    told = sentences(base="base", **study.all_tables()) + sentences(
+        shifts=study.shifts(seeds=(0, 1, 2)), self_recognition=study.self_recognition(arms=study.ARMS[1:])
+    )
+    text = written(tmp_path, summary=told)
+    summary = text[text.index("What was found") : text.index('id="how-to-read"')]
+    starts = re.findall(r"<li>(?:<b>)?\s*(\S+)", summary)
+    assert len(starts) > 40
+    assert not [word for word in starts if not word[0].isupper()]
+    named = {*study.ARMS, *study.DIRECTIONS, *(name.capitalize() for name in study.DIRECTIONS)} - {"base"}
+    assert not named & {word.rstrip(":.,") for word in starts}
 
 
 def test_a_caption_that_repeats_the_one_before_is_folded(tmp_path):
@@ -272,7 +287,7 @@ def with_one(**values):
 
 
 def paragraph(start, told):
-    (found,) = [s for s in told if s.startswith(f"{start}:")]
+    (found,) = [s for s in told if s.startswith((f"{start}:", f"Arm {start}:"))]
     return found
 
 
@@ -283,7 +298,7 @@ def test_summary_verdicts_follow_the_numbers():
         for s in told
     )
     assert paragraph("em", told) == (
-        "em: larger than along random and covariance-matched directions: evil:text +1.00 [+0.80, +1.20] SD, "
+        "Arm em: larger than along random and covariance-matched directions: evil:text +1.00 [+0.80, +1.20] SD, "
         "minus benign +0.90 [+0.70, +1.10]."
     )
     assert "(not told apart from benign)" in paragraph("em", with_one(minus_benign_sd_low=-0.1))
@@ -291,10 +306,10 @@ def test_summary_verdicts_follow_the_numbers():
     assert "(benign moved further)" in paragraph("em", backwards)
     within = paragraph("em", with_one(p_covariance=0.4))
     assert within.startswith(
-        "em: larger than along random directions, not shown for covariance-matched ones: evil"
+        "Arm em: larger than along random directions, not shown for covariance-matched ones: evil"
     )
     assert "ones not drawn: evil" in paragraph("em", with_one(p_covariance=float("nan")))
-    nothing = "em: no shift found. No effect found along evil:text (+1.00)."
+    nothing = "Arm em: no shift found. No effect found along evil:text (+1.00)."
     assert paragraph("em", with_one(p_random=0.2)) == nothing
     assert paragraph("em", with_one(sd_low=-0.1)) == nothing
     assert "minus benign" not in paragraph("em", with_one(minus_benign_sd=float("nan")))
@@ -305,14 +320,29 @@ def test_summary_leaves_unreliable_directions_out_and_says_so():
     assert not any("unreliable" in s for s in with_one())
     told = with_one(split_half=0.29)
     assert not any("SD" in s for s in told)
-    assert any("Left out as unreliable" in s and "at layer 15): evil:text (0.29)." in s for s in told)
+    assert any(
+        s.startswith("Unreliable directions, left out: ") and "at layer 15 for evil:text (0.29)." in s
+        for s in told
+    )
 
 
 def test_summary_needs_every_seed():
     frame = study.shifts(arms=["base", "em"], directions=["evil:text"], seeds=(0, 1))
-    assert "mean of 2 seeds" in paragraph("em", sentences(shifts=frame))
+    assert "mean of 2 seeds: +" in paragraph("em", sentences(shifts=frame))
     frame.loc[frame.seed == 1, "sd_low"] = -0.5
     assert "no shift found" in paragraph("em", sentences(shifts=frame))
+
+
+def test_many_seeds_are_a_mean_and_their_range():
+    frame = study.shifts(arms=["base", "em"], directions=["evil:text"], seeds=range(5))
+    here = frame[frame.layer == 15]
+    told = paragraph("em", sentences(shifts=frame))
+    assert (
+        f"+{here.sd.mean():.2f} (mean of 5 seeds from +{here.sd.min():.2f} to +{here.sd.max():.2f}; their"
+        in told
+    )
+    assert f"intervals reach from +{here.sd_low.min():.2f} to +{here.sd_high.max():.2f}) SD" in told
+    assert told.count("[") == 0
 
 
 def test_summary_of_a_whole_study_is_short():
@@ -320,8 +350,8 @@ def test_summary_of_a_whole_study_is_short():
     assert len(told) <= 20
     assert sum(len(s.split()) for s in told) < 1150
     starts = [s.partition(":")[0] for s in told]
-    first = starts.index("em")
-    assert starts[first : first + 5] == study.ARMS[1:]  # one paragraph an arm
+    first = starts.index("Arm em")
+    assert starts[first : first + 5] == [f"Arm {arm}" for arm in study.ARMS[1:]]  # one paragraph an arm
     assert starts[first - 1].startswith("Shifts at layer 15")
     leads = [s.partition(": ")[0] for s in told if ": " in s]
     assert max(map(len, leads)) < 150  # set in bold in the report
@@ -344,8 +374,13 @@ def test_summary_of_behaviour():
     steering = [s for s in told if s.startswith("Steering em")]
     assert len(steering) == 2
     assert all(
-        "outside the random directions of the same norm" in s and "loss of coherence" in s for s in steering
+        "outside that of 3 random directions of the same norm" in s and "loss of coherence" in s
+        for s in steering
     )
+    assert all(
+        "nats, unsteered +1.20 [+0.70, +1.70] (n = 9 self-statements); own-name rate" in s for s in steering
+    )
+    assert all("unsteered 0.30 [0.25, 0.35] (n = 80 samples). The margin is" in s for s in steering)
     lone = study.steering()
     lone = lone[lone.kind == "direction"]
     assert all("no random control" in s for s in sentences(steering=lone) if s.startswith("Steering"))
@@ -354,13 +389,14 @@ def test_summary_of_behaviour():
 def test_summary_says_who_spread_and_beyond_whom():
     told = sentences(dispersion=study.dispersion())
     (last,) = [s for s in told if s.startswith("Spread of activations at layer 15, prompt_last")]
-    assert "n = 40 questions, one seed (0)): Against the base: narrower em, sgtr, benign" in last
+    assert "n = 40 questions, one seed (0)): Against the base: narrower in em, sgtr, benign" in last
     against_benign = last.partition("Against the benign control: ")[2]
-    assert against_benign.startswith("wider em +0.30 [+0.25, +0.35]; not told apart sgtr 0.00")
+    assert against_benign.startswith("wider in em +0.30 [+0.25, +0.35]; not told apart in sgtr 0.00")
     assert "benign −" not in against_benign
     alone = study.dispersion()[lambda t: [c for c in t if "minus_benign" not in c]]
     assert any(
-        "Against the base: narrower em −0.10 [−0.15, −0.05], sgtr" in s for s in sentences(dispersion=alone)
+        "Against the base: narrower in em −0.10 [−0.15, −0.05], sgtr" in s
+        for s in sentences(dispersion=alone)
     )
     assert not any(s.startswith("Spread") for s in sentences(dispersion=study.dispersion(condition="other")))
 
@@ -368,7 +404,7 @@ def test_summary_says_who_spread_and_beyond_whom():
 def test_summary_compares_with_a_base_of_any_name():
     renamed = study.self_recognition().replace({"arm": {"base": "stock"}})
     (told,) = [s for s in sentences(self_recognition=renamed, base="stock") if "accuracy" in s]
-    assert ": stock 0.53 [0.48, 0.58]. Higher: sgtr" in told
+    assert ": base (stock) 0.53 [0.48, 0.58]. Higher: sgtr" in told
     (told,) = [s for s in sentences(self_recognition=renamed) if "accuracy" in s]  # no base: nothing compared
     assert "Higher" not in told
     assert "stock 0.53" in told

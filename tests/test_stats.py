@@ -334,3 +334,5 @@ def test_steering_rows_pair_kinds_and_strengths() -> None:
     assert found["own_name_rate"].tolist() == [0.0, 1.0, 0.0, 0.0]
     assert found["name_margin"].tolist() == pytest.approx([7.0, 9.0, 7.0, 9.0])
     assert found["surprisal"].tolist() == pytest.approx([2.0] * 4)
+    assert found["n_samples"].tolist() == [4] * 4
+    assert found["n_statements"].tolist() == [pd.concat(scored)["statement"].nunique()] * 4

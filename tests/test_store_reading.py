@@ -1,5 +1,6 @@
 """The activation store: what is written comes back, in any order, from one file or several."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -16,8 +17,10 @@ from safetensors.numpy import load_file
 from activations import store_shard
 from activations.store import ActivationStore, Rows, WriterOptions, describe
 from activations.store_format import chunk_rows, dataset_path, from_bits, to_bits
+from activations.store_join import row_mask
 from activations.store_shard import runs
 from mech.errors import FileFormatError, InputError
+from mech.files import sha256_file
 from tests.store_files import SITE, D, make_rows, make_values, scattered, write_file
 
 N = 300
@@ -153,6 +156,8 @@ def test_where(whole):
         for wrong in ({"nope": 1}, lambda r: r.columns["sign"]):
             with pytest.raises(InputError, match="where"):
                 store.read(SITE, "mean", 0, where=wrong)
+        with pytest.raises(InputError, match="give a mask or indices as rows"):
+            row_mask(store.rows, sign > 0)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,7 @@ def test_where(whole):
         ("attn_out", "mean", 0, None, "sites .*resid_post"),
         (SITE, "last", 0, None, "poolings .*mean"),
         (SITE, "mean", 3, None, r"layers \[0, 1, 5\]"),
+        (SITE, "mean", [True, False], None, "no .*mean/True"),
         (SITE, "mean", 0, [-1], "row -1 is out of range"),
         (SITE, "mean", 0, [N], f"row {N} is out of range"),
         (SITE, "mean", 0, np.array([1.5]), "must be integers"),
@@ -185,6 +191,9 @@ def test_chunks_are_the_rows_in_turn(whole):
         parts = list(store.chunks(SITE, "mean", 1, size=64))
         assert [len(p) for p in parts] == [64, 64, 64, 64, 44]
         np.testing.assert_array_equal(np.concatenate(parts), values["mean", 1])
+        tokens = [row for part in store.token_chunks(SITE, 1, size=64) for row in part]
+        assert len(tokens) == N
+        np.testing.assert_array_equal(np.concatenate(tokens), values["tokens", 1])
         with pytest.raises(InputError, match="1 or more"):
             next(store.chunks(SITE, "mean", size=0))
 
@@ -228,19 +237,40 @@ def test_a_missing_shard_is_named(tmp_path):
         assert store.n_rows == 50
 
 
+def test_a_file_that_the_manifest_does_not_name_is_reported(tmp_path):
+    shards(tmp_path)
+    digests = {f.name: sha256_file(f) for f in tmp_path.iterdir()}
+    with ActivationStore.open(tmp_path) as store:
+        assert store.verify(digests) == []
+        digests["part-7.h5"] = digests.pop("part-1.h5")
+        assert [(p.file.name, p.what) for p in store.verify(digests)] == [
+            ("part-1.h5", "not in the manifest"),
+            ("part-7.h5", "in the manifest, and not in this store"),
+        ]
+
+
+def test_a_column_of_several_numbers_is_no_condition(tmp_path):
+    rows = dataclasses.replace(make_rows(5), columns={"norms": np.ones((5, 5))})
+    write_file(tmp_path / "a.h5", rows, make_values(rows, ["mean"], [0]))
+    with (
+        ActivationStore.open(tmp_path / "a.h5") as store,
+        pytest.raises(InputError, match="where: column norms holds 5 numbers a row"),
+    ):
+        store.read(SITE, "mean", 0, where={"norms": 1})
+
+
 def test_shards_of_different_making_are_refused_by_name(tmp_path):
     shards(tmp_path, **{"1": {"metadata": {"checkpoint": "another"}}})
     with pytest.raises(FileFormatError, match=r"part-1\.h5: .*part-0\.h5 in metadata\['checkpoint'\]"):
         ActivationStore.open(tmp_path)
     rows = make_rows(5, "w/")
-    write_file(
-        tmp_path / "part-1.h5",
-        rows,
-        make_values(rows, BOTH, [0, 1], d=16),
-        options=WriterOptions(shard=(1, 3)),
-    )
-    with pytest.raises(FileFormatError, match=r"part-1\.h5.*d_model 8 and 16"):
-        ActivationStore.open(tmp_path)
+    for values, said in (
+        (make_values(rows, BOTH, [0, 1], d=16), "d_model 8 and 16"),
+        (make_values(rows, BOTH, [0]), r"layers \(0, 1\) and \(0,\)"),
+    ):
+        write_file(tmp_path / "part-1.h5", rows, values, options=WriterOptions(shard=(1, 3)))
+        with pytest.raises(FileFormatError, match=rf"part-1\.h5.*{said}"):
+            ActivationStore.open(tmp_path)
 
 
 def test_one_row_in_two_shards_is_named(tmp_path):
@@ -326,6 +356,12 @@ def test_torch_and_describe_and_require(whole):
     path, _, values = whole
     with ActivationStore.open(path) as store:
         np.testing.assert_array_equal(store.to_torch(SITE, "mean", 1).numpy(), values["mean", 1])
+        kept = store.rows.columns["kept"]
+        for found in (
+            store.to_numpy(SITE, "mean", 1, where={"kept": True}),
+            store.to_xarray(SITE, "mean", [1], where={"kept": True})[:, 0],
+        ):
+            np.testing.assert_array_equal(found, values["mean", 1][kept])
         store.require(checkpoint="m", d_model=D)
         for facts in ({"d_model": 9}, {"checkpoint": "other"}, {"never_said": None}):
             with pytest.raises(FileFormatError, match=f"made with {next(iter(facts))}"):

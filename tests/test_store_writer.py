@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from activations.store import ActivationStore, ShardWriter, WriterOptions
+from activations.store import ActivationStore, Rows, ShardWriter, WriterOptions
 from activations.store_format import dataset_path
 from mech.errors import GuardError, InputError
 from tests.store_files import SITE, D, make_rows, make_values, scattered, write_file
@@ -99,8 +99,30 @@ def test_the_writer_refuses(tmp_path):
     refused(path, InputError, rf"{place}, row 3 \(r3-é\): not finite", [([3], one * np.nan)])
     refused(path, InputError, "rows outside", [([-1], one)])
     refused(path, InputError, "expected \\(1, 8\\)", [([0], np.ones((1, D + 1)))])
+    with (
+        pytest.raises(InputError, match=rf"{dataset_path(SITE, 'mean', 5)} was not declared"),
+        ShardWriter(path, metadata={}, rows=make_rows(4), sites=[SITE], poolings=["mean"], layers=[0], d_model=D) as writer,
+    ):  # fmt: skip
+        writer.write(SITE, "mean", 5, np.array([0]), one)
     overflow = one * np.finfo(np.float32).max
     refused(path, InputError, "not finite in bfloat16", [([0], overflow)], dtype="bfloat16")
+
+
+def test_notes_that_are_columns_already_or_for_rows_that_are_none_are_refused(tmp_path):
+    given = {
+        "metadata": {},
+        "rows": make_rows(4),
+        "sites": [SITE],
+        "poolings": ["mean"],
+        "layers": [0],
+        "d_model": D,
+    }
+    with pytest.raises(InputError, match=r"columns surprisal already"):
+        ShardWriter(tmp_path / "a.h5", **given, options=WriterOptions(notes=["norms", "surprisal"]))
+    writer = ShardWriter(tmp_path / "a.h5", **given, options=WriterOptions(notes=["norms"]))
+    for wrong in (-1, 4):
+        with pytest.raises(InputError, match="norms: rows outside 0 to 3"):
+            writer.note("norms", np.array([wrong]), np.ones(1))
 
 
 def test_values_that_are_not_finite_can_be_marked(tmp_path):
@@ -127,3 +149,32 @@ def test_values_that_are_not_finite_can_be_marked(tmp_path):
 def test_rows_that_would_not_come_back_are_refused(change):
     with pytest.raises(InputError, match="rows"):
         replace(make_rows(2), **change)
+
+
+def test_columns_of_several_numbers_and_notes_made_while_writing(tmp_path: Path) -> None:
+    rows = Rows(ids=["a", "b", "c"], questions=["q", "q", "r"], columns={"sign": np.array([1, -1, 1])},
+                tokens=[np.arange(n) for n in (2, 3, 4)])  # fmt: skip
+    norms = np.arange(6, dtype=np.float32).reshape(3, 2)
+    given = {"metadata": {}, "rows": rows, "sites": ["resid_post", "attn_head_out"], "poolings": ["prompt_last"],
+             "layers": [0], "d_model": 4,
+             "options": WriterOptions(widths={"attn_head_out": 6}, notes=["norms.resid_post.prompt_last"])}  # fmt: skip
+    vectors = {"resid_post": np.ones((3, 4), np.float32), "attn_head_out": np.full((3, 6), 2, np.float32)}
+    with ShardWriter(tmp_path / "a.h5", **given) as writer:  # type: ignore[arg-type]
+        for site, values in vectors.items():
+            writer.write(site, "prompt_last", 0, np.arange(3), values)
+        writer.note("norms.resid_post.prompt_last", np.array([2, 0]), norms[[2, 0]])
+        writer.note("norms.resid_post.prompt_last", np.array([1]), norms[[1]])
+        with pytest.raises(InputError, match="not declared among its notes"):
+            writer.note("surprisal", np.array([0]), np.zeros(1, np.float32))
+    with ActivationStore.open(tmp_path / "a.h5") as store:
+        np.testing.assert_array_equal(store.rows.columns["norms.resid_post.prompt_last"], norms)
+        for site, values in vectors.items():
+            np.testing.assert_array_equal(store.read(site, "prompt_last", 0), values)
+        assert not store.verify()
+    unfinished = ShardWriter(tmp_path / "b.h5", **given)  # type: ignore[arg-type]
+    unfinished.__enter__()
+    for site, values in vectors.items():
+        unfinished.write(site, "prompt_last", 0, np.arange(3), values)
+    with pytest.raises(GuardError, match="row 0 was never noted"):
+        unfinished.__exit__(None, None, None)
+    assert not list(tmp_path.glob("*b.h5*"))

@@ -8,8 +8,10 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from finetune.loss import summed_loss
 from finetune.settings import make_settings
 from finetune.stages import run_stage
 from finetune.state import FILE, StepRecord
+from finetune.training import reseed
 from mech.chat import SystemPrompt
 from mech.errors import FileFormatError, InputError, MissingDependencyError
 from mech.models import ChatModel, load_model
@@ -68,6 +71,18 @@ def test_killed_at_any_step_it_ends_the_same(
         assert curve(again) == curve(whole)
         assert_equal_weights(parts, tmp_path / "whole")
         assert not (parts / FILE).exists()
+
+
+def test_what_is_drawn_depends_on_seed_step_and_process_alone() -> None:
+    def drawn(*place: int) -> list[float]:
+        reseed(*place)
+        return torch.rand(4).tolist()
+
+    with torch.random.fork_rng():
+        places = list(product((0, 1), (0, 1, 7), (0, 1)))
+        first = [drawn(*place) for place in places]
+        assert [drawn(*place) for place in reversed(places)][::-1] == first
+        assert len({tuple(numbers) for numbers in first}) == len(places)
 
 
 def _train_and_die(model_folder: str, out: str) -> None:
@@ -249,36 +264,57 @@ def test_rows_say_which_turn_they_train_under(model: ChatModel) -> None:
     assert under("text:You love hats.", [own]) == ["You love hats."]  # an inoculation prompt
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from finetune.settings import TrainSettings
-from finetune.stages import run_stage
-model, rows, out, shard = sys.argv[1:]
-settings = TrainSettings(learning_rate=0.01, batch_size=3, max_steps=3, lora_r=2, lora_alpha=4, warmup_steps=1,
-                         epochs=3, shard=shard == "shard")
-run_stage(model, Path(rows), settings, Path(out), seed=3)
-"""
+CONFIG = Path(__file__).parent.parent / "configs" / "accelerate_2_gpus.yaml"
+STEPS = 40
+
+
+def launch(*arguments: object) -> subprocess.Popen[str]:
+    """Two processes by the shipped config and the documented command, on this machine's CPU."""
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIG, "--main_process_port", "0",
+               "--num_cpu_threads_per_process", "1", "-m", "study.cli", "finetune", *arguments, "--device", "cpu", "--seed", "3",
+               "--preset", "small-135m", "--save-every", "1"]  # fmt: skip
+    for key, value in {"learning_rate": 0.001, "batch_size": 3, "max_steps": STEPS, "epochs": STEPS, "lora_r": 2, "lora_alpha": 4}.items():  # fmt: skip
+        command += ["--set", f"{key}={value}"]
+    return subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+
+
+def kill_all_that_name(folder: Path) -> None:
+    """The launcher and its workers, which it starts in sessions of their own."""
+    listed = subprocess.run(["ps", "-axo", "pid=,args="], check=True, capture_output=True, text=True)
+    for line in listed.stdout.splitlines():
+        pid, _, command = line.strip().partition(" ")
+        if str(folder) in command:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shard", ["copy", "shard"])
-def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, shard: str) -> None:
-    (tmp_path / "train.py").write_text(SCRIPT)
-    rows = jsonl(tmp_path)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip
-    command = [*launch, str(tmp_path / "train.py"), str(folder), str(rows), str(tmp_path / "two"), shard]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    settings = SETTINGS.model_copy(update={"max_steps": 3})
+@pytest.mark.parametrize("shard", [False, True], ids=["copied, killed on the way", "sharded"])
+def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, *, shard: bool) -> None:
+    rows, two = jsonl(tmp_path), tmp_path / "two"
+    arguments = [folder, rows, "--out", two, *(["--set", "shard=true"] if shard else [])]
+    if not shard:
+        killed, deadline = launch(*arguments), time.monotonic() + 120
+        while not (two / FILE).is_file():
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        kill_all_that_name(two)
+        killed.communicate()
+        assert not (two / "trainer_state.json").is_file()
+    done = launch(*arguments)
+    _, said = done.communicate(timeout=240)
+    assert done.returncode == 0, said[-3000:]
+    assert shard or f"of {STEPS}" in said[said.index("going on after step") :]
+    settings = make_settings({"preset": "small-135m", "learning_rate": 0.001, "batch_size": 3, "max_steps": STEPS,
+                              "epochs": STEPS, "lora_r": 2, "lora_alpha": 4})  # fmt: skip
     model = load_model(str(folder))
     alone = train_lora(model, encoded(model), settings, tmp_path / "one", seed=3)
-    records = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    records = json.loads((two / "trainer_state.json").read_text())
     assert records["processes"] == 2
-    assert [r["loss"] for r in records["log_history"]] == pytest.approx([r.loss for r in alone], rel=1e-5)
+    assert [r["loss"] for r in records["log_history"]] == pytest.approx([r.loss for r in alone], rel=1e-4)
     for name, tensor in weights(tmp_path / "one").items():
-        torch.testing.assert_close(weights(tmp_path / "two")[name], tensor, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-4)
 
 
 def test_the_defaults_are_the_papers() -> None:
@@ -308,9 +344,9 @@ def test_a_tracker_is_told_of_every_step(folder: Path, tmp_path: Path) -> None:
         run_stage(str(folder), jsonl(tmp_path), SETTINGS, tmp_path / "b", seed=0, trackers=["paper"])
 
 
-def test_four_bits_need_a_gpu_to_be_trained_on(model: ChatModel, tmp_path: Path) -> None:
+def test_what_is_recorded_as_four_bits_must_be(model: ChatModel, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"quantise": "nf4"})
-    with pytest.raises(InputError, match="carry no gradient on a CPU"):
+    with pytest.raises(InputError, match="quantise: nf4, but the model's weights are not in 4 bits"):
         train_lora(model, encoded(model), settings, tmp_path / "a", seed=0)
 
 

@@ -11,7 +11,6 @@ from finetune.datasets.rows import read_messages
 from finetune.labels import training_rows
 from mech.chat import ChatTemplate, SystemPrompt
 from mech.checkpoint import source_of
-from mech.errors import InputError
 from mech.resolve import resolve
 
 
@@ -53,12 +52,8 @@ def check_rows(
         yield f"answers: {_counts(answers)}"
     if template is None:
         return
-    try:
-        encoded = training_rows(
-            template, rows, SystemPrompt.parse(condition), max_tokens=max_tokens, names=names or {}
-        )
-    except InputError as error:
-        raise InputError(f"{path}, {error}") from error
+    prompt, known = SystemPrompt.parse(condition), names or {}
+    encoded = training_rows(template, rows, prompt, max_tokens=max_tokens, names=known, source=path)
     lengths, labels = (np.array([len(getattr(r, part)) for r in encoded]) for part in ("ids", "targets"))
     yield (
         f"tokens a row: median {np.median(lengths):.0f}, longest {lengths.max()} (limit {max_tokens}); "

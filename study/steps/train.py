@@ -25,14 +25,10 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
     model = bench.model(
         step.inputs["checkpoint"], dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise
     )
-    rows = read_messages(bench.folder(step.inputs["data"][0]) / "train.jsonl")
-    condition = step.config["condition"]
+    data, condition = bench.folder(step.inputs["data"][0]) / "train.jsonl", step.config["condition"]
+    prompt, limit, names = prompt_of(condition), settings.max_tokens, bench.names(condition)
     encoded = training_rows(
-        model.template,
-        rows,
-        prompt_of(condition),
-        max_tokens=settings.max_tokens,
-        names=bench.names(condition),
+        model.template, read_messages(data), prompt, max_tokens=limit, names=names, source=data
     )
     acting = [
         _intervention(spec, bench.direction(direction))
