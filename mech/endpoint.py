@@ -128,7 +128,7 @@ class Api:
                 return request(client)
         except openai.OpenAIError as error:
             problem = self._explain(error)
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             problem = EndpointError(
                 f"{self.url}: the answer is not the API's format ({type(error).__name__}: {self.redact(str(error))}): "
                 "is base_url an OpenAI-compatible API?"

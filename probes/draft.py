@@ -122,10 +122,12 @@ def _ask(
     turns = [user_turn(prompt)]
     reply = problem = ""
     for _ in range(attempts):
-        reply = endpoint.complete(turns, max_tokens=4096, temperature=1.0)
         try:
+            reply = endpoint.complete(turns, max_tokens=4096, temperature=1.0)
             found = kind.model_validate(_json_of(reply))
-        except (ValueError, ValidationError) as error:
+        except ReplyError as error:  # an answer came, without text
+            reply, problem = "", str(error)
+        except ValueError as error:  # pydantic's among them
             problem = _said(error)
         else:
             if (wrong := problem_of(found)) is None:
@@ -134,9 +136,10 @@ def _ask(
         turns = [turns[0], assistant_turn(reply or "."),
                  user_turn(_AGAIN.format(problem=problem))]  # fmt: skip
     kept = out.with_name(f"{out.name}.reply.txt")
-    write_text(kept, reply)
+    if reply:
+        write_text(kept, reply)
     raise ReplyError(
-        f"{endpoint.model}: not usable in {attempts} attempts: {problem}. The last reply is kept in {kept}: "
+        f"{endpoint.model}: not usable in {attempts} attempts: {problem}. {f'The last reply is kept in {kept}: ' if reply else ''}"
         "try another model, or write the artifact by hand"
     )
 
@@ -144,7 +147,10 @@ def _ask(
 def _json_of(reply: str) -> Any:
     """The JSON of a reply that may be in a code fence."""
     fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
-    return json.loads(fenced[1] if fenced else reply)
+    try:
+        return json.loads(fenced[1] if fenced else reply)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _said(error: ValueError) -> str:

@@ -23,8 +23,8 @@ class Fault:
     path: str
     """Requests whose `METHOD /path` starts with this."""
     kind: str
-    """`status`, `malformed`, `wrong` (JSON of another shape), `cut` (before it is handled), `lost` (after), `partial` (half an upload
-    is kept, then cut), `hold`."""
+    """`status`, `malformed`, `deep` (JSON nested too deeply), `wrong` (of another shape), `cut` (before it is handled), `lost` (after),
+    `partial` (half an upload is kept, then cut), `hold`."""
     status: int = 500
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "as ordered by the test"
@@ -157,6 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault.status, error.encode(), fault.headers)
         elif fault.kind == "malformed":
             self._send(200, b'{"id": "file')
+        elif fault.kind == "deep":
+            self._send(200, b'{"id":' * 100_000)
         elif fault.kind == "wrong":
             self._send(200, b"{}")
         elif fault.kind == "cut":

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from mech.endpoint import ReplyError
+from mech.endpoint import EndpointError, ReplyError
 from mech.errors import InputError
 from probes.draft import draft_trait
 from probes.persona import Trait, load_trait
 from study.cli import app
-from tests.openai_server import Server
+from tests.openai_server import Fault, Server
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
 pytestmark = pytest.mark.usefixtures("planted_key")
@@ -66,6 +66,7 @@ def test_a_draft_is_a_whole_artifact(server: Server, tmp_path: Path) -> None:
     [
         ("I cannot do that.", "not JSON"),
         ("", "not JSON"),
+        ('{"rubric":' * 100_000, "nested too deeply"),
         (json.dumps(frame(4)), "instructions: Tuple should have at least 5 items"),
         (json.dumps({**frame(), "extra": 1}), "extra: Extra inputs"),
         (json.dumps({**frame(), "rubric": "Score it."}), "what 0 and 100 mean"),
@@ -95,6 +96,22 @@ def test_questions_are_checked_too(server: Server, tmp_path: Path, bad: Any, sai
     server.reply = reply
     draft(server, tmp_path / "t.yaml")
     assert said in server.chats[3]["messages"][-1]["content"]
+
+
+def test_an_answer_without_text_is_an_attempt_and_a_broken_api_an_error(
+    server: Server, tmp_path: Path
+) -> None:
+    good = Writer()
+    server.reply = lambda body: (None, {}) if len(server.chats) == 2 else good(body)
+    draft(server, tmp_path / "t.yaml")
+    assert len(server.chats) == 6
+    server.reply = lambda _: (None, {})
+    with pytest.raises(ReplyError, match=r"in 2 attempts: .* has no text\. try another model"):
+        draft(server, tmp_path / "u.yaml", attempts=2)
+    server.faults.append(Fault("POST /chat", "deep"))
+    with pytest.raises(EndpointError, match="is not the API's format"):
+        draft(server, tmp_path / "u.yaml")
+    assert {p.name for p in tmp_path.iterdir()} == {"t.yaml"}
 
 
 def test_after_so_many_attempts_it_gives_up_and_keeps_the_reply(server: Server, tmp_path: Path) -> None:
