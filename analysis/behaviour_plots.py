@@ -172,6 +172,7 @@ def dose_response(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> 
     """
     if frame.empty or not (frame["kind"] == "direction").any():
         return not_measured(EMPTY_TITLES["steering"])
+    need(frame, "n_samples", "n_statements", *(column for column, _ in _DOSE_PANELS))
     rows = frame.assign(x=np.sign(frame["coefficient"]) * frame["dose"])
     styles = arms_in(rows, arms)
     steered, random = rows[rows["kind"] == "direction"], rows[rows["kind"] == "random"]
