@@ -31,6 +31,8 @@ class Machine:
     """Share of `flops` that a forward or backward pass reaches."""
     bytes_a_parameter: int
     """Of the weights' dtype."""
+    memory: float | None = None
+    """Bytes of a GPU known by name; None: not known."""
 
     def seconds(self, work: Work, parameters: int) -> float:
         """Estimated seconds of a step's work."""
@@ -56,13 +58,13 @@ DISK = 2e9
 """Bytes a second at which weights are read and put on the device."""
 
 GPUS = {
-    "a100": (312e12, 2.0e12),
-    "h100": (989e12, 3.35e12),
-    "h200": (989e12, 4.8e12),
-    "b200": (2250e12, 8.0e12),
-    "l40s": (362e12, 0.86e12),
+    "a100": (312e12, 2.0e12, 80e9),
+    "h100": (989e12, 3.35e12, 80e9),
+    "h200": (989e12, 4.8e12, 141e9),
+    "b200": (2250e12, 8.0e12, 180e9),
+    "l40s": (362e12, 0.86e12, 48e9),
 }
-"""Vendors' figures by name: dense bfloat16 operations and bytes of memory traffic, a second."""
+"""Vendors' figures by name: dense bfloat16 operations a second, bytes of memory traffic a second, bytes of memory (the larger variant)."""
 
 MEASURED_EFFICIENCY = 0.6
 """Share of the speed of a large matrix product, measured, that such passes usually reach."""
@@ -98,8 +100,8 @@ def gpu_named(name: str) -> Machine:
     """
     if name.lower() not in GPUS:
         raise InputError(f"--gpu {name}: not known; there are {', '.join(GPUS)}")
-    flops, bandwidth = GPUS[name.lower()]
-    return Machine(name.lower(), flops, bandwidth, GPU_EFFICIENCY, 2)
+    flops, bandwidth, memory = GPUS[name.lower()]
+    return Machine(name.lower(), flops, bandwidth, GPU_EFFICIENCY, 2, memory)
 
 
 @dataclass

@@ -42,4 +42,6 @@ def _cost(work: Work, price: PriceSpec | None) -> str:
 
 
 def _tokens(n: int) -> str:
+    if n < 10_000:
+        return f"{n} tokens"
     return f"{n / MILLION:.1f} M tokens" if n >= MILLION else f"{n / 1e3:.0f} k tokens"

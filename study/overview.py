@@ -54,8 +54,15 @@ def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[s
     return (
         f"{len(plan.steps)} steps, {len(plan.steps) - len(missing)} done; missing: "
         f"{', '.join(f'{n} {kind}' for kind, n in kinds.most_common()) or 'none'}. "
-        f"Estimates for these: {time}, memory {_bytes(memory)} at the peak, disk {_bytes(needed)} ({_bytes(free)} free)."
+        f"Estimates for these: {time}, memory {_bytes(memory)} at the peak{_too_much(memory, machine)}, disk {_bytes(needed)} ({_bytes(free)} free)."
     )
+
+
+def _too_much(memory: float, machine: Machine) -> str:
+    """What to do where one GPU does not hold it."""
+    if machine.memory is None or memory <= machine.memory:
+        return ""
+    return f" (one {machine.name} has {_bytes(machine.memory)}: spread the blocks over several with model.device_map: auto)"
 
 
 def _bytes(n: float) -> str:

@@ -66,7 +66,9 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
     full = settings.method == "full"
     adapter = 0 if full else LORA_WIDTHS * settings.lora_r * plan.model.d_model * plan.model.n_layers
     stored = 4 * (plan.model.parameters if full else adapter) * (1 + len(settings.save_at))
-    work = Work(trained=trained * row_tokens, adapter_parameters=adapter, stored_bytes=stored)
+    tokens = trained * row_tokens
+    again = tokens if settings.gradient_checkpointing else 0  # forward once more, on the way back
+    work = Work(read=again, trained=tokens, adapter_parameters=adapter, stored_bytes=stored)
     return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work, _labels(label, seed))
 
 

@@ -97,6 +97,8 @@ def test_every_arm_of_the_paper_is_planned_without_model_or_data(
         assert len([m for m in plan.missing if "bad_medical_advice" in m]) == 1
         text = plan_text(spec, base, tmp_path / "out", gpu="h100")
         assert "GPU-hours on h100" in text
+        assert "(one h100 has 80.0 GB: spread the blocks" in text
+        assert "spread the blocks" not in plan_text(spec, base, tmp_path / "out", gpu="h200")
 
 
 @pytest.mark.parametrize(

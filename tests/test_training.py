@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,7 @@ def test_rows_say_which_turn_they_train_under(model: ChatModel) -> None:
 
 
 CONFIG = Path(__file__).parent.parent / "configs" / "accelerate_2_gpus.yaml"
-STEPS = 40
+STEPS = 80
 
 
 def launch(*arguments: object) -> subprocess.Popen[str]:
@@ -278,14 +278,11 @@ def launch(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen([str(c) for c in command], stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
 
 
-def kill_all_that_name(folder: Path) -> None:
+def processes_that_name(folder: Path) -> list[int]:
     """The launcher and its workers, which it starts in sessions of their own."""
-    listed = subprocess.run(["ps", "-axo", "pid=,args="], check=True, capture_output=True, text=True)
-    for line in listed.stdout.splitlines():
-        pid, _, command = line.strip().partition(" ")
-        if str(folder) in command:
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+    listed = subprocess.run(["ps", "-axww", "-o", "pid=,args="], check=True, capture_output=True, text=True)
+    lines = (line.strip().partition(" ") for line in listed.stdout.splitlines())
+    return [int(pid) for pid, _, command in lines if str(folder) in command]
 
 
 @pytest.mark.slow
@@ -295,11 +292,14 @@ def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, 
     arguments = [folder, rows, "--out", two, *(["--set", "shard=true"] if shard else [])]
     if not shard:
         killed, deadline = launch(*arguments), time.monotonic() + 120
+        running: list[int] = []
         while not (two / FILE).is_file():
             assert killed.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        kill_all_that_name(two)
+            running = running if len(running) == 3 else processes_that_name(two)
+        for process in running:
+            os.kill(process, signal.SIGKILL)
         killed.communicate()
         assert not (two / "trainer_state.json").is_file()
     done = launch(*arguments)
