@@ -196,10 +196,10 @@ def _below_each_other(
 def _masked_attention(
     q: Float[Tensor, "n heads width d_head"],
     k: Float[Tensor, "n kv_heads all d_head"],
-    v: Float[Tensor, "n kv_heads all d_head"],
+    v: Float[Tensor, "n kv_heads all d_value"],
     mask: Float[Tensor, "n_or_1 1 width all"],
     kwargs: dict[str, Any],
-) -> Float[Tensor, "n width heads d_head"]:
+) -> Float[Tensor, "n width heads d_value"]:
     """Query heads that share keys become one longer run of queries, so that the shared keys need no copies."""
     per_key = q.shape[1] // k.shape[1]
     folded = q.unflatten(1, (-1, per_key)).flatten(2, 3)
