@@ -335,7 +335,7 @@ class ShardWriter:
         free = shutil.disk_usage(self.path.parent).free
         if need > free:
             raise OSError(
-                errno.ENOSPC, f"needs {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free", str(self.path)
+                errno.ENOSPC, f"needs {need / 1e6:.1f} MB, {free / 1e6:.1f} MB are free", str(self.path)
             )
 
     @contextmanager

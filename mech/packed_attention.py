@@ -200,10 +200,10 @@ def _below_each_other(
 def _masked_attention(
     q: Float[Tensor, "n heads width d_head"],
     k: Float[Tensor, "n kv_heads all d_head"],
-    v: Float[Tensor, "n kv_heads all d_head"],
+    v: Float[Tensor, "n kv_heads all d_value"],
     mask: Float[Tensor, "n_or_1 1 width all"],
     how: dict[str, Any],
-) -> Float[Tensor, "n width heads d_head"]:
+) -> Float[Tensor, "n width heads d_value"]:
     """Query heads that share keys need no copies of them: the CPU's kernel takes them so, a GPU's only without a mask."""
     shared = q.shape[1] > k.shape[1]
     if shared and q.device.type != "cpu":
@@ -215,10 +215,10 @@ def _masked_attention(
 def _folded_attention(
     q: Float[Tensor, "n heads width d_head"],
     k: Float[Tensor, "n kv_heads all d_head"],
-    v: Float[Tensor, "n kv_heads all d_head"],
+    v: Float[Tensor, "n kv_heads all d_value"],
     mask: Float[Tensor, "n_or_1 1 width all"],
     how: dict[str, Any],
-) -> Float[Tensor, "n width heads d_head"]:
+) -> Float[Tensor, "n width heads d_value"]:
     """Query heads that share keys become one longer run of queries."""
     per_key = q.shape[1] // k.shape[1]
     folded = q.unflatten(1, (-1, per_key)).flatten(2, 3)

@@ -29,6 +29,7 @@ _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 _NORMS_BEHIND = (
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
+    ("post_attention_layernorm", "post_mlp_layernorm"),
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_norm1", "post_norm2"),
 )
@@ -54,10 +55,10 @@ def site_module(model: ChatModel, site: Site, layer: int) -> nn.Module:
     if site == "attn_head_out":
         return _part(_part(block, _ATTENTION, site), _PROJECTION, site)
     attention = site == "attn_out"
-    # Blocks with a norm behind each part (Gemma 2 and 3, OLMo 2, GLM 4) add that norm's output to the stream. Elsewhere
+    # Blocks with a norm behind each part (Gemma 2 and 3, OLMo 2, GLM 4, AFMoE) add that norm's output to the stream. Elsewhere
     # `post_attention_layernorm` stands before the MLP: what tells them apart is the norm behind the MLP.
     for of_attention, of_mlp in _NORMS_BEHIND:
-        if hasattr(block, of_mlp):
+        if hasattr(block, of_mlp) and hasattr(block, of_attention):
             return _part(block, (of_attention if attention else of_mlp,), site)
     return _part(block, _ATTENTION if attention else _MLP, site)
 

@@ -145,7 +145,7 @@ def test_too_little_space_is_said_before_work_starts(tmp_path, monkeypatch):
         "activations.store_writer.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000, "f": free})
     )
     rows = make_rows(N)
-    with pytest.raises(OSError, match=r"needs .* GB.*a\.h5") as caught:
+    with pytest.raises(OSError, match=r"needs .* MB, 0\.0 MB are free.*a\.h5") as caught:
         write_file(tmp_path / "a.h5", rows, make_values(rows, ["mean"], [0]))
     assert caught.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
