@@ -39,7 +39,9 @@ def of_architecture(name: str, like: ChatModel) -> ChatModel:
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "gpt_neox", "mixtral"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "gpt2", "gpt_neox", "mixtral", "gemma3", "olmo2", "granite"]
+)
 def test_backends_agree_on_every_architecture_they_know(name: str, backend: str, model: ChatModel) -> None:
     other = of_architecture(name, model)
     sites: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
@@ -54,6 +56,12 @@ def test_backends_agree_on_every_architecture_they_know(name: str, backend: str,
         assert float(np.abs(np.subtract(array, theirs[place])).max()) <= 1e-4 * scale
     assert torch.equal(before, other.hf(input_ids=torch.tensor([rows[0].ids])).logits)
     assert other.tokenizer.padding_side == side
+
+
+def test_an_architecture_that_the_bridge_fails_on_is_refused(model: ChatModel) -> None:
+    falcon = of_architecture("falcon", model)  # its keys and values are fewer than the bridge supposes
+    with pytest.raises(InputError, match="TransformerLens cannot bridge FalconForCausalLM: split_with_sizes"):
+        falcon.to_transformer_lens()
 
 
 def test_heads_and_every_token_too(model: ChatModel) -> None:

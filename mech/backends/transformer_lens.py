@@ -31,6 +31,8 @@ def bridge_of(model: ChatModel) -> Any:
     hf = copy.deepcopy(model.hf)
     if hasattr(hf, "merge_and_unload"):
         hf = hf.merge_and_unload()
+    # It looks an architecture up by this name, which only what was loaded from a folder has.
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]
     try:
         return TransformerBridge.boot_transformers(
             str(model.checkpoint.base),
@@ -39,7 +41,7 @@ def bridge_of(model: ChatModel) -> Any:
             device=str(model.device),
             dtype=model.dtype,
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"TransformerLens cannot bridge {type(model.causal).__name__}: {error}") from error
 
 
