@@ -62,14 +62,14 @@ def _plain(value: float, digits: int = 2) -> str:
 def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
     """'0.42 [0.30, 0.55]' for one seed, '0.42 (mean of 2 seeds: 0.40 [0.30, 0.50]; ...)' for two.
 
-    For more, '0.42 (mean of 5 seeds from 0.38 to 0.45; their intervals reach from 0.30 to 0.55)'.
+    For more, '0.42 (mean of 5 seeds from 0.38 to 0.45; 0.30 to 0.55 with intervals)'.
     """
     write = signed if sign else _plain
     if len(rows) > MOST_SEEDS:
         found, low, high = rows[column], rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
         return (
-            f"{write(found.mean())} (mean of {len(rows)} seeds from {write(found.min())} to {write(found.max())}; their "
-            f"intervals reach from {write(low)} to {write(high)})"
+            f"{write(found.mean())} (mean of {len(rows)} seeds from {write(found.min())} to {write(found.max())}; "
+            f"{write(low)} to {write(high)} with intervals)"
         )
     each = [
         f"{write(v)} [{write(low)}, {write(high)}]"
@@ -78,6 +78,14 @@ def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
     if len(each) == 1:
         return each[0]
     return f"{write(rows[column].mean())} (mean of {len(each)} seeds: {'; '.join(each)})"
+
+
+def _spread(rows: pd.DataFrame, column: str) -> str:
+    """One run's value with its interval; of several runs the mean and where all their intervals lie."""
+    if len(rows) == 1:
+        return interval(rows, column)
+    low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
+    return f"{_plain(rows[column].mean())} ({_plain(low)} to {_plain(high)} with intervals)"
 
 
 def _side(rows: pd.DataFrame, column: str) -> int:
@@ -309,11 +317,13 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
     )
     if at["surprisal"].isna().all():
         return f"{text}. The replies were empty."
-    text += f". Surprisal under the unsteered base {_plain(at['surprisal'].mean())} nats a token"
+    text += (
+        f". Surprisal of the replies under the unsteered base, in nats a token: {interval(at, 'surprisal')}"
+    )
     if control["surprisal"].notna().any():
-        text += f", with random directions {_plain(control['surprisal'].mean())}"
+        text += f", with {'a random direction' if len(control) == 1 else 'random directions'} {_spread(control, 'surprisal')}"
     if rest["surprisal"].notna().any():
-        text += f", unsteered {_plain(rest['surprisal'].mean())}"
+        text += f", unsteered {interval(rest, 'surprisal')}"
         if (at["surprisal_low"].min()) > rest["surprisal_high"].max():
             text += ": the replies have become less likely under the base, so a loss of coherence may be part of it"
     return text + "."
@@ -327,10 +337,9 @@ def _beside_random(at: pd.DataFrame, control: pd.DataFrame) -> str:
     apart = (at["name_margin_low"] > high).all() or (at["name_margin_high"] < low).all()
     per_seed = len(control) // max(1, control["seed"].nunique())
     drawn = "a random direction" if per_seed == 1 else f"{per_seed} random directions"
-    held = "whose interval reaches" if len(control) == 1 else "whose intervals reach"
     return (
-        f"The margin is {'outside' if apart else 'not told apart from'} that of {drawn} of the same norm, {held} from "
-        f"{signed(low)} to {signed(high)}"
+        f"The margin is {'outside' if apart else 'not told apart from'} that of {drawn} of the same norm "
+        f"({signed(low)} to {signed(high)} with intervals)"
     )
 
 
