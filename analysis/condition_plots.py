@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -77,10 +78,11 @@ def draw_conditions(
     axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: Sequence[str], column: str
 ) -> None:
     """A column of a table with its intervals: arms along the axis, conditions side by side, a point a seed."""
+    found = dict(list(rows.groupby(["arm", "condition"], sort=False)))
     for arm, style in styles.items():
         for i, condition in enumerate(conditions):
-            mine = rows[(rows["arm"] == arm) & (rows["condition"] == condition)]
-            if mine.empty:
+            mine = found.get((arm, condition))
+            if mine is None:
                 continue
             axes.errorbar(
                 _places(styles, arm, i, len(conditions), len(mine)), numbers(mine, column), yerr=interval_bars(mine, column),
@@ -120,13 +122,13 @@ def _null_bands(
     axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: Sequence[str]
 ) -> None:
     """Where random directions fall, behind each arm's point, the widest over seeds."""
-    for arm in styles:
-        for i, condition in enumerate(conditions):
-            mine = rows[(rows["arm"] == arm) & (rows["condition"] == condition)]
-            if mine.empty:
-                continue
-            x = _places(styles, arm, i, len(conditions), 1)[0]
-            low = float((mine["null_random_low"] / mine["base_sd"]).min())
-            high = float((mine["null_random_high"] / mine["base_sd"]).max())
-            half = _step(len(conditions)) / 2
-            axes.fill_between([x - half, x + half], low, high, color=tint(GREY, 0.3), lw=0, zorder=0)
+    half, boxes = _step(len(conditions)) / 2, []
+    for (arm, condition), mine in rows.groupby(["arm", "condition"], sort=False):
+        if arm not in styles or condition not in conditions:
+            continue
+        x = _places(styles, str(arm), list(conditions).index(str(condition)), len(conditions), 1)[0]
+        low = float((mine["null_random_low"] / mine["base_sd"]).min())
+        high = float((mine["null_random_high"] / mine["base_sd"]).max())
+        boxes.append([(x - half, low), (x - half, high), (x + half, high), (x + half, low)])
+    # One collection: drawn and measured as one, where a band by itself for each point took most of the figure's time.
+    axes.add_collection(PolyCollection(boxes, color=tint(GREY, 0.3), lw=0, zorder=0))

@@ -79,6 +79,11 @@ class _Block:
     tables: list[Grid]
     asked_by: str = ""
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is anything to show."""
+        return bool(self.figures or self.tables)
+
 
 @dataclass(frozen=True)
 class _ArmSamples:
@@ -102,10 +107,12 @@ def write_report(path: Path, report: ReportInput) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    blocks = _blocks(report, path.parent)
     page = environment.get_template("report.html").render(
         report=report,
         paragraphs=[part.strip() for part in report.description.split("\n\n") if part.strip()],
-        blocks=_blocks(report, path.parent),
+        blocks=[block for block in blocks if block.measured],
+        absent=[block for block in blocks if not block.measured],
         samples=_samples(report.samples),
         samples_shown=SAMPLES_SHOWN,
         steps=None if report.steps.empty else to_grid("steps", report.steps),

@@ -15,6 +15,8 @@ from analysis.plot_style import RELIABLE_COSINE
 from analysis.plot_table import seeds_text
 
 ALPHA = 0.05
+MOST_ARMS = 12
+"""Of more arms the paragraphs are brief: what they leave out is in the table `shifts`."""
 MOST_SEEDS = 2
 """Seeds whose intervals are all written out; of more their range is given, and each has its row in the tables."""
 
@@ -41,6 +43,7 @@ def summarise(
         for column, value in wanted.items():
             shifts = shifts[shifts[column] == value]
     return [
+        *_seeds_sentences(tables),
         *_recognition_sentences(_table(tables, "self_recognition"), base),
         *_report_sentences(_table(tables, "self_report"), base),
         *_shift_sentences(shifts, layer, condition),
@@ -49,6 +52,15 @@ def summarise(
         *_steering_sentences(_table(tables, "steering")),
         *_sweep_sentences(_table(tables, "sweep_best")),
     ]
+
+
+def _seeds_sentences(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    most = max((t["seed"].nunique() for t in tables.values() if "seed" in t.columns), default=0)
+    if most > MOST_SEEDS:
+        yield (
+            f"How {most} seeds are given: their mean, and in round brackets where the 95 % intervals of all of them lie. Each seed by itself is in "
+            "the tables."
+        )
 
 
 def _table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
@@ -62,15 +74,12 @@ def _plain(value: float, digits: int = 2) -> str:
 def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
     """'0.42 [0.30, 0.55]' for one seed, '0.42 (mean of 2 seeds: 0.40 [0.30, 0.50]; ...)' for two.
 
-    For more, '0.42 (mean of 5 seeds from 0.38 to 0.45; their intervals reach from 0.30 to 0.55)'.
+    For more, '0.42 (0.30 to 0.55)': the mean, and where all seeds' intervals lie.
     """
     write = signed if sign else _plain
     if len(rows) > MOST_SEEDS:
-        found, low, high = rows[column], rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
-        return (
-            f"{write(found.mean())} (mean of {len(rows)} seeds from {write(found.min())} to {write(found.max())}; their "
-            f"intervals reach from {write(low)} to {write(high)})"
-        )
+        low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
+        return f"{write(rows[column].mean())} ({write(low)} to {write(high)})"
     each = [
         f"{write(v)} [{write(low)}, {write(high)}]"
         for v, low, high in zip(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], strict=True)
@@ -78,6 +87,14 @@ def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
     if len(each) == 1:
         return each[0]
     return f"{write(rows[column].mean())} (mean of {len(each)} seeds: {'; '.join(each)})"
+
+
+def _spread(rows: pd.DataFrame, column: str) -> str:
+    """One run's value with its interval; of several runs the mean and where all their intervals lie."""
+    if len(rows) == 1:
+        return interval(rows, column)
+    low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
+    return f"{_plain(rows[column].mean())} ({_plain(low)} to {_plain(high)} with intervals)"
 
 
 def _side(rows: pd.DataFrame, column: str) -> int:
@@ -107,8 +124,9 @@ def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator
         f"{', in every seed' if rows['seed'].nunique() > 1 else ''}. In brackets the 95 % interval; SD is the standard "
         "deviation of the base's projection; both models read the base's own replies."
     )
+    brief = reliable["arm"].nunique() > MOST_ARMS
     for arm, mine in reliable.groupby("arm", sort=False):
-        yield f"Arm {arm}: {' '.join(_arm_sentences(mine))}"
+        yield f"Arm {arm}: {' '.join(_arm_sentences(mine, brief=brief))}"
     count = len(reliable.groupby(["arm", "direction"]))
     yield (
         f"How to take these shifts: {_n(count, 'comparison')} with a null, not corrected for their number (about "
@@ -117,8 +135,8 @@ def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator
     )
 
 
-def _arm_sentences(rows: pd.DataFrame) -> Iterator[str]:
-    """What was found, the harder null's survivors first; then what was not."""
+def _arm_sentences(rows: pd.DataFrame, *, brief: bool) -> Iterator[str]:
+    """What was found, the harder null's survivors first; then what was not. In brief, only those survivors have their intervals."""
     special: list[str] = []
     common: list[str] = []
     nothing: list[str] = []
@@ -128,7 +146,9 @@ def _arm_sentences(rows: pd.DataFrame) -> Iterator[str]:
             nothing.append(f"{direction} ({signed(float(cell['sd'].mean()))})")
             continue
         beyond = drawn and bool((cell["p_covariance"] < ALPHA).all())
-        shift = f"{direction} {interval(cell, 'sd', sign=True)} SD{_against_benign(cell)}"
+        shift = f"{direction} {interval(cell, 'sd', sign=True)} SD{_against_benign(cell, brief=brief)}"
+        if brief and not beyond:
+            shift = f"{direction} ({signed(float(cell['sd'].mean()))})"
         (special if beyond else common).append(shift)
     if not special and not common:
         yield "no shift found."
@@ -151,13 +171,13 @@ def _found(cell: pd.DataFrame) -> bool:
     return bool(_side(cell, "sd")) and bool((cell["p_random"] < ALPHA).all())
 
 
-def _against_benign(cell: pd.DataFrame) -> str:
-    """', minus benign +0.35 [+0.25, +0.42]', with a word where that takes the shift back."""
+def _against_benign(cell: pd.DataFrame, *, brief: bool) -> str:
+    """', minus benign +0.35 [+0.25, +0.42]', with a word where that takes the shift back; in brief, that word alone."""
     if cell["minus_benign_sd"].isna().any():
         return ""
     left = _side(cell, "minus_benign_sd")
     word = {0: " (not told apart from benign)", -_side(cell, "sd"): " (benign moved further)"}.get(left, "")
-    return f", minus benign {interval(cell, 'minus_benign_sd', sign=True)}{word}"
+    return word if brief else f", minus benign {interval(cell, 'minus_benign_sd', sign=True)}{word}"
 
 
 def _unreliable(rows: pd.DataFrame) -> dict[str, float]:
@@ -196,10 +216,11 @@ def _dispersion_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Ite
 def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
     """Arms by whether their interval lies above 0, below it, or holds it, in every seed; with or without the numbers."""
     groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
+    brief = rows["arm"].nunique() > MOST_ARMS
     for arm, mine in rows.groupby("arm", sort=False):
-        groups[_side(mine, column)].append(
-            f"{arm} {interval(mine, column, sign=True)}" if numbers else str(arm)
-        )
+        side = _side(mine, column)
+        bare = not numbers or (brief and not side)
+        groups[side].append(str(arm) if bare else f"{arm} {interval(mine, column, sign=True)}")
     words = {1: "wider in", -1: "narrower in", 0: "not told apart in"}
     return "; ".join(f"{words[side]} {', '.join(arms)}" for side, arms in groups.items() if arms) + "."
 
@@ -215,10 +236,12 @@ def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool
     """Every arm's value, grouped by how it compares with the base's."""
     start = rows[rows["arm"] == base]
     groups: dict[str, list[str]] = {"higher": [], "lower": [], "not told apart": []}
+    brief = rows["arm"].nunique() > MOST_ARMS
     others: list[str] = []
     for arm, mine in rows[rows["arm"] != base].groupby("arm", sort=False):
         text = f"{arm} {interval(mine, column, sign=sign)}"
-        (others if start.empty else groups[_compare(mine, start, column)]).append(text)
+        word = "" if start.empty else _compare(mine, start, column)
+        (groups[word] if word else others).append(str(arm) if brief and word == "not told apart" else text)
     parts = [f"by arm: {'; '.join(others)}"] if others else []
     if not start.empty:
         parts.append(f"base{'' if base == 'base' else f' ({base})'} {interval(start, column, sign=sign)}")
@@ -309,11 +332,13 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
     )
     if at["surprisal"].isna().all():
         return f"{text}. The replies were empty."
-    text += f". Surprisal under the unsteered base {_plain(at['surprisal'].mean())} nats a token"
+    text += (
+        f". Surprisal of the replies under the unsteered base, in nats a token: {interval(at, 'surprisal')}"
+    )
     if control["surprisal"].notna().any():
-        text += f", with random directions {_plain(control['surprisal'].mean())}"
+        text += f", with {'a random direction' if len(control) == 1 else 'random directions'} {_spread(control, 'surprisal')}"
     if rest["surprisal"].notna().any():
-        text += f", unsteered {_plain(rest['surprisal'].mean())}"
+        text += f", unsteered {interval(rest, 'surprisal')}"
         if (at["surprisal_low"].min()) > rest["surprisal_high"].max():
             text += ": the replies have become less likely under the base, so a loss of coherence may be part of it"
     return text + "."
@@ -327,10 +352,9 @@ def _beside_random(at: pd.DataFrame, control: pd.DataFrame) -> str:
     apart = (at["name_margin_low"] > high).all() or (at["name_margin_high"] < low).all()
     per_seed = len(control) // max(1, control["seed"].nunique())
     drawn = "a random direction" if per_seed == 1 else f"{per_seed} random directions"
-    held = "whose interval reaches" if len(control) == 1 else "whose intervals reach"
     return (
-        f"The margin is {'outside' if apart else 'not told apart from'} that of {drawn} of the same norm, {held} from "
-        f"{signed(low)} to {signed(high)}"
+        f"The margin is {'outside' if apart else 'not told apart from'} that of {drawn} of the same norm "
+        f"({signed(low)} to {signed(high)} with intervals)"
     )
 
 

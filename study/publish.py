@@ -124,18 +124,25 @@ def _warnings(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
     if not recognition.empty and (recognition["shortcut_accuracy"] > 0.6).any():
         worst = recognition["shortcut_accuracy"].max()
         found.append(
-            f"Length alone tells own from other summaries with accuracy {worst:.2f}: self-recognition may be that."
+            f"Length alone tells own from other summaries with accuracy {worst:.2f} (n = {recognition['n_articles'].min()} "
+            "articles): self-recognition may be that."
         )
-    if not recognition.empty and (low := recognition[recognition["answer_mass"] < 0.2]["arm"].tolist()):
-        found.append(f"These arms hardly answer Yes or No when asked about authorship: {', '.join(low)}.")
+    if not recognition.empty and not (low := recognition[recognition["answer_mass"] < 0.2]).empty:
+        named = ", ".join(
+            f"{arm} ({rows['answer_mass'].mean():.2f})" for arm, rows in low.groupby("arm", sort=False)
+        )
+        found.append(
+            f"These arms hardly answer Yes or No when asked about authorship (P(Yes) + P(No) below 0.2): {named}."
+        )
     report = tables.get("self_report", pd.DataFrame())
     if (
         not report.empty
         and spec.model.api is None
-        and (own := float(report[report["arm"] == spec.base_arm]["own_name_rate"].iloc[0])) < 0.5
+        and (own := report[report["arm"] == spec.base_arm].iloc[0])["own_name_rate"] < 0.5
     ):
         found.append(
-            f"The base itself gives its name in only {own:.0%} of sampled answers, so that rate can hardly fall: read the "
+            f"The base itself gives its name in only {own['own_name_rate']:.0%} [{own['own_name_rate_low']:.0%}, "
+            f"{own['own_name_rate_high']:.0%}] of {own['n_samples']} sampled answers, so that rate can hardly fall: read the "
             "log-probability margin instead."
         )
     if spec.directions and not spec.benign:
