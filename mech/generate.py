@@ -2,8 +2,7 @@
 
 Hugging Face's `generate` does the work. Sampling is a race of exponential times, which is exactly sampling from the
 softmax; each row has its own generator, seeded by the caller's seed and the row's number, so batch size and order change
-nothing but rounding. What all prompts of a batch begin with is read once where `mech.prefix` allows it, and rows that have
-ended leave their batch where `mech.leaving` does.
+nothing but rounding. What all prompts of a batch begin with is read once where `mech.prefix` allows it.
 """
 
 import inspect
@@ -19,16 +18,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import intervening
 from mech.kernels import attention_for_any_shape
-from mech.leaving import Enough, empty_cache, rows_can_leave
 from mech.models import ChatModel
 from mech.positions import Mask, declared
-from mech.prefix import has_hooks, keeps_plain_cache, read_once, shared_start
+from mech.prefix import read_once, shared_start
 from mech.products import fast_products
 from mech.progress import track
 
@@ -104,47 +101,24 @@ def _generate_batch(
 ) -> list[str]:
     stops = stop_ids(model)
     pad = stops[0] if stops else 0
-    leaves = bool(stops) and _rows_leave(model)
     shared = shared_start(model, prompts)
     ids, mask = _pad_left(prompts, pad, model.device, shared)
-    race = _Race(sampling, rows) if sampling.temperature > 0 else None
-    cache: Any = read_once(model, prompts, shared) if shared else empty_cache(model) if leaves else None
-    n_prompt, waiting = ids.shape[1], list(range(len(rows)))
-    answers: dict[int, list[int]] = {}
-    while True:
-        n_said = ids.shape[1] - n_prompt
-        with _declaring(model, mask, [rows[i] for i in waiting]):
-            ids = model.causal.generate(
-                input_ids=ids,
-                attention_mask=F.pad(mask, (0, n_said), value=1),
-                max_new_tokens=sampling.max_new_tokens - n_said,
-                do_sample=False,
-                num_beams=1,
-                **dict.fromkeys(_SHAPING),
-                eos_token_id=stops or None,
-                pad_token_id=pad,
-                logits_processor=[race] if race else [],
-                stopping_criteria=[Enough(stops, n_prompt)] if leaves else [],
-                **({} if cache is None else {"past_key_values": cache}),
-            )
-        answers.update(zip(waiting, ids[:, n_prompt:].tolist(), strict=True))
-        kept = [k for k, i in enumerate(waiting) if set(stops).isdisjoint(answers[i])]
-        if not kept or ids.shape[1] - n_prompt >= sampling.max_new_tokens:
-            break
-        waiting, ids, mask = [waiting[k] for k in kept], ids[kept], mask[kept]
-        cache.batch_select_indices(torch.tensor(kept))
-        if race:
-            race.keep(kept)
-    return [_text(model, answers[i], set(stops)) for i in range(len(rows))]
-
-
-def _rows_leave(model: ChatModel) -> bool:
-    """Whether rows leave their batch as they end: not where somebody watches its passes; interventions know whose rows are left."""
-    return (
-        not has_hooks(model, but_of="mech.interventions")
-        and keeps_plain_cache(model)
-        and rows_can_leave(model)
-    )
+    race = [_Race(sampling, rows)] if sampling.temperature > 0 else []
+    read = {"past_key_values": read_once(model, prompts, shared)} if shared else {}
+    with _declaring(model, mask, rows):
+        out = model.causal.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=sampling.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            **dict.fromkeys(_SHAPING),
+            eos_token_id=stops or None,
+            pad_token_id=pad,
+            logits_processor=race,
+            **read,
+        )
+    return [_text(model, answer, set(stops)) for answer in out[:, ids.shape[1] :].tolist()]
 
 
 def _text(model: ChatModel, answer: list[int], stops: set[int]) -> str:
@@ -172,12 +146,6 @@ class _Race:
         below = scores.float() - scores.amax(-1, keepdim=True).float()
         shares = below.div_(self._temperature).exp_()
         return shares.div_(self._next_times(scores))
-
-    def keep(self, rows: list[int]) -> None:
-        """Go on with some of the rows, each with its own generator, wherever it stands now."""
-        self._generators = [self._generators[i] for i in rows]
-        if self._ahead is not None:
-            self._ahead = _drawers().submit(self._ahead.result().index_select, 0, torch.tensor(rows))
 
     def _next_times(self, scores: Float[Tensor, "batch vocab"]) -> Float[Tensor, "batch vocab"]:
         """The next token's times, beside the scores: while a GPU is at its next pass, the CPU draws those after them."""

@@ -1,6 +1,5 @@
 """Forward hooks as context managers: handles are always released, also after an exception."""
 
-import functools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -35,7 +34,6 @@ def hooked(model: ChatModel, edits: Mapping[tuple[Site, int], Edit]) -> Iterator
 def _of_a_stream(place: tuple[Site, int], edit: Edit) -> Edit:
     """The edit, of one stream alone: some architectures carry several (Gemma 3n)."""
 
-    @functools.wraps(edit)
     def checked(h: Tensor) -> Tensor | None:  # of any shape
         if h.ndim != 3:
             raise InputError(
@@ -123,12 +121,8 @@ def _register(model: ChatModel, place: tuple[Site, int], edit: Edit) -> Removabl
     site, layer = place
     module = site_module(model, site, layer)
     if site in BEFORE:
-        before = _before(edit)
-        before.__module__ = edit.__module__  # whose it is, for those who ask who watches (`mech.prefix`)
-        return module.register_forward_pre_hook(before, with_kwargs=True)
-    after = _after(_scaled(edit, site_scale(model, site, layer)))
-    after.__module__ = edit.__module__
-    return module.register_forward_hook(after)
+        return module.register_forward_pre_hook(_before(edit), with_kwargs=True)
+    return module.register_forward_hook(_after(_scaled(edit, site_scale(model, site, layer))))
 
 
 def _scaled(edit: Edit, scale: float) -> Edit:
@@ -136,7 +130,6 @@ def _scaled(edit: Edit, scale: float) -> Edit:
     if scale == 1.0:
         return edit
 
-    @functools.wraps(edit)
     def scaled(h: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"] | None:
         added = h * scale
         edited = edit(added)

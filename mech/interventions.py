@@ -24,7 +24,6 @@ from torch import Tensor
 
 from mech.errors import GuardError, InputError
 from mech.hooks import Edit, hooked, odd_blocks
-from mech.leaving import rows_can_leave
 from mech.models import ChatModel
 from mech.packed_attention import can_pack
 from mech.positions import Position, mask_for, tokens_read
@@ -167,7 +166,6 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         _check_given(given)
     model.check_head()  # now: later these would run a pass through the hooks
     can_pack(model)
-    rows_can_leave(model)
     odd_blocks(model)
     counts = [dict.fromkeys(i.layers, 0) for i in interventions]
     token = _active.set((*_active.get(), *interventions))

@@ -27,12 +27,7 @@ def shared_start(model: ChatModel, prompts: Sequence[tuple[int, ...]]) -> int:
     """
     # What the first and the last in lexicographic order have in common, all have.
     shared = min(n_common(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-    if (
-        shared * (len(prompts) - 1) < MIN_SAVED
-        or intervening()
-        or has_hooks(model)
-        or not keeps_plain_cache(model)
-    ):
+    if shared * (len(prompts) - 1) < MIN_SAVED or intervening() or _hooked(model) or not _plain_cache(model):
         return 0
     return shared if can_pack(model) else 0
 
@@ -46,19 +41,15 @@ def read_once(model: ChatModel, prompts: Sequence[tuple[int, ...]], shared: int)
     return cache
 
 
-def has_hooks(model: ChatModel, *, but_of: str = "transformers") -> bool:
-    """Whether a forward hook is on the model, a module's own not counted.
-
-    Hugging Face's never count: it leaves its own there once hidden states were asked for.
-    """
+def _hooked(model: ChatModel) -> bool:
+    """Whether anybody's forward hook is on the model; Hugging Face leaves its own there once hidden states were asked for."""
     hooks = (
         h for m in model.hf.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
     )
-    known = ("transformers.", f"{but_of}.")
-    return any(not f"{getattr(h, '__module__', '')}.".startswith(known) for h in hooks)
+    return any(not str(getattr(h, "__module__", "")).startswith("transformers.") for h in hooks)
 
 
-def keeps_plain_cache(model: ChatModel) -> bool:
+def _plain_cache(model: ChatModel) -> bool:
     """Whether `generate` would keep plain keys and values, at angles that do not depend on a sequence's length."""
     wanted = model.causal.generation_config
     rope = getattr(model.causal.config.get_text_config(), "rope_parameters", None) or {}
