@@ -4,7 +4,7 @@ Hooks pool each site as it passes, in float32, so that no full activation is eve
 block after the last wanted layer; a prefix that rows share is run once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from activations.sinks import ArraySink, Sink
 from mech.backends.reader import Reader as BackendReader
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
-from mech.forward import Pass, pad_id, pad_right, run_rows
+from mech.forward import Padded, Pass, pad_id, pad_right, run_rows
 from mech.hooks import Edit, hooked
 from mech.interventions import intervening
 from mech.models import ChatModel
@@ -124,9 +124,13 @@ def capture_into(
     reader = _Reader(model, rows, spans, reading, foreign)
     passes = run_rows(model, rows, reader.read, token_budget=token_budget, pack=foreign is None)
     for one, read in track(passes, "capturing"):
-        if nonfinite == "raise":
-            read.check_finite(one)
-        read.hand_over(sink, one, reading)
+        if read.is_finite:
+            read.hand_over(sink, one, reading)
+            continue
+        for part, found in reader.row_by_row(one):
+            if nonfinite == "raise":
+                found.check_finite(part)
+            found.hand_over(sink, part, reading)
 
 
 def _spans(poolings: Sequence[str], row: Encoded, i: int) -> list[tuple[int, int]]:
@@ -157,6 +161,11 @@ class _Read:
     tokens: dict[Place, Float[Tensor, "tokens d"]]
     surprisal: dict[str, Float[Tensor, " rows"]]
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether everything in the pass is."""
+        return bool(torch.cat([finite.cpu() for finite in self.finite.values()]).all())
+
     def check_finite(self, one: Pass) -> None:
         for (site, layer), finite in self.finite.items():
             if not finite.all():
@@ -179,6 +188,15 @@ class _Read:
             by_layer = torch.stack([self.norms[site, layer] for layer in reading.layers], -1).cpu().numpy()
             for p, pooling in enumerate(reading.poolings):
                 sink.note(f"norms.{site}.{pooling}", rows, by_layer[:, p])
+
+
+def _check_tokens(place: Place, h: Float[Tensor, "batch seq d"], one: Pass) -> None:
+    """Refuse an architecture that reads more than it was given: nobody would know whose each token is."""
+    if h.shape[:2] != one.layout.shape:
+        raise InputError(
+            f"{place[0]} at layer {place[1]} is of {tuple(h.shape[:2])} tokens, while {one.layout.shape} were given (CPM-Ant adds its "
+            "own): this architecture is not supported"
+        )
 
 
 class _ReachedLastLayerError(Exception):
@@ -206,6 +224,7 @@ class _Reader:
 
         def reader(place: Place) -> Edit:
             def look(h: Float[Tensor, "batch seq d"]) -> None:
+                _check_tokens(place, h, one)
                 flat = h.flatten(0, 1).float()
                 here = weights.to(h.device)
                 read.pooled[place] = pooled = (here @ flat).unflatten(0, (len(one.members), -1))
@@ -240,6 +259,12 @@ class _Reader:
             name: self._surprisal(name, one, hidden) for name in self.reading.surprisals
         }
         return replace(read, surprisal=found)
+
+    def row_by_row(self, one: Pass) -> Iterator[tuple[Pass, _Read]]:
+        """A pass again, each row by itself: what is not finite spreads over all that is computed with it, for 0 · NaN is NaN."""
+        for i, roles in zip(one.members, one.roles, strict=True):
+            part = Pass(one.model, (i,), Padded((tuple(self.rows[i].ids),)), (roles,))
+            yield part, self.read(part)
 
     def _surprisal(self, name: str, one: Pass, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, " rows"]:
         """Nats a token; NaN for a row without a response (or with a prompt of one token)."""

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import h5py
 import numpy as np
@@ -176,6 +177,30 @@ def test_nan_stops_the_capture_or_is_marked(tmp_path: Path) -> None:
         assert store.verify() == []
         assert np.isnan(store.read("resid_post", "prompt_last", 1)).any(1).all()
         assert np.isfinite(store.read("resid_post", "prompt_last", 0)).all()
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_row_that_is_not_finite_spoils_no_other(tmp_path: Path, *, packs: bool) -> None:
+    """0 · NaN is NaN: what is computed together is computed again row by row."""
+    sick = load_model(str(save_model(tmp_path / "m")))
+    encoded, table = conversations(sick, 6), sick.causal.get_input_embeddings().weight
+    others = [i for i in range(len(encoded)) if i != 2]
+    own = set(encoded[2].ids) - {t for i in others for t in encoded[i].ids}
+    reading = Reading(("response_mean", "span:prompt"), ("resid_post",), (0, 2), frozenset(("norms",)))
+    with patch("mech.forward.can_pack", return_value=packs):
+        expected = capture(sick, encoded, poolings=reading.poolings, layers=reading.layers)
+        with torch.no_grad():
+            table[min(own)] = float("nan")
+        with pytest.raises(GuardError, match="row 2: resid_post at layer 0 is not finite"):
+            capture(sick, encoded, poolings=reading.poolings)
+        capture_store(tmp_path / "a", sick, rows_of(encoded), encoded, reading, storing=Storing(nan="mark"))
+    with ActivationStore.open(tmp_path / "a") as store:
+        assert store.verify() == []
+        for pooling in reading.poolings:
+            found = store.read("resid_post", pooling)
+            assert np.isfinite(found[others]).all()
+            np.testing.assert_allclose(found[others], expected["resid_post", pooling][others], atol=1e-5)  # type: ignore[call-overload]
+        assert np.isnan(store.read("resid_post", "span:prompt", rows=[2])).all()
 
 
 def test_merging_keeps_every_vector_and_refuses_strangers(model: ChatModel, tmp_path: Path) -> None:
