@@ -237,21 +237,7 @@ def load_model(
     if device is not None and torch.device(device).type == "cuda":
         # Straight onto it: weights that are cast or merged are so there.
         hf_kwargs.setdefault("device_map", {"": device})
-    if merge == STACK:
-        model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
-        model = stacked(model, checkpoint)
-    elif (
-        isinstance(wanted, torch.dtype)
-        and checkpoint.adapters
-        and merges_by_map(checkpoint, wanted, last=merge)
-    ):
-        model, tokenizer = _load_base(checkpoint, wanted, hf_kwargs)
-        model = merged_by_map(model, checkpoint, last=merge)
-    else:
-        model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, hf_kwargs)
-        model = merged(model, checkpoint, last=merge)
-        if checkpoint.adapters and wanted != "auto" and "quantization_config" not in hf_kwargs:
-            model = model.to(wanted)
+    model, tokenizer = _with_adapters(checkpoint, wanted, merge, hf_kwargs)
     if device is not None:
         model = model.to(device)
     if quantise:
@@ -296,6 +282,24 @@ def _keep_gradients(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _with_adapters(
+    checkpoint: Checkpoint, wanted: str | torch.dtype, merge: Merge, kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """The base with its adapters live or merged, and the tokenizer."""
+    if merge == STACK:
+        model, tokenizer = _load_base(checkpoint, wanted, kwargs)
+        return stacked(model, checkpoint), tokenizer
+    exact = wanted if isinstance(wanted, torch.dtype) else None
+    if exact and checkpoint.adapters and merges_by_map(checkpoint, exact, last=merge):
+        model, tokenizer = _load_base(checkpoint, wanted, kwargs)
+        return merged_by_map(model, checkpoint, last=merge), tokenizer
+    model, tokenizer = _load_base(checkpoint, "float32" if checkpoint.adapters else wanted, kwargs)
+    model = merged(model, checkpoint, last=merge)
+    if checkpoint.adapters and exact and "quantization_config" not in kwargs:
+        model = model.to(exact)
+    return model, tokenizer
 
 
 def _load_base(
