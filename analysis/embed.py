@@ -1,11 +1,13 @@
 """Pictures of activations: PCA and UMAP, fitted on the base only, every arm projected into the same plane."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 
 from mech.errors import InputError
@@ -54,13 +56,23 @@ def _umap(
     seed: int,
     n_neighbors: int,
 ) -> pd.DataFrame:
-    with warnings.catch_warnings():
+    with _torch_threads_kept(), warnings.catch_warnings():
         # umap says on import that TensorFlow is missing, and on every seeded fit that it runs on one thread.
         warnings.simplefilter("ignore")
         from umap import UMAP
 
         fitted = UMAP(n_neighbors=n_neighbors, random_state=seed, n_jobs=1).fit(base)
         return _frame({arm: fitted.transform(points) for arm, points in arms.items()})
+
+
+@contextmanager
+def _torch_threads_kept() -> Iterator[None]:
+    """What umap compiles sets OpenMP's threads for the rest of the process: torch's sums would come out otherwise in their last digit."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _frame(planes: Mapping[str, Float[np.ndarray, "n 2"]]) -> pd.DataFrame:

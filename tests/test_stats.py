@@ -4,6 +4,7 @@ import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.metrics import roc_auc_score
@@ -238,9 +239,15 @@ def test_pictures_are_fitted_on_the_base_only() -> None:
 
 
 @pytest.mark.slow
-def test_umap_repeats_with_its_seed() -> None:
+def test_umap_repeats_with_its_seed_and_leaves_torchs_threads_alone() -> None:
     base, other = rng(8).standard_normal((20, 6)), rng(9).standard_normal((20, 6)) + 5
-    twice = [embed_arms(base, {"base": base, "em": other}, "umap", seed=1) for _ in range(2)]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        twice = [embed_arms(base, {"base": base, "em": other}, "umap", seed=1) for _ in range(2)]
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
     pd.testing.assert_frame_equal(twice[0], twice[1])
 
 
