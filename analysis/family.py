@@ -104,7 +104,7 @@ def cosines(
     `share_of_ceiling` is `cosine_disjoint` over its ceiling: near 1, the two differ by noise alone; NaN without a ceiling.
 
     Nulls, both for the second's contrast: `null_high` is the 97.5 % quantile of |cosine| with directions of its activations'
-    covariance, `p_null` two-sided of `cosine_disjoint`; `p_flip` is that of its paired differences' mean projection on the first
+    covariance within either side of the contrast, `p_null` two-sided of `cosine_disjoint`; `p_flip` is that of its paired differences' mean projection on the first
     direction (fitted without the difference's question) with signs flipped by question, `null_flip_high` its 97.5 % quantile as
     a cosine. `p_null_all` and `p_flip_all` are corrected for the number of pairs (Holm; a pair's p is the larger of its two ways', for
     both have to hold). With m pairs none is below m / (1 + `n_null`).
@@ -127,7 +127,7 @@ def cosines(
                 (a, b, gaps_b, halves.second_on_first),
                 (b, a, gaps_a, halves.first_on_second),
             ):
-                drawn = covariance_matched_directions(other.extract.rows, n_null, rng) @ one.direction.unit_at(layer)  # fmt: skip
+                drawn = covariance_matched_directions(_without_contrast(other), n_null, rng) @ one.direction.unit_at(layer)  # fmt: skip
                 flips = sign_flip_null("flips", along, seed=int(rng.integers(2**31)), n=n_null)
                 found.append({
                     "direction": one.direction.name, "other": other.direction.name, **both,
@@ -140,6 +140,14 @@ def cosines(
     for name in ("p_null", "p_flip") if found else ():
         table[f"{name}_all"] = np.repeat(holm(table[name].to_numpy().reshape(-1, 2).max(1)), 2)
     return table
+
+
+def _without_contrast(member: Member) -> Float[np.ndarray, "m d"]:
+    """Its rows about the mean of their side: a large contrast is most of what the rows vary by, and would be its own null."""
+    rows, signs = member.extract.rows.astype(np.float64), np.asarray(member.extract.signs)
+    for sign in np.unique(signs):
+        rows[signs == sign] -= rows[signs == sign].mean(0)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ KINDS = {
     "direction": Kind("directions", "study.steps.directions:fit", version=2),
     "adjusted": Kind("directions", "study.steps.adjust:fit", version=2),
     "shifts": Kind("measures", "study.steps.measures:shifts", version=3),
-    "family": Kind("measures", "study.steps.family:agreement", version=4),
+    "family": Kind("measures", "study.steps.family:agreement", version=5),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),
     "weights": Kind("measures", "study.steps.weights:compare", version=2),
     "lens": Kind("measures", "study.steps.lens:read", models=1),

@@ -122,6 +122,21 @@ def test_a_family_agrees_only_where_its_members_are_one() -> None:
     np.testing.assert_allclose(found["ceiling"].iloc[0], halves, rtol=1e-5)
 
 
+def test_a_contrast_is_not_its_own_null() -> None:
+    """Ten questions: rows vary along the contrast more than the mean of five questions tells where it lies."""
+    rng, axes = np.random.default_rng(3), np.eye(30)[[0, 0, 1]]
+    signs, asked = np.tile([1, -1], 10), [f"q{j // 2}" for j in range(20)]
+    members = [
+        member(f"m{i}", *(rng.standard_normal((2, 20, 30)) + 2.5 * signs[:, None] * axis), signs, asked)
+        for i, axis in enumerate(axes)
+    ]
+    found, moved = cosines(members, 0, rng=rng, n_null=500), transfer(members, 0, rng=rng, n_null=300)
+    agree = verdicts(found, moved).set_index(["direction", "other"])["agree"]
+    assert agree[("m0", "m1")]
+    assert not agree[("m0", "m2")]
+    assert not agree[("m1", "m2")]
+
+
 def test_of_many_pairs_of_nothing_hardly_one_agrees_when_their_number_is_reckoned_with() -> None:
     """Six unrelated contrasts at a time: 15 pairs. Each of the two corrected nulls is wrong about any of them in at most one family in twenty."""
     rng, raw, corrected = np.random.default_rng(11), [], []
