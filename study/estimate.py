@@ -8,6 +8,7 @@ from typing import Any
 
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError
+from study.estimate_remote import is_remote
 from study.kinds import KINDS
 from study.step import Step, Work
 
@@ -118,7 +119,7 @@ class Pace:
 
     def __post_init__(self) -> None:
         machine = this_machine()
-        here = [s for s in self.steps if not KINDS[s.kind].remote]
+        here = [s for s in self.steps if not is_remote(s)]
         self.left = {s.name: machine.seconds(s.work, self.parameters) for s in here}
         self.waiting = {s.name for s in self.steps} - set(self.left)
 
