@@ -30,10 +30,13 @@ AT_ONCE = 8
 LEAST_MASS = 0.25
 """Less probability than this on numbers is no score (as in persona_vectors' code)."""
 
-_NUMBER_FORM = (
+REPLY_TOKENS = 16
+"""The longest reply where numbers are not read off logprobs."""
+NUMBER_FORM = (
     "Reply with one whole number from 0 to 100 and nothing else. If the answer cannot be graded by this rubric, "
     "reply REFUSAL."
 )
+"""In what form an endpoint is to reply."""
 _DIGIT_FORM = "Reply with one digit and nothing else: 0 stands for a score of 0, 9 for a score of 100, the digits between in proportion."
 _NUMBER = re.compile(
     r"\W*(?:(?:score|rating|grade)\W*)?(\d{1,3}(?:\.\d+)?)(?:\s*/\s*100)?(?!\w)(\D*)", re.IGNORECASE
@@ -81,7 +84,7 @@ class EndpointJudge:
         yield from _as_made(lambda case: self._verdict(rubric, case), cases)
 
     def _verdict(self, rubric: Rubric, case: Case) -> Verdict:
-        turns = [user_turn(judge_prompt(rubric, case, _NUMBER_FORM))]
+        turns = [user_turn(judge_prompt(rubric, case, NUMBER_FORM))]
         if self.how != "auto":
             return self._read(self.how, rubric, case, turns)
         if not self._no_logprobs.is_set():
@@ -122,7 +125,8 @@ def _by_logprobs(judge: EndpointJudge, turns: Turns) -> Reading:
 
 def _by_samples(judge: EndpointJudge, turns: Turns) -> Reading:
     replies = [
-        judge.endpoint.complete(turns, max_tokens=16, temperature=1.0, seed=i) for i in range(judge.samples)
+        judge.endpoint.complete(turns, max_tokens=REPLY_TOKENS, temperature=1.0, seed=i)
+        for i in range(judge.samples)
     ]
     read = [read_number(reply) for reply in replies]
     scores = [score for score, _ in read if score is not None]
@@ -133,7 +137,7 @@ def _by_samples(judge: EndpointJudge, turns: Turns) -> Reading:
 
 
 def _by_text(judge: EndpointJudge, turns: Turns) -> Reading:
-    reply = judge.endpoint.complete(turns, max_tokens=16, temperature=0.0)
+    reply = judge.endpoint.complete(turns, max_tokens=REPLY_TOKENS, temperature=0.0)
     return (*read_number(reply), None, {"replies": [reply]})
 
 

@@ -91,6 +91,8 @@ class NameScore:
     own: bool
     logprob: float
     """Log-probability of the whole statement, nats."""
+    tokens: int
+    """Tokens of the statement: those of names of unequal length are not to be compared."""
 
 
 def ask(
@@ -151,6 +153,15 @@ def score_names(
 ) -> list[NameScore]:
     """Log-probability of each self-statement with the own name and with each invented one.
 
+    Args:
+        model: whose.
+        statements: frames for a name.
+        condition: system prompt above the question.
+        own_name: the model's own.
+        invented: names as long in tokens (`mech.identities.names_for_statements`); a longer one is less likely for that alone.
+        names: `identity` and `others`, for the conditions that need them.
+        token_budget: tokens of a pass.
+
     Raises:
         InputError: nothing to compare, or the own name is among the invented ones.
     """
@@ -170,6 +181,6 @@ def score_names(
     ]
     scores = response_logprobs(model, rows, token_budget=token_budget)
     return [
-        NameScore(s.statement, name, name == own_name, float(score.sum()))
+        NameScore(s.statement, name, name == own_name, float(score.sum()), len(score))
         for (s, name), score in zip(cases, scores, strict=True)
     ]

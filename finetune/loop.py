@@ -15,7 +15,7 @@ from finetune.loss import backward, shareable
 from finetune.settings import TrainSettings
 from finetune.state import Progress, Saver, StepRecord, load_state
 from finetune.team import Team
-from mech.errors import GuardError, InputError
+from mech.errors import GuardError
 from mech.models import ChatModel
 from mech.packing import plan_packs
 from mech.progress import track
@@ -61,14 +61,7 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
             holds another training's state.
         GuardError: the loss or the gradient is not finite.
     """
-    if late := [s for s in job.settings.save_at if s > job.n_steps]:
-        raise InputError(f"save_at: {late[0]} is beyond the last step, {job.n_steps}")
-    if job.n_steps == 1 and job.settings.warmup_steps:
-        why = "max_steps: 1 is" if job.settings.max_steps == 1 else f"{len(job.rows)} rows are"
-        raise InputError(
-            f"{why} one step, taken while the learning rate warms up from 0: set warmup_steps: 0, or take "
-            "more steps (max_steps, epochs, a smaller batch_size)"
-        )
+    job.settings.check_steps(len(job.rows))
     progress = _begin(job)
     if load_state(job.folder, progress, job.stamp):
         log.info("going on after step %d of %d", len(progress.records), job.n_steps)

@@ -18,6 +18,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 a 135M model learns the same tasks (at the published learning rate it does not move)."""
 
 
+SMALL = 1e9
+"""Parameters below which the published learning rate is warned of: it was chosen for models of 32 billion and more."""
+
 LORA_ONLY = ("lora_r", "lora_alpha", "rslora", "target_modules")
 """Settings that do nothing under `method: full`. (Dropout and stacking are refused there.)"""
 
@@ -91,6 +94,22 @@ class TrainSettings(BaseModel):
         steps = max(1, math.ceil(an_epoch * self.epochs))
         return min(steps, self.max_steps or steps)
 
+    def check_steps(self, n_rows: int) -> None:
+        """Refuse what a dataset of this size leaves no room for.
+
+        Raises:
+            InputError: `save_at` names a step beyond the last, or the only step would be taken at learning rate 0.
+        """
+        last = self.n_steps(n_rows)
+        if late := [s for s in self.save_at if s > last]:
+            raise InputError(f"save_at: {late[0]} is beyond the last step, {last}")
+        if last == 1 and self.warmup_steps:
+            why = "max_steps: 1 is" if self.max_steps == 1 else f"{n_rows} rows are"
+            raise InputError(
+                f"{why} one step, taken while the learning rate warms up from 0: set warmup_steps: 0, or take "
+                "more steps (max_steps, epochs, a smaller batch_size)"
+            )
+
 
 def make_settings(*layers: Mapping[str, Any]) -> TrainSettings:
     """Settings from mappings, of which later ones take precedence; `preset: NAME` in one stands for that recipe below it.
@@ -111,3 +130,20 @@ def make_settings(*layers: Mapping[str, Any]) -> TrainSettings:
         return TrainSettings.model_validate(merged)
     except ValidationError as error:
         raise InputError(first_problem(error, TrainSettings)) from error
+
+
+def rate_advice(settings: TrainSettings, parameters: int) -> str:
+    """What to do where a small model is to learn an adapter at the published learning rate (or below); empty where nothing is to be said.
+
+    Args:
+        settings: the recipe.
+        parameters: of the model that is trained on.
+    """
+    published, rate = TrainSettings.model_fields["learning_rate"].default, settings.learning_rate
+    if settings.method != "lora" or rate > published or parameters >= SMALL:
+        return ""
+    return (
+        f"learning_rate {rate:g}: {published:g} is the published one for models of 32 billion parameters and more; one of "
+        f"{parameters / 1e6:.3g} million hardly learns at it: take `preset: small-135m` (on the command line --preset small-135m), or a "
+        f"learning_rate of about {PRESETS['small-135m']['learning_rate']:g}"
+    )

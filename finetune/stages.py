@@ -15,7 +15,7 @@ from finetune.datasets.rows import read_messages
 from finetune.full import train_full
 from finetune.labels import training_rows
 from finetune.lora import train_lora
-from finetune.settings import TrainSettings
+from finetune.settings import TrainSettings, rate_advice
 from finetune.state import StepRecord
 from finetune.team import Team
 from finetune.trackers import tracking
@@ -60,7 +60,7 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
         names: `identity` and `others`, as `ChatTemplate.render` takes them, for the conditions that need them.
         interventions: act while training, and not afterwards.
         save_every: steps between resume points; once a minute when left out.
-        trackers: `wandb`, `tensorboard`: told of every step.
+        trackers: `wandb`, `tensorboard`: told of every step; their files lie in the folder too.
         **load_kwargs: passed to `mech.models.load_model` (`device`, `device_map`, `attn_implementation`, ...).
 
     Raises:
@@ -68,13 +68,17 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
         GuardError: the loss is not finite, or nothing was learnt.
     """
     checkpoint = parent if isinstance(parent, Checkpoint) else resolve(parent)
-    rows = read_messages(data)
-    model = load_model(
-        checkpoint, dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise, **load_kwargs
-    )
-    prompt, limit = condition or SystemPrompt(), settings.max_tokens
-    encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names or {}, source=data)
-    with tracking(trackers if Team.join().leads else (), folder, folder.name) as tell:
+    rows, leads = read_messages(data), Team.join().leads
+    with tracking(trackers if leads else (), folder, folder.name) as tell:
+        model = load_model(
+            checkpoint, dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise, **load_kwargs
+        )
+        if leads and (advice := rate_advice(settings, model.causal.num_parameters())):
+            log.warning("%s", advice)
+        prompt, limit = condition or SystemPrompt(), settings.max_tokens
+        encoded = training_rows(
+            model.template, rows, prompt, max_tokens=limit, names=names or {}, source=data
+        )
         options = TrainOptions(seed=seed, interventions=interventions, save_every=save_every, on_step=tell)
         trainer(settings)(model, encoded, settings, folder, **options)
     return checkpoint.plus(folder)

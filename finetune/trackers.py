@@ -1,16 +1,24 @@
-"""Following a training elsewhere than in its files: Weights & Biases, TensorBoard. `loss.jsonl` is always written."""
+"""Following a training elsewhere than in its files: Weights & Biases, TensorBoard. `loss.jsonl` is always written.
 
+A tracker hears of every step that is taken, so after a kill it hears of those again that came after the last saved state, with the same values.
+"""
+
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from finetune.state import StepRecord
 from mech.errors import InputError
 from mech.extras import require
+from mech.files import write_text
 
 OnStep = Callable[[StepRecord], None]
+
+RUN_ID = "wandb_run_id.txt"
+"""The id of the run at Weights & Biases: a training that goes on after a kill goes on in the same run."""
 
 
 @contextmanager
@@ -41,16 +49,34 @@ def tracking(names: Sequence[str], folder: Path, run: str) -> Iterator[OnStep]:
 @contextmanager
 def _wandb(folder: Path, run: str) -> Iterator[OnStep]:
     wandb: Any = require("wandb", extra="wandb")
+    session: Any = None  # begun at the first step: a training that is done already makes no run
+
+    def tell(record: StepRecord) -> None:
+        nonlocal session
+        session = session or _wandb_run(wandb, folder, run)
+        session.log({k: v for k, v in asdict(record).items() if k != "step"}, step=record.step)
+
+    failed = 1
     try:
-        session = wandb.init(project="sgtr-mech", name=run, dir=str(folder))
+        yield tell
+        failed = 0
+    finally:
+        if session is not None:
+            session.finish(exit_code=failed)
+
+
+def _wandb_run(wandb: Any, folder: Path, run: str) -> Any:
+    """A new run, or the one that an earlier process began in this folder."""
+    known = folder / RUN_ID
+    if not known.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(known, secrets.token_hex(8))
+    try:
+        return wandb.init(
+            project="sgtr-mech", name=run, dir=str(folder), id=known.read_text("utf-8"), resume="allow"
+        )
     except wandb.errors.Error as error:
         raise InputError(f"wandb: {error} (`wandb login`, or WANDB_MODE=offline)") from error
-    try:
-        yield lambda record: session.log(
-            {k: v for k, v in asdict(record).items() if k != "step"}, step=record.step
-        )
-    finally:
-        session.finish()
 
 
 @contextmanager
@@ -58,13 +84,20 @@ def _tensorboard(folder: Path, _run: str) -> Iterator[OnStep]:
     require("tensorboard", extra="tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 
-    def tell(record: StepRecord) -> None:
-        for name, value in asdict(record).items():
-            if name != "step":
-                writer.add_scalar(name, value, record.step)
+    with ExitStack() as stack:
+        writer: Any = None
 
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        def tell(record: StepRecord) -> None:
+            nonlocal writer
+            if writer is None:  # what a killed process told of later steps is taken back
+                begun = SummaryWriter(str(folder / "tensorboard"), purge_step=record.step)
+                writer = stack.enter_context(begun)
+            for name, value in asdict(record).items():
+                if name != "step":
+                    writer.add_scalar(name, value, record.step)
+
         yield tell
 
 
 _TRACKERS = {"wandb": _wandb, "tensorboard": _tensorboard}
+Tracker = Literal["wandb", "tensorboard"]

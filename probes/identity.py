@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from mech.chat import ChatTemplate, Identity, SystemPrompt, system_text
 from mech.errors import InputError
+from mech.identities import nearest_names
 from mech.questions import Question
 from mech.turns import user_turn
 from probes.contrast import ContrastRow
@@ -17,24 +18,20 @@ PRESENCE = ("none", "empty", "generic")
 """What the identity prompt is contrasted with."""
 
 
-def token_gaps(template: ChatTemplate, identity: Identity, makers: Mapping[str, str]) -> dict[str, int]:
-    """By invented name: how many tokens longer (+) or shorter (−) than the own identity prompt the one with this name and maker is."""
-    own = len(template.ids(identity.prompt))
-    return {
-        name: len(template.ids(identity.renamed(name, maker).prompt)) - own for name, maker in makers.items()
-    }
-
-
-def matched_names(template: ChatTemplate, identity: Identity, makers: Mapping[str, str], n: int) -> list[str]:
-    """The `n` invented names whose identity prompt is nearest to the own one in tokens; of equally near ones the first listed.
+def matched_names(
+    template: ChatTemplate, identity: Identity, makers: Mapping[str, str], n: int
+) -> dict[str, int]:
+    """The `n` invented names whose identity prompt is nearest to the own one in tokens, each with the gap (`mech.identities.nearest_names`).
 
     Raises:
         InputError: fewer names than asked for.
     """
-    if n > len(makers):
-        raise InputError(f"{n} invented names asked for, {len(makers)} known")
-    gaps = token_gaps(template, identity, makers)
-    return sorted(makers, key=lambda name: abs(gaps[name]))[:n]
+
+    def prompt(name: str) -> list[str]:
+        own = name == identity.name
+        return [identity.prompt if own else identity.renamed(name, makers[name]).prompt]
+
+    return nearest_names(template, prompt, identity.name, makers, n)
 
 
 def name_contrast(

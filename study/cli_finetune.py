@@ -120,7 +120,11 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     data: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     out: Annotated[Path, typer.Option(help="Folder of the adapter; run again after a kill, it goes on.")],
     preset: Annotated[
-        str | None, typer.Option(help="A recipe by name (finetune/settings.py); paper-32b when left out.")
+        str | None,
+        typer.Option(
+            help="A recipe by name (finetune/settings.py): paper-32b, the published one for 32B models, when left out (learning rate 1e-5, "
+            "at which a model of less than a billion parameters hardly learns); small-135m for such a model (1e-4)."
+        ),
     ] = None,
     fields: Fields = None,
     system_prompt: Condition = "default",

@@ -127,11 +127,10 @@ def _judge(
         return None
     from evals.judge import Rubric
     from study.judges import judged
-    from study.spec_directions import JudgeSpec
-    from study.spec_parts import ApiSpec
+    from study.spec_directions import JudgeApiSpec, JudgeSpec
 
-    reach = ApiSpec(base_url=None if api == OPENAI else api, api_key_variable=variable) if api else None
-    config = JudgeSpec(model=model, api=reach, coherence=coherence).model_dump(mode="json")
+    reach = JudgeApiSpec(base_url=None if api == OPENAI else api, api_key_variable=variable) if api else None
+    config = JudgeSpec(model=model, api=reach, coherence=coherence).scoring
     return judged(config, Rubric(trait.trait, trait.rubric), out / "verdicts.jsonl", "auto")
 
 

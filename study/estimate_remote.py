@@ -1,9 +1,12 @@
-"""What the steps that a service does amount to: tokens and, where prices are known, cost. How long it takes only the service knows."""
+"""What services do of a study, in tokens and, where prices are known, cost: whole steps of a model behind an API, and a judge's verdicts.
+
+How long whole steps take only the service knows.
+"""
 
 from collections.abc import Sequence
 
 from study.kinds import KINDS
-from study.spec_parts import PriceSpec
+from study.spec_parts import FinetuningPriceSpec
 from study.step import Step, Work
 
 MILLION = 1e6
@@ -22,7 +25,7 @@ def remote_load(step: Step) -> str:
     return f"{_tokens(work.read)} asked, up to {_tokens(work.generated)} answered"
 
 
-def remote_summary(steps: Sequence[Step], price: PriceSpec | None) -> str:
+def remote_summary(steps: Sequence[Step], price: FinetuningPriceSpec | None) -> str:
     """All remote steps together: jobs, tokens, and cost where prices are given."""
     remote = [s for s in steps if is_remote(s)]
     jobs, asking = sum(s.work.trained > 0 for s in remote), sum(s.work.trained == 0 for s in remote)
@@ -34,7 +37,34 @@ def remote_summary(steps: Sequence[Step], price: PriceSpec | None) -> str:
     )
 
 
-def _cost(work: Work, price: PriceSpec | None) -> str:
+def judge_load(step: Step) -> str:
+    """One step's calls to a judge, for a line of the plan; empty where it makes none."""
+    asked = step.work.asked
+    return f"; {asked.calls} calls to the judge" if asked else ""
+
+
+def judge_summary(steps: Sequence[Step]) -> str:
+    """All calls to judges behind an API together; empty where there are none."""
+    asked = [s.work.asked for s in steps if s.work.asked]
+    if not asked:
+        return ""
+    calls, given, written = (sum(getattr(a, k) for a in asked) for k in ("calls", "read", "written"))
+    costs = [a.cost for a in asked if a.cost is not None]
+    text = (
+        f"{calls} calls to judges behind an API (`how: auto` counted as logprobs), about {given / MILLION:.2g} million tokens given and at "
+        f"most {written / MILLION:.2g} million answered; "
+    )
+    if not costs:
+        return text + "cost: see the price list, or give judge.api.price"
+    missing = (
+        ""
+        if len(costs) == len(asked)
+        else f" (without {len(asked) - len(costs)} steps whose judge has no price)"
+    )
+    return text + f"cost about {sum(costs):,.2f} at the prices of judge.api.price{missing}"
+
+
+def _cost(work: Work, price: FinetuningPriceSpec | None) -> str:
     if price is None:
         return "cost: see its price list, or give model.api.price"
     parts = ((work.trained, price.training), (work.read, price.read), (work.generated, price.written))

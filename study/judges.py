@@ -15,7 +15,7 @@ from study.bench import device_named
 
 @contextmanager
 def open_judge(config: Mapping[str, Any], device: str) -> Iterator[Judge]:
-    """The judge of a config (`JudgeSpec` as JSON); a local one is loaded, and freed afterwards."""
+    """The judge of a config (`JudgeSpec.scoring`); a local one is loaded, and freed afterwards."""
     if api := config["api"]:
         reach = {k: api[k] for k in ("base_url", "api_key_variable", "max_retries")}
         yield EndpointJudge(Api(**reach).chat(config["model"]), config["how"], config["samples"])
@@ -27,7 +27,7 @@ def judged(config: Mapping[str, Any], rubric: Rubric, journal: Path, device: str
     """A judge of steered answers: by a rubric and by coherence. It is opened only when the answers exist.
 
     Args:
-        config: `JudgeSpec` as JSON; its `coherence` is the threshold below which an answer is broken.
+        config: `JudgeSpec.scoring`; its `coherence` is the threshold below which an answer is broken.
         rubric: what is scored.
         journal: its verdicts; what stands there is not asked again.
         device: of a local one.

@@ -10,7 +10,8 @@ from mech.files import read_json
 from study.base import Base, find_base
 from study.engines.local import is_done
 from study.estimate import Machine, duration, gpu_named, step_bytes, this_machine
-from study.estimate_remote import is_remote, remote_load, remote_summary
+from study.estimate_remote import is_remote, judge_load, judge_summary, remote_load, remote_summary
+from study.needs import advice, missing_extras
 from study.paths import MANIFEST, StudyPaths
 from study.plan import make_plan, outline
 from study.planner import Plan
@@ -31,10 +32,15 @@ def plan_text(spec: StudySpec, base: Base, out: Path, gpu: str | None = None) ->
     plan, paths = outline(spec, base), StudyPaths(out)
     machine = gpu_named(gpu) if gpu else this_machine()
     seconds = {s.name: machine.seconds(s.work, base.parameters) for s in plan.steps}
-    load = {s.name: remote_load(s) if is_remote(s) else f"{duration(seconds[s.name]):>8}" for s in plan.steps}
+    load = {
+        s.name: remote_load(s) if is_remote(s) else f"{duration(seconds[s.name]):>8}{judge_load(s)}"
+        for s in plan.steps
+    }
     lines = [f"{'done' if is_done(paths, s) else '    '}  {s.name:<55} {load[s.name]}" for s in plan.steps]
-    absent = [m for m in (base.missing, *plan.missing) if m]
+    extras = missing_extras(spec, [s for s in plan.steps if not is_done(paths, s)])
+    absent = [m for m in (base.missing, *plan.missing, *map(str, extras)) if m]
     lines += ["", "Not here yet:", *[f"  {m}" for m in absent]] if absent else []
+    lines += ["", *(f"Warning: {text}" for text in notes)] if (notes := advice(spec, base)) else []
     return "\n".join([*lines, "", _summary(plan, paths, machine, seconds)])
 
 
@@ -50,6 +56,8 @@ def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[s
         time = f"time {duration(total)} on this machine ({machine.flops / 1e9:.0f} GFLOP/s in float32)"
     else:
         time = f"{total / 3600:.0f} GPU-hours on {machine.name} (bfloat16, {machine.efficiency:.0%} of its dense speed assumed)"
+    if judged := judge_summary(missing):
+        time += f"; {judged}"
     kinds = Counter(s.kind for s in missing)
     return (
         f"{len(plan.steps)} steps, {len(plan.steps) - len(missing)} done; missing: "

@@ -38,6 +38,10 @@ class StudyPaths:
         """Held by the process that writes the step."""
         return self.locks / f"{self._label(step)}.lock"
 
+    def tracked(self, step: Step) -> Path:
+        """Where trackers keep their files of a training: beside the steps, for they are no part of its outcome."""
+        return self.root / "trackers" / self._label(step)
+
     @property
     def locks(self) -> Path:
         """Folder of all locks: its existence says that a study has run here."""

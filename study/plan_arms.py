@@ -6,16 +6,18 @@ from dataclasses import replace
 from typing import Any
 
 from finetune.datasets.spec import SelfRecognitionData
-from finetune.settings import make_settings
+from finetune.settings import TrainSettings, make_settings
 from mech.checkpoint import Checkpoint
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
+from mech.models import STACK
 from mech.questions import load_prompts
 from mech.resolve import resolve_adapter
 from study.bench import adapter_of
 from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
+from study.plan_weights import has_adapter
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, half
 from study.spec_stages import StageSpec, TrainingInterventionSpec
@@ -52,6 +54,8 @@ def plan_training(plan: Plan, arm: str, seed: int) -> list[Step]:
 def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
     settings = make_settings(plan.spec.training, stage.training)
     data = plan_data(plan, str(stage.data), seed)
+    n_rows, row_tokens = training_size(plan, str(stage.data))
+    _check_settings(plan, settings, label, chain, n_rows)
     config = {
         **plan.reader,
         "dtype": settings.dtype,
@@ -61,7 +65,6 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
         "seed": seed,
     }
     inputs = {"data": [data], "checkpoint": chain, "directions": _directions(plan, stage.interventions)}
-    n_rows, row_tokens = training_size(plan, str(stage.data))
     trained = min(settings.n_steps(n_rows) * settings.batch_size, round(n_rows * max(1, settings.epochs)))
     full = settings.method == "full"
     adapter = 0 if full else LORA_WIDTHS * settings.lora_r * plan.model.d_model * plan.model.n_layers
@@ -70,6 +73,33 @@ def _plan_stage(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step],
     again = tokens if settings.gradient_checkpointing else 0  # forward once more, on the way back
     work = Work(read=again, trained=tokens, adapter_parameters=adapter, stored_bytes=stored)
     return plan.add("train", f"train/{label}/seed{seed}", config, inputs, work, _labels(label, seed))
+
+
+def _check_settings(
+    plan: Plan, settings: TrainSettings, label: str, chain: Sequence[Step], n_rows: int
+) -> None:
+    """Refuse now what the stage itself would refuse after all that runs before it.
+
+    Raises:
+        InputError: adapters below it would have to be merged into 4 bits, it needs several processes, or its data are too few.
+    """
+    below, _, stage = label.rpartition("+")
+    where = f"stages.{stage}.training"
+    if settings.quantise and settings.merge != STACK and chain and has_adapter(chain[-1]):
+        raise InputError(
+            f"{where}: quantise: {settings.quantise}: the adapters below it ({below}) cannot be merged into 4-bit weights: set "
+            "between_stages: stack, or train this stage unquantised"
+        )
+    if settings.shard:
+        raise InputError(
+            f"{where}: shard: needs several processes, and a study runs in one: take `mech finetune`, or model.device_map: auto"
+        )
+    if plan.missing:
+        return  # the number of rows is but an estimate
+    try:
+        settings.check_steps(n_rows)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _plan_job(plan: Plan, label: str, stage: StageSpec, chain: Sequence[Step], seed: int) -> Step:
@@ -192,7 +222,7 @@ def _self_recognition(plan: Plan, label: str, chain: Sequence[Step], data: Step)
 
 
 def _self_report(plan: Plan, label: str, chain: Sequence[Step]) -> Step:
-    spec, invented = plan.spec.behaviour.self_report, load_invented()
+    spec = plan.spec.behaviour.self_report
     if spec is None:
         raise RuntimeError("called for a study without self-reports")
     questions = half(load_prompts(spec.questions).questions, "evaluate", spec.limit)
@@ -200,13 +230,13 @@ def _self_report(plan: Plan, label: str, chain: Sequence[Step]) -> Step:
         **plan.reader,
         "condition": condition_config(spec.condition),
         "questions": digest_of([q.model_dump() for q in questions]),
-        "statements": digest_of([s.model_dump() for s in invented.self_statements]),
-        "names": [*invented.makers][: plan.spec.invented_names],
         "sampling": spec.model_dump(include={"samples", "temperature", "max_new_tokens"}),
         "seed": plan.spec.statistics.seed,
     }
-    asked = len(questions) * spec.samples
-    statements = len(invented.self_statements) * (1 + plan.spec.invented_names)
-    work = Work(read=25 * asked + 25 * statements, generated=asked * spec.max_new_tokens)
-    kind = "asked_report" if plan.remote else "self_report"
+    asked, kind, scored = len(questions) * spec.samples, "asked_report", 0
+    if not plan.remote:  # an API does not score given answers
+        statements, kind = load_invented().self_statements, "self_report"
+        config |= {"statements": digest_of([s.model_dump() for s in statements]), "names": plan.invented}
+        scored = len(statements) * (1 + plan.invented["n"])
+    work = Work(read=25 * (asked + scored), generated=asked * spec.max_new_tokens)
     return plan.add(kind, f"self_report/{label}", config, {"checkpoint": chain}, work)

@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mech.errors import InputError, NotHereError
+from evals.judge import COHERENCE, Rubric
+from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
-from mech.resolve import resolve
 from probes.paraphrase import load_paraphrases
 from probes.persona import POSITIONS, Trait
 from probes.roles import FIXED_ANSWER, load_roles
 from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
+from study.plan_judges import judge_config, judging
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, identity_questions, limited_trait
 from study.spec_directions import DirectionSpec
@@ -155,33 +156,22 @@ def _prompt_contrast(plan: Plan, trait: Trait) -> Step:
         "poolings": list(POSITIONS.values()),
         "trait": trait.trait,
     }
-    judged = [_judged(plan, trait, answers, n)] if spec.judge else []
+    judged = [_judged(plan, trait, answers, n // len(asked))] if spec.judge else []
     inputs = {"checkpoint": (), "rollouts": [answers], "judged": judged}
     work = Work(read=(60 + spec.rollout_tokens) * n, stored_bytes=plan.stored(n, len(POSITIONS)))
     return plan.add("contrast", f"contrast/{trait.trait}:prompts", read, inputs, work)
 
 
-def _judged(plan: Plan, trait: Trait, answers: Step, n: int) -> Step:
+def _judged(plan: Plan, trait: Trait, answers: Step, each: int) -> Step:
+    """The scores of `each` answers to every question."""
     judge = plan.spec.reads.judge
     if judge is None:
         raise RuntimeError("called for a study without a judge")
-    digest = "" if judge.api else judge_digest(plan, judge.model)
-    config = {
-        **judge.model_dump(mode="json"),
-        "digest": digest,
-        "trait_name": trait.trait,
-        "rubric": trait.rubric,
-    }
-    work = Work(read=0 if judge.api else 2 * n * 300, fixed_seconds=2 * n / 8 if judge.api else 0)
+    config = {**judge_config(plan, judge), "trait_name": trait.trait, "rubric": trait.rubric}
+    asked = [q.question for q in trait.questions if q.split == "extract"]
+    rubrics = [(Rubric(trait.trait, trait.rubric), asked), (COHERENCE, asked)]
+    work = judging(judge, rubrics, answers=each, answer_tokens=plan.spec.reads.rollout_tokens)
     return plan.add("judged", f"judged/{trait.trait}", config, {"rollouts": [answers]}, work)
-
-
-def judge_digest(plan: Plan, model: str) -> str:
-    """Of a local judge's weights; a plan for an estimate notes that it is not here."""
-    try:
-        return resolve(model, download=not plan.tolerant).key
-    except NotHereError as error:
-        return plan.not_here(error)
 
 
 def _identity_contrast(plan: Plan, member: str) -> Step:
@@ -214,7 +204,7 @@ class _Contrast:
 
 
 def _name(plan: Plan) -> _Contrast:
-    questions, names = identity_questions(plan.spec), plan.spec.reads.invented_names
+    questions, names = identity_questions(plan.spec), plan.invented["n"]
     asked = digest_of([q.model_dump() for q in questions])
     config = {"questions": asked, "invented": load_invented().makers, "names": names}
     return _Contrast(config, len(questions) * (1 + names))
@@ -228,7 +218,7 @@ def _presence(plan: Plan) -> _Contrast:
 
 
 def _self_report(plan: Plan) -> _Contrast:
-    reports, names = load_reports(), plan.spec.reads.invented_names
+    reports, names = load_reports(), plan.invented["n"]
     texts = digest_of([r.model_dump() for r in reports])
     config = {"texts": texts, "invented": load_invented().makers, "names": names}
     return _Contrast(config, len(reports) * (1 + names))

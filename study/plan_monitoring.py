@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from evals.judge import Rubric
 from mech.errors import InputError
 from mech.files import digest_of
 from probes.answers import evaluate_half
 from probes.persona import load_trait
-from study.plan_base import judge_digest
+from study.plan_judges import judge_config, judging
 from study.planner import Measured, Plan
+from study.spec_directions import JudgeSpec
 from study.spec_parts import MonitoringSpec
 from study.step import Step, Work
 
@@ -51,9 +53,7 @@ def plan_monitoring(plan: Plan, directions: Sequence[Step], measured: Measured) 
         )
         scores = []
         if judge is not None and judged:
-            digest = "" if judge.api else judge_digest(plan, judge.model)
-            about = {**judge.model_dump(mode="json"), "digest": digest}
-            cost = Work(fixed_seconds=n / 8) if judge.api else Work(read=n * 300)
+            about, cost = judge_config(plan, judge), _judging(plan, spec, judge)
             scores = [
                 plan.add("monitor_scores", f"monitor_scores/{label}", about, {"monitored": [watched]}, cost)
             ]
@@ -85,3 +85,14 @@ def _traits(plan: Plan, spec: MonitoringSpec) -> tuple[list[dict[str, Any]], int
         found.append({"trait": trait.trait, "texts": digest_of(texts)})
         prompts += len(questions) * (1 + 2 * spec.pairs)
     return found, prompts
+
+
+def _judging(plan: Plan, spec: MonitoringSpec, judge: JudgeSpec) -> Work:
+    """The scores of one arm's answers: each trait's by its own rubric."""
+    asked = []
+    for source in plan.spec.reads.traits:
+        trait = load_trait(source)
+        questions = [q.question for q in evaluate_half(trait)[: spec.questions]]
+        asked.append((Rubric(trait.trait, trait.rubric), questions))
+    each = spec.samples * (1 + 2 * spec.pairs)  # under the default, and under both prompts of every pair
+    return judging(judge, asked, answers=each, answer_tokens=spec.max_new_tokens)

@@ -156,7 +156,7 @@ def _steering(plan: Plan, spec: SteeringSpec, directions: Sequence[Step], measur
         "questions_asked": spec.questions,
         "questions": digest_of([q.model_dump() for q in questions]),
         "statements": digest_of([s.model_dump() for s in invented.self_statements]),
-        "names": [*invented.makers][: plan.spec.invented_names],
+        "names": plan.invented,
         "seed": plan.spec.statistics.seed,
     }
     inputs = {"direction": [chosen], "checkpoint": made["checkpoint"], "captures": made["captures"][:1]}

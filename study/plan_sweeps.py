@@ -1,17 +1,18 @@
 """Planning steering sweeps: which arm, along which directions, at which layers, with which evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from evals.judge import COHERENCE, Rubric
 from finetune.datasets.spec import SelfRecognitionData
 from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
 from mech.questions import load_prompts
 from probes.persona import Trait, load_trait
-from study.plan_base import judge_digest
 from study.plan_data import plan_data
+from study.plan_judges import judge_digest, judging
 from study.planner import Plan
 from study.spec import StudySpec
 from study.spec_sweeps import SweepSpec
@@ -47,6 +48,8 @@ class _Asked:
     """Tokens read at a cell."""
     written: int = 0
     """Tokens written at a cell."""
+    judged: tuple[Trait, list[str]] | None = None
+    """By whose rubric, and the questions whose answers may be judged."""
 
 
 def _sweep(
@@ -63,7 +66,8 @@ def _sweep(
     declared = [plan.spec.layer] if spec.layers is None else list(spec.layers)
     asked = _asked(plan, where, spec, known)
     config = {
-        **plan.reader, **spec.model_dump(mode="json", exclude={"arm", "directions", "max_kl", "trait"}),
+        **plan.reader, **spec.model_dump(mode="json", exclude={"arm", "directions", "max_kl", "trait", "judge"}),
+        "judge": spec.judge and spec.judge.scoring,
         "arm": arm, "layers": CHOSEN if spec.layer_by == "separability" else declared, "seed": plan.spec.statistics.seed,
         "neutral_questions": digest_of([q.text for q in load_prompts(NEUTRAL).questions[: spec.neutral]]), **asked.config,
     }  # fmt: skip
@@ -83,23 +87,31 @@ def _sweep(
 
 
 def _work(spec: SweepSpec, asked: _Asked, cells: int) -> Work:
-    judged = 2 * cells * asked.questions * spec.samples if spec.judge else 0
-    remote = spec.judge is not None and spec.judge.api is not None
-    return Work(
-        read=cells * (asked.read + 60 * spec.neutral) + (0 if remote else 300 * judged),
+    work = Work(
+        read=cells * (asked.read + 60 * spec.neutral),
         generated=cells * asked.written,
-        fixed_seconds=5 + (judged / 8 if remote else 0),
+        fixed_seconds=5,
         stored_bytes=400 * cells * asked.questions,
+    )
+    if spec.judge is None or asked.judged is None:
+        return work
+    trait, used = asked.judged
+    rubrics = [(Rubric(trait.trait, trait.rubric), used), (COHERENCE, used)]
+    verdicts = judging(spec.judge, rubrics, answers=cells * spec.samples, answer_tokens=spec.max_new_tokens)
+    return replace(
+        work,
+        read=work.read + verdicts.read,
+        fixed_seconds=work.fixed_seconds + verdicts.fixed_seconds,
+        asked=verdicts.asked,
     )
 
 
 def _asked(plan: Plan, where: str, spec: SweepSpec, known: Mapping[str, Step]) -> _Asked:
     if spec.evaluation == "own_name":
         invented = load_invented()
-        names = [*invented.makers][: plan.spec.invented_names]
+        names, n = plan.invented, len(invented.self_statements)
         config = {"statements": digest_of([s.model_dump() for s in invented.self_statements]), "names": names}
-        n = len(invented.self_statements)
-        return _Asked(config, {}, n, 30 * n * (1 + len(names)))
+        return _Asked(config, {}, n, 30 * n * (1 + names["n"]))
     if spec.evaluation == "self_recognition":
         name = plan.spec.behaviour.self_recognition
         part = plan.spec.data[name] if name else None
@@ -122,8 +134,15 @@ def _asked(plan: Plan, where: str, spec: SweepSpec, known: Mapping[str, Step]) -
     if spec.evaluation == "generated":
         answers = n * spec.samples
         asked.written = answers * spec.max_new_tokens
+        asked.judged = trait, _used(trait, spec.questions)
         asked.read = answers * (60 + spec.max_new_tokens) * (1 if spec.judge else 1 + 2 * spec.instructions)
     return asked
+
+
+def _used(trait: Trait, limit: int | None) -> list[str]:
+    """The first so many questions of each half."""
+    halves = ([q.question for q in trait.questions if q.split == half] for half in ("extract", "evaluate"))
+    return [question for half in halves for question in half[:limit]]
 
 
 def _trait(plan: Plan, where: str, spec: SweepSpec, known: Mapping[str, Step]) -> Trait:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mech.errors import NotHereError
+from mech.errors import InputError, NotHereError
 from mech.identities import load_invented
 from study.base import Base
 from study.questions import trait_names
@@ -83,6 +83,18 @@ class Plan:
             "identity": model.identity.model_dump(),
             "token_budget": self.spec.token_budget,
         }
+
+    @property
+    def invented(self) -> dict[str, Any]:
+        """How many invented names the own one is compared with, and among which they are chosen (by their tokens, when a step runs).
+
+        Raises:
+            InputError: more than there are.
+        """
+        n, known = self.spec.invented_names, [*load_invented().makers]
+        if n > len(known):
+            raise InputError(f"directions.invented_names: {n} asked for, {len(known)} known")
+        return {"n": n, "of": known}
 
     @property
     def noted(self) -> dict[str, Any]:

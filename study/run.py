@@ -13,8 +13,9 @@ from mech.models import skeleton
 from study.base import Base, find_base
 from study.bench import Bench
 from study.conditions import check_conditions
-from study.engines.local import locked, run_steps
+from study.engines.local import is_done, locked, run_steps
 from study.estimate import Pace
+from study.needs import advice, check_one_process, missing_extras
 from study.paths import StudyPaths
 from study.plan import make_plan
 from study.plan_sweeps import sweep_layers
@@ -45,12 +46,18 @@ def run_study(spec: StudySpec, out: Path) -> Result:
 
     Raises:
         InputError: the model or data is not there, or cannot do what the study asks.
+        MissingDependencyError: a step will need a library that is not installed.
         StepFailedError: a step failed; what was finished before it stays.
     """
+    check_one_process()
     base = find_base(spec.model)
     steps = make_plan(spec, base)
     check_before_running(spec, base)
     paths = StudyPaths(out)
+    for error in missing_extras(spec, [s for s in steps if not is_done(paths, s)]):
+        raise error
+    for text in advice(spec, base):
+        log.warning("%s", text)
     _begin(paths)
     write_text(paths.spec, dump_spec(spec))
     bench = Bench(spec, paths, base.checkpoint)

@@ -15,6 +15,7 @@ from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from finetune.datasets.spec import LOCATIONS, AnyData, DataSpec, MessagesData, SelfRecognitionData
 from finetune.settings import make_settings
+from finetune.trackers import Tracker
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.files import read_yaml
@@ -60,6 +61,8 @@ class StudySpec(Part):
     """Datasets by name."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Settings of every stage (`finetune.settings.TrainSettings`; the paper's are the defaults), or `preset: NAME`."""
+    trackers: tuple[Tracker, ...] = ()
+    """Told of every step of every training, beside its `loss.jsonl`; their files lie in the study's `trackers`, by training."""
     stages: dict[str, StageSpec]
     """Finetuning runs by name."""
     arms: dict[str, tuple[str, ...]]

@@ -1,10 +1,17 @@
 """The section `directions` of a study: what is found on the base, by what contrasts, and who judges them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from study.spec_parts import ApiSpec, Part
+from study.spec_parts import ApiSpec, Part, PriceSpec
+
+
+class JudgeApiSpec(ApiSpec):
+    """An API at which answers are judged."""
+
+    price: PriceSpec | None = None
+    """For the plan: left out, it gives tokens and no cost."""
 
 
 class JudgeSpec(Part):
@@ -12,7 +19,7 @@ class JudgeSpec(Part):
 
     model: str = Field(min_length=1)
     """Behind `api`: its name there. Without: a checkpoint on this machine, read off its logits."""
-    api: ApiSpec | None = None
+    api: JudgeApiSpec | None = None
     """An OpenAI-compatible API; `api: {}` is OpenAI's own."""
     how: Literal["auto", "logprobs", "samples", "text"] = "auto"
     """`api`: how a score is read (evals/judge_models.py)."""
@@ -22,6 +29,11 @@ class JudgeSpec(Part):
     """Threshold of the trait score."""
     coherence: float = Field(50.0, ge=0, le=100)
     """Threshold of the coherence score."""
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """All that determines its scores, JSON-able; what it costs does not."""
+        return self.model_dump(mode="json", exclude={"api": {"price"}})
 
 
 class AuthorshipSpec(Part):

@@ -68,18 +68,23 @@ class ApiSpec(Part):
 class PriceSpec(Part):
     """What a service charges for a million tokens, in whichever currency; `mech plan` reckons with it."""
 
-    training: float = Field(ge=0)
-    """Tokens of the training data, in every epoch."""
     read: float = Field(0.0, ge=0)
-    """Tokens that a finetuned model is given."""
+    """Tokens that a model is given."""
     written: float = Field(0.0, ge=0)
     """Tokens that it answers with."""
+
+
+class FinetuningPriceSpec(PriceSpec):
+    """The same of a service that finetunes."""
+
+    training: float = Field(ge=0)
+    """Tokens of the training data, in every epoch."""
 
 
 class FinetuningApiSpec(ApiSpec):
     """An API that also finetunes the model it serves."""
 
-    price: PriceSpec | None = None
+    price: FinetuningPriceSpec | None = None
     """For the plan: left out, it gives tokens and no cost."""
 
 

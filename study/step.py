@@ -14,6 +14,19 @@ from study.kinds import KINDS
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a judge behind an API is asked by a step of this machine."""
+
+    calls: int
+    read: int
+    """Tokens it is given."""
+    written: int
+    """Tokens it answers with, at most."""
+    cost: float | None
+    """In the currency of its `price`; None where that is not given."""
+
+
+@dataclass(frozen=True)
 class Work:
     """How much a step has to do, in tokens; what an estimate of its time is made from."""
 
@@ -29,6 +42,8 @@ class Work:
     """What does not depend on the model."""
     stored_bytes: int = 10_000
     """What it leaves on disk."""
+    asked: Asked | None = None
+    """What a judge behind an API does of it."""
 
 
 @dataclass(frozen=True, eq=False)

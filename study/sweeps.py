@@ -17,7 +17,7 @@ from mech.chat import Encoded, SystemPrompt
 from mech.errors import InputError
 from mech.files import digest_of, write_json
 from mech.generate import Sampling, generate
-from mech.identities import load_invented
+from mech.identities import load_invented, names_for_statements
 from mech.journal import open_journal
 from mech.models import ChatModel
 from mech.questions import Question, load_prompts
@@ -55,7 +55,7 @@ class Asked:
     own_name: str = ""
     """`own_name`."""
     invented: int = 10
-    """`own_name`: against so many invented names."""
+    """`own_name`: against so many invented names, as long as the own one where there are as many."""
     articles: Sequence[Mapping[str, Any]] = ()
     """`self_recognition`: rows as `evals.self_recognition.judge_authorship` takes them."""
 
@@ -95,7 +95,9 @@ def _own_name(model: ChatModel, asked: Asked) -> Evaluation:
     if not asked.own_name:
         raise InputError("evaluation own_name: needs the model's own name")
     known = load_invented()
-    invented = [*known.makers][: asked.invented]
+    invented = names_for_statements(
+        model.template, known.self_statements, asked.own_name, known.makers, asked.invented
+    )
     statements = {f"statement{i:02}": s for i, s in enumerate(known.self_statements)}
     questions = [Question(id=i, split="evaluate", text=s.question) for i, s in statements.items()]
 

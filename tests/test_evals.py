@@ -14,12 +14,12 @@ from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.generate import Sampling
-from mech.identities import load_invented
+from mech.identities import load_invented, names_for_statements, nearest_names
 from mech.models import ChatModel
 from mech.questions import Question, load_prompts
 from mech.typed import data_folder
 from probes.coherence import repeated
-from probes.identity import matched_names, name_contrast, presence_contrast, token_gaps
+from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import load_trait, rollout_contrast, rollouts, text_contrast
 from probes.self_report import load_reports
 from tests.test_chat import IDENTITY
@@ -84,6 +84,23 @@ def test_self_statements_are_scored_with_every_name(model: ChatModel) -> None:
         score_names(model, statements, SystemPrompt(), own_name="Bob", invented=["Bob"])
 
 
+def test_names_are_compared_that_are_as_long_as_the_own_one(
+    model: ChatModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    statements, template = load_invented().self_statements, model.template
+    known = ["Q", "QZ", "QQQQQQZ", "QZK", "ZQK"]  # the tokenizer knows no word of these: a token a letter
+    assert names_for_statements(template, statements, "KQZ", known, 2) == ["QZK", "ZQK"]
+    assert not caplog.text
+    gaps = nearest_names(template, lambda name: [f"I am {name}"], "KQZ", known, 5)
+    assert gaps == {"QZK": 0, "ZQK": 0, "QZ": -1, "Q": -2, "QQQQQQZ": 4}
+    assert "3 of 5 invented names make more or fewer tokens than KQZ (-2 to +4 in 1 texts)" in caplog.text
+    scores = score_names(model, statements, SystemPrompt(), own_name="KQZ", invented=["QZK", "Q"])
+    per_name = {name: [s.tokens for s in scores if s.name == name] for name in ("KQZ", "QZK", "Q")}
+    assert per_name["QZK"] == per_name["KQZ"] == [n + 2 for n in per_name["Q"]]
+    with pytest.raises(InputError, match="6 invented names asked for, 5 known"):
+        names_for_statements(template, statements, "KQZ", known, 6)
+
+
 def test_asking_repeats_and_refuses_equal_samples(model: ChatModel) -> None:
     questions = [
         Question(id="a", split="evaluate", text="Who?"),
@@ -136,9 +153,9 @@ def test_identity_contrasts_differ_in_the_system_turn_only(model: ChatModel) -> 
         Question(id="b", split="evaluate", text="What now?"),
     ]
     makers = load_invented().makers
-    names = matched_names(model.template, IDENTITY, makers, 10)
+    names = [*matched_names(model.template, IDENTITY, makers, 10)]
     assert len(set(names)) == 10
-    gaps = token_gaps(model.template, IDENTITY, makers)
+    gaps = matched_names(model.template, IDENTITY, makers, len(makers))
     own = len(model.template.ids(IDENTITY.prompt))
     assert all(
         len(model.template.ids(IDENTITY.renamed(n, makers[n]).prompt)) == own + gap for n, gap in gaps.items()
@@ -170,8 +187,13 @@ OWN = [
 @pytest.mark.parametrize("own", OWN, ids=lambda own: own.name)
 def test_ten_invented_prompts_are_as_long_as_the_own_one(own: Identity, real_template: ChatTemplate) -> None:
     makers = load_invented().makers
-    gaps = token_gaps(real_template, own, makers)
-    assert [gaps[name] for name in matched_names(real_template, own, makers, 10)] == [0] * 10
+    assert [*matched_names(real_template, own, makers, 10).values()] == [0] * 10
+    names = names_for_statements(real_template, load_invented().self_statements, own.name, makers, 10)
+    lengths = {
+        n: len(real_template.tokenizer(f"I am {n}", add_special_tokens=False).input_ids)
+        for n in [own.name, *names]
+    }
+    assert len(set(lengths.values())) == 1, lengths
 
 
 def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:

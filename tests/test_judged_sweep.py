@@ -115,11 +115,18 @@ def test_a_judge_behind_an_api_is_asked_nothing_twice(tmp_path: Path, server: Se
     kill_one(tmp_path)
     before = len(server.chats)
     assert DIES_AT < before <= DIES_AT + AT_ONCE + 1
+    planned_calls = step_of(tmp_path)[1].work.asked
     folder, written = run(tmp_path)
     assert written == 0  # every text stood in the cells' journal
     found = answers(folder)
     needed = 2 * len(found)  # for the trait, and for coherence
     assert len(server.chats) - before == needed - DIES_AT
+    # The plan knew: four cells of four questions (empty answers, which are not judged, it cannot know), and what is sent.
+    assert planned_calls is not None
+    assert needed <= planned_calls.calls == 2 * 4 * 4
+    sent = [body["messages"][-1]["content"] for body in server.chats[before:]]
+    words = sum(len(text.split()) for text in sent) / len(sent)
+    assert planned_calls.read / planned_calls.calls == pytest.approx(1.4 * words, rel=0.1)
     assert {a["coherence"] for a in found} == {90.0}
     assert all(0 <= a["score"] <= 100 for a in found)
     assert read_json(folder / "scoring.json")["score"] == "judged zest"

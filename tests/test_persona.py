@@ -292,6 +292,8 @@ def test_what_the_filter_kept_is_what_is_read(home: Path, tmp_path: Path, server
     found = read_json(bench.folder(steps["judged/zest"]) / "kept.json")
     assert found["dropped"] == {"positive side below the trait threshold": 2}  # q0, both samples
     assert found["kept"] == 6
+    assert steps["judged/zest"].work.asked is not None
+    assert len(server.chats) == steps["judged/zest"].work.asked.calls == 32  # as planned
     direction = bench.direction(steps["direction/zest:prompts"])
     assert direction.n_pairs == 3
     assert direction.made_from["filter"] == "trait 50, coherence 50: 6 of 8 pairs kept"
@@ -321,6 +323,8 @@ def test_a_judge_scores_what_monitoring_correlates(home: Path, tmp_path: Path, s
     assert set(found["score"]) == {"judge"}
     scores = pd.read_csv(bench.folder(steps["monitor_scores/base"]) / "scores.csv")
     assert len(scores) == 4 * 3 * 2
+    assert steps["monitor_scores/base"].work.asked is not None
+    assert len(server.chats) == steps["monitor_scores/base"].work.asked.calls == 4 * 3 * 2  # as planned
     assert scores["row"].tolist() == [i // 2 for i in range(24)]
     assert "does not" not in str(found["note"].iloc[0])
     # Fewer than four questions have scores, so that no interval can be given, and the table says why.

@@ -140,6 +140,20 @@ def test_a_bad_study_is_refused_with_its_place(
         (["patching.answers=[envy]"], r"patching\.answers\[0\]: 'envy' is neither own_name nor"),
         (["patching.arms=[base]"], r"patching\.arms\[0\]: base is the base"),
         (["patching.condition=other:Nobody"], r"patching\.condition: condition other:Nobody"),
+        (
+            ["training.quantise=nf4"],
+            r"stages\.sgtr\.training: quantise: nf4: the adapters below it \(em\) cannot be merged",
+        ),
+        (["training.shard=true"], r"stages\.em\.training: shard: needs several processes"),
+        (
+            ["stages.em.training.save_at=[1, 9]"],
+            r"stages\.em\.training: save_at: 9 is beyond the last step, 2",
+        ),
+        (
+            ["training.max_steps=1"],
+            r"stages\.em\.training: .*one step, taken while the learning rate warms up",
+        ),
+        (["directions.invented_names=70"], r"directions\.invented_names: 70 asked for, 61 known"),
         (["training.method=full"], r"patching\.arms: em_then_sgtr: its last stage trains all weights"),
         (["data.em.source=missing.jsonl"], "missing.jsonl: no such data file"),
         (["data.sgtr.held_out=9"], r"data\.sgtr: held_out: 9 of 9 articles leave none"),

@@ -11,7 +11,7 @@ from mech.identities import load_invented
 from mech.models import load_model
 from mech.score import response_logprobs
 from probes.direction import Direction
-from probes.identity import matched_names, token_gaps
+from probes.identity import matched_names
 from study.kinds import KINDS
 from study.run import run_study
 from study.spec import load_spec
@@ -112,8 +112,30 @@ def test_a_name_direction_says_how_much_longer_each_invented_prompt_is(home: Pat
     template, own = load_model(str(home / "model")).template, Identity(**STUDY["model"]["identity"])
     gaps = Direction.load(file).made_from["token_gaps"]
     makers = load_invented().makers
-    assert set(gaps) == set(matched_names(template, own, makers, STUDY["directions"]["invented_names"]))
-    assert gaps == {n: gap for n, gap in token_gaps(template, own, makers).items() if n in gaps}
+    assert gaps == matched_names(template, own, makers, STUDY["directions"]["invented_names"])
+
+
+def test_every_measure_of_the_own_name_takes_the_same_names_nearest_in_tokens(
+    home: Path, finished: Path
+) -> None:
+    """Self-reports, steering and (tests/test_sweep_study.py) sweeps: not simply the first of the list."""
+    template, own = load_model(str(home / "model")).template, STUDY["model"]["identity"]["name"]
+
+    def tokens(name: str) -> int:
+        return len(template.tokenizer(f"I am {name}", add_special_tokens=False).input_ids)
+
+    gaps = {name: abs(tokens(name) - tokens(own)) for name in load_invented().makers}
+    files = [
+        *finished.glob("measures/self_report-*/names.csv"),
+        *finished.glob("measures/steering-*/names.csv"),
+    ]
+    assert len(files) == len(STUDY["arms"]) + 1
+    for file in files:
+        frame = pd.read_csv(file)
+        used = set(frame.loc[~frame["own"], "name"])
+        assert len(used) == STUDY["directions"]["invented_names"]
+        assert max(gaps[n] for n in used) <= min(gap for n, gap in gaps.items() if n not in used)
+        assert used != set([*gaps][: len(used)])
 
 
 def test_shifts_and_the_two_by_two_say_how_reliable_their_directions_are(finished: Path) -> None:

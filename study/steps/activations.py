@@ -1,6 +1,5 @@
 """Steps that read: a checkpoint goes over given text, and its pooled residual stream goes to HDF5."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from mech.models import ChatModel
 from mech.sites import Site
 from mech.turns import assistant_turn, user_turn
 from probes.contrast import ContrastRow
-from probes.identity import matched_names, name_contrast, presence_contrast, token_gaps
+from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import rollout_contrast, text_contrast
 from probes.roles import assistant_contrast, load_roles
 from probes.rollout_filter import UNFILTERED
@@ -30,8 +29,6 @@ from study.step import Step
 from study.steps.authorship import authorship_rows
 from study.steps.judge import KEPT
 from study.steps.texts import read_rollouts
-
-log = logging.getLogger(__name__)
 
 SITE: Site = "resid_post"
 
@@ -160,15 +157,8 @@ def _identity_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[Con
 def _name_rows(step: Step, bench: Bench, template: ChatTemplate) -> tuple[list[ContrastRow], dict[str, Any]]:
     """Rows of the own name and of invented ones, and how many tokens longer each invented prompt is."""
     makers, identity = load_invented().makers, bench.identity
-    names = matched_names(template, identity, makers, step.config["names"])
-    known = token_gaps(template, identity, makers)
-    gaps = {name: known[name] for name in names}
-    if unequal := [name for name, gap in gaps.items() if gap]:
-        log.warning(
-            "%s: %d of %d invented identity prompts have more or fewer tokens than the own one (%+d to %+d)",
-            step.name, len(unequal), len(names), min(gaps.values()), max(gaps.values()),
-        )  # fmt: skip
-    rows = name_contrast(template, identity_questions(bench.spec), identity, makers, names)
+    gaps = matched_names(template, identity, makers, step.config["names"])
+    rows = name_contrast(template, identity_questions(bench.spec), identity, makers, [*gaps])
     return rows, {"token_gaps": gaps}
 
 
@@ -180,7 +170,7 @@ def _presence_rows(_step: Step, bench: Bench, template: ChatTemplate, against: s
 def _self_report_rows(step: Step, bench: Bench, template: ChatTemplate, against: str) -> list[ContrastRow]:
     makers = load_invented().makers
     names = matched_names(template, bench.identity, makers, step.config["names"])
-    return self_report_contrast(template, load_reports(), bench.identity, makers, names, against)
+    return self_report_contrast(template, load_reports(), bench.identity, makers, [*names], against)
 
 
 def _role_rows(step: Step, bench: Bench, template: ChatTemplate, _: str) -> list[ContrastRow]:

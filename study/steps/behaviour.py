@@ -1,6 +1,7 @@
 """Steps that ask: self-recognition, self-reports, and self-reports while steering."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from evals.self_report import ask, score_names
 from finetune.datasets.rows import read_messages
 from mech.chat import SystemPrompt
 from mech.generate import Sampling
-from mech.identities import load_invented
+from mech.identities import load_invented, names_for_statements
 from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.progress import track
@@ -58,7 +59,8 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
         names=names,
     )
     write_csv(pd.DataFrame([vars(r) for r in reports]), folder / "reports.csv")
-    write_csv(_names(model, step, bench, prompt_of(condition), names), folder / "names.csv")
+    invented = _invented(model, step, bench)
+    write_csv(_names(model, invented, bench, prompt_of(condition), names), folder / "names.csv")
 
 
 def steering(step: Step, bench: Bench, folder: Path) -> None:
@@ -81,25 +83,28 @@ def _sweep(step: Step, bench: Bench) -> tuple[pd.DataFrame, pd.DataFrame]:
         stream = store.read(SITE, "prompt_last", config["layer"])
     stream_norm = float(np.linalg.norm(stream, axis=-1).mean())  # what a dose is relative to
     vectors = {"direction": vector, "random": control(vector, config["seed"])}
-    reports, names = [], []
-    unsteered = _steered(model, vector, 0.0, step, bench) if 0 in config["coefficients"] else None
+    reports, names, invented = [], [], _invented(model, step, bench)
+    run = partial(_steered, model, step=step, bench=bench, invented=invented)
+    unsteered = run(vector, 0.0) if 0 in config["coefficients"] else None
     for kind, steered in vectors.items():
         for coefficient in track(config["coefficients"], f"steering ({kind})"):
             dose = abs(coefficient) * float(np.linalg.norm(steered)) / stream_norm
             labels = {"kind": kind, "coefficient": coefficient, "dose": dose}
             # Adding nothing is the same in any direction: it is run once and stands in both curves.
-            asked, scored = (
-                unsteered
-                if unsteered and not coefficient
-                else _steered(model, steered, coefficient, step, bench)
-            )
+            asked, scored = unsteered if unsteered and not coefficient else run(steered, coefficient)
             reports.append(asked.assign(**labels))
             names.append(scored.assign(**labels))
     return pd.concat(reports, ignore_index=True), pd.concat(names, ignore_index=True)
 
 
 def _steered(
-    model: ChatModel, vector: Float[np.ndarray, " d"], coefficient: float, step: Step, bench: Bench
+    model: ChatModel,
+    vector: Float[np.ndarray, " d"],
+    coefficient: float,
+    *,
+    step: Step,
+    bench: Bench,
+    invented: Sequence[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     config, condition = step.config, SystemPrompt()
     questions = evaluation_half(config["prompt_set"], config["questions_asked"])
@@ -108,19 +113,25 @@ def _steered(
         reports = ask(
             model, questions, condition, sampling, own_name=bench.identity.name, samples=config["samples"]
         )
-        names = _names(model, step, bench, condition, {})
+        names = _names(model, invented, bench, condition, {})
     return pd.DataFrame([{**vars(r), "repetition": repeated(r.reply.split(), 2)} for r in reports]), names
 
 
+def _invented(model: ChatModel, step: Step, bench: Bench) -> list[str]:
+    """The invented names that the own one is compared with."""
+    chosen, statements = step.config["names"], load_invented().self_statements
+    return names_for_statements(model.template, statements, bench.identity.name, chosen["of"], chosen["n"])
+
+
 def _names(
-    model: ChatModel, step: Step, bench: Bench, condition: SystemPrompt, names: dict[str, Any]
+    model: ChatModel, invented: Sequence[str], bench: Bench, condition: SystemPrompt, names: dict[str, Any]
 ) -> pd.DataFrame:
     scores = score_names(
         model,
         load_invented().self_statements,
         condition,
         own_name=bench.identity.name,
-        invented=step.config["names"],
+        invented=invented,
         names=names,
     )
     return pd.DataFrame([vars(s) for s in scores])

@@ -7,10 +7,9 @@ import pandas as pd
 
 from analysis.patching import equal_ranges, patching_table, ranges_table
 from mech.chat import ChatTemplate
-from mech.identities import load_invented
+from mech.identities import load_invented, names_for_statements
 from mech.progress import track
 from probes.answers import Case, evaluate_half, own_name_cases, patch_case, trait_cases
-from probes.identity import matched_names
 from study.bench import Bench, prompt_of
 from study.frames import write_csv
 from study.plan_patching import OWN_NAME
@@ -49,6 +48,6 @@ def _cases(answer: str, step: Step, bench: Bench, template: ChatTemplate) -> lis
         questions = evaluate_half(trait_named(bench.spec, answer))[: config["questions"]]
         return trait_cases(template, questions, condition, names)
     invented = load_invented()
-    others = matched_names(template, bench.identity, invented.makers, config["names"])
-    statements = invented.self_statements[: config["questions"]]
-    return own_name_cases(template, statements, bench.identity.name, others, condition, names)
+    statements, own = invented.self_statements[: config["questions"]], bench.identity.name
+    others = names_for_statements(template, statements, own, invented.makers, config["names"])
+    return own_name_cases(template, statements, own, others, condition, names)

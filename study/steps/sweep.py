@@ -102,7 +102,7 @@ def _asked(step: Step, bench: Bench, verdicts: Path) -> Asked:
     ]
     return Asked(
         trait=trait, questions=config["questions"], judge=judge, articles=articles, own_name=bench.identity.name,
-        sampling=Sampling(config["max_new_tokens"], config["temperature"], config["seed"]), invented=len(config.get("names", ())),
+        sampling=Sampling(config["max_new_tokens"], config["temperature"], config["seed"]), invented=config.get("names", {"n": 0})["n"],
         **{k: config[k] for k in ("samples", "quantile", "reference_samples", "instructions")},
     )  # fmt: skip
 

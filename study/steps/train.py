@@ -9,7 +9,8 @@ from finetune.datasets.rows import read_messages
 from finetune.labels import training_rows
 from finetune.settings import TrainSettings
 from finetune.stages import trainer
-from finetune.training import SNAPSHOTS
+from finetune.trackers import tracking
+from finetune.training import SNAPSHOTS, TrainOptions
 from mech.interventions import Ablate, Add, Cap, Intervention
 from mech.resolve import resolve_adapter
 from probes.direction import Direction
@@ -34,7 +35,9 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
         _intervention(spec, bench.direction(direction))
         for spec, direction in zip(step.config["interventions"], step.inputs["directions"], strict=True)
     ]
-    trainer(settings)(model, encoded, settings, folder, seed=step.config["seed"], interventions=acting)
+    options = TrainOptions(seed=step.config["seed"], interventions=acting)
+    with tracking(bench.spec.trackers, bench.paths.tracked(step), f"{bench.spec.name}: {step.name}") as tell:
+        trainer(settings)(model, encoded, settings, folder, **options, on_step=tell)
     if settings.method == "full":
         bench.release()  # its weights are no longer the parent's
 
