@@ -19,6 +19,7 @@ from mech.checkpoint import Checkpoint
 from mech.errors import GuardError, InputError
 from mech.extras import require
 from mech.fetch import read_gguf
+from mech.modes import evaluating
 from mech.pretrained import load_config, load_tokenizer, load_weights
 from mech.resolve import resolve
 from mech.stacks import merged, merged_by_map, merges_by_map, stacked
@@ -164,7 +165,7 @@ class ChatModel:
         """What happens to logits behind the head: of what the config speaks of, that which gives the model's own; None: nothing does."""
         text = self.causal.config.get_text_config()
         probe = torch.arange(3, 11, device=self.device).unsqueeze(0) % text.vocab_size
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.causal):
             expected = self.causal(input_ids=probe, use_cache=False).logits.float()
             hidden = self.decoder(input_ids=probe, use_cache=False).last_hidden_state
             head = self.causal.get_output_embeddings()
