@@ -124,6 +124,8 @@ def repair(folder: Path, *, dry_run: bool = False) -> list[Problem]:
 def _manifest(folder: Path) -> dict[str, Any]:
     """What a finished capture's manifest holds; it names files of its own folder alone, for `repair` deletes them."""
     path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder}: no finished capture in shards (no {MANIFEST})")
     found = read_json(path)
     files = found.get("files") if isinstance(found, dict) else None
     named = isinstance(files, dict) and all(

@@ -73,8 +73,8 @@ def report_row(
         "n_samples": len(reports),
         "n_questions": int(reports["question"].nunique()),
         **rate.columns("own_name_rate"),
-        **_variety(_distinct, claimed, questions, level).columns("distinct"),
-        **_variety(_entropy, claimed, questions, level).columns("entropy"),
+        **_variety(distinct, claimed, questions, level).columns("distinct"),
+        **_variety(entropy, claimed, questions, level).columns("entropy"),
         **_margin(names, rng, level),
     }
 
@@ -163,11 +163,13 @@ def name_margins(names: pd.DataFrame) -> Float[np.ndarray, " statements"]:
     return margins
 
 
-def _distinct(claimed: Sequence[str] | np.ndarray) -> float:
+def distinct(claimed: Sequence[str] | np.ndarray) -> float:
+    """Number of names claimed; "no name" (empty) is none."""
     return float(len({name for name in claimed if name}))
 
 
-def _entropy(claimed: Sequence[str] | np.ndarray) -> float:
+def entropy(claimed: Sequence[str] | np.ndarray) -> float:
+    """Entropy of the claims in nats; "no name" (empty) is a claim of its own."""
     _, counts = np.unique(np.asarray(claimed, dtype=str), return_counts=True)
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum()) + 0.0

@@ -33,6 +33,28 @@ _NOTES: dict[str, tuple[str, str]] = {
         ),
         f"{_BOOTSTRAP}. Grey: the middle 95 % of shifts along random unit directions",
     ),
+    "comparison_differences": (
+        (
+            "The arm's projection minus the other arm's on the same text, in SD of the base's projection over texts. Diamond: the base, "
+            "where nothing would be left of the other arm's own shift. Grey names: unreliable directions (split-half below 0.3)"
+        ),
+        f"{_BOOTSTRAP}. Grey bars: the middle 95 % of differences along random unit directions",
+    ),
+    "undone_by_layer": (
+        (
+            "Share undone: how far the arm lies on the way from the other arm back to the base (1: there, 0: as far off as the other arm, "
+            "below 0: farther); distance from the base, over the other arm's. Each dimension in units of the base's SD; products only "
+            "between different questions, so that noise cancels. Gaps: the other arm's change is not told apart from none"
+        ),
+        "95 % intervals: delete-one-question jackknife; those that leave a panel go on. No null: 0 is nothing undone",
+    ),
+    "behaviour_differences": (
+        "The arm's value minus the other arm's, on the same articles, questions and self-statements",
+        (
+            "95 % intervals: Newcombe's for paired rates at the effective sample size (accuracy, own-name rate), jackknife (distinct "
+            "names, entropy), studentised bootstrap or CR2 t, the wider (the rest), clustered by article or question. 0: no difference"
+        ),
+    ),
     "dispersion_by_condition": (
         (
             "Spread: log of the mean squared distance of an arm's activations from their mean, less the base's on the same text. "

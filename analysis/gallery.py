@@ -25,7 +25,7 @@ def draw_figures(
     Pooling and questions belong to a direction: each is shown with its own.
 
     Args:
-        tables: Tidy tables by name: shifts, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
+        tables: Tidy tables by name: shifts, differences, undone, behaviour_differences, two_by_two, directions, direction_cosines, identity_cosines, identity_transfer,
             lora_alignment_by_layer, lora_overlap, patching, adapter_ranges, monitoring, self_recognition, self_report, steering, sweeps,
             dispersion, embedding, training. Any may be missing or empty.
         folder: Where the files go.
@@ -41,6 +41,7 @@ def draw_figures(
     arms = [base, *(arm for arm in arms or () if arm != base)]
     drawings = [
         *_shift_drawings(_rows(tables, "shifts", text=text), layer, condition, {"arms": arms, "text": text}),
+        *_comparison_drawings(tables, layer, condition, arms),
         *_direction_drawings(tables, layer),
         *_weight_drawings(tables, layer),
         *_patch_drawings(tables, arms),
@@ -76,7 +77,7 @@ def _in_groups(
         for i, (group, members) in enumerate(groups.items(), 1):
             here = rows[rows["arm"].isin([base, *members])]
             if here["arm"].isin(members).any():
-                own = {**options, "arms": [base, *members]}
+                own = {**options, **({"arms": [base, *members]} if "arms" in options else {})}
                 yield group, (kind, f"{name}_{i:02}_{slug(group)}", here, draw, own)
 
 
@@ -106,6 +107,27 @@ def _shift_drawings(
         along = chosen[chosen["direction"] == direction]
         name = f"shift_by_layer_{slug(direction)}"
         yield "shift_by_layer", name, along, plots.shift_by_layer, {**options, "direction": direction}
+
+
+def _comparison_drawings(
+    tables: Mapping[str, pd.DataFrame], layer: int, condition: str, arms: Sequence[str]
+) -> Iterator[_Drawing]:
+    """Arms held against each other: along directions, as a share undone, in behaviour."""
+    rows = _rows(tables, "differences", layer=layer, condition=condition)
+    if not rows.empty:
+        options = {"layer": layer, "condition": condition, "arms": arms}
+        yield "comparison_differences", "comparison_differences", rows, plots.comparison_differences, options
+    if not (rows := _rows(tables, "undone", condition=condition)).empty:
+        options = {"layer": layer, "condition": condition}
+        yield "undone_by_layer", "undone_by_layer", rows, plots.undone_by_layer, options
+    if not (rows := _rows(tables, "behaviour_differences")).empty:
+        yield (
+            "behaviour_differences",
+            "behaviour_differences",
+            rows,
+            plots.behaviour_differences,
+            {"arms": arms},
+        )
 
 
 def _direction_drawings(tables: Mapping[str, pd.DataFrame], layer: int) -> Iterator[_Drawing]:

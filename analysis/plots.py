@@ -9,6 +9,7 @@ name: it fixes order and colours across figures. Shifts are relative to the base
 
 from analysis.behaviour_plots import dose_response, loss_curves, self_recognition_bars, self_report_bars
 from analysis.captions import caption
+from analysis.comparison_plots import behaviour_differences, comparison_differences, undone_by_layer
 from analysis.condition_plots import shift_by_condition
 from analysis.dispersion_plots import dispersion_by_condition
 from analysis.effect_plots import arm_direction_heatmap, two_by_two_bars
@@ -26,7 +27,9 @@ __all__ = [
     "adapter_ranges",
     "arm_direction_heatmap",
     "arm_styles",
+    "behaviour_differences",
     "caption",
+    "comparison_differences",
     "direction_cosines",
     "direction_quality",
     "dispersion_by_condition",
@@ -47,4 +50,5 @@ __all__ = [
     "shift_by_layer_in_groups",
     "sweep_response",
     "two_by_two_bars",
+    "undone_by_layer",
 ]

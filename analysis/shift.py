@@ -41,9 +41,11 @@ class ShiftByLayer:
     minus_benign: Interval | None
     """Raw shift minus the benign control's, paired by question."""
     n_questions: int
+    before: Interval | None = None
+    """The base's own shift from the reference, raw: where a shift that starts elsewhere starts. None without a reference."""
 
 
-def shift_by_layer(
+def shift_by_layer(  # noqa: PLR0913  (what is read, what it is held against, and how sure to be)
     base: Stream,
     tuned: Stream,
     direction: Float[np.ndarray, "layers d"],
@@ -54,6 +56,7 @@ def shift_by_layer(
     n_null: int = 1000,
     level: float = 0.95,
     benign: Stream | None = None,
+    reference: Stream | None = None,
 ) -> ShiftByLayer:
     """The shift along a direction at every layer.
 
@@ -67,36 +70,45 @@ def shift_by_layer(
         n_null: random directions of each kind.
         level: confidence level.
         benign: the benign control's activations on the same rows.
+        reference: where `base` is itself finetuned, the model that the study starts from, on the same rows: what gives the units
+            (standard deviation, norm) and the covariance null in place of `base`.
 
     Raises:
         InputError: shapes differ, a value is not finite, or the direction is zero at a layer.
     """
-    _check(base, tuned, direction, questions, benign)
+    _check(base, tuned, direction, questions, benign=benign, reference=reference)
+    origin = base if reference is None else reference
     unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     delta = tuned.astype(np.float64) - base
     projected, mean = np.einsum("nld,ld->nl", delta, unit), delta.mean(0)
     norm = np.linalg.norm(mean, axis=1)
     cosine = np.divide((mean * unit).sum(1), norm, out=np.zeros(len(norm)), where=norm > 0)
-    random, matched = _null_shifts(base, mean, n_null, rng)
+    random, matched = _null_shifts(origin, mean, n_null, rng)
     resampled = partial(bootstrap_mean, clusters=questions, rng=rng, level=level, n_boot=n_boot)
-    control = None
+    control = before = None
     if benign is not None:
         control = resampled(projected - np.einsum("nld,ld->nl", benign.astype(np.float64) - base, unit))
+    if reference is not None:
+        before = resampled(np.einsum("nld,ld->nl", base.astype(np.float64) - reference, unit))
     return ShiftByLayer(
         raw=resampled(projected),
-        base_sd=np.einsum("nld,ld->nl", base, unit).std(0, ddof=1),
+        base_sd=np.einsum("nld,ld->nl", origin, unit).std(0, ddof=1),
         cosine=cosine,
         delta_norm=norm,
-        relative_norm=norm / np.linalg.norm(base, axis=2).mean(0),
+        relative_norm=norm / np.linalg.norm(origin, axis=2).mean(0),
         **_null_fields("random", projected.mean(0), random),
         **_null_fields("covariance", projected.mean(0), matched),
         minus_benign=control,
         n_questions=len(np.unique(questions)),
+        before=before,
     )
 
 
 def to_frame(shift: ShiftByLayer, **labels: Any) -> pd.DataFrame:
-    """One row a layer; `sd` columns are in units of the base's standard deviation, the others in the stream's."""
+    """One row a layer; `sd` columns are in units of the base's standard deviation, the others in the stream's.
+
+    A shift that starts elsewhere than at the base has `before_sd`, where it starts, in place of what is left beyond the benign control.
+    """
     sd = shift.base_sd
     columns: dict[str, Any] = {
         **labels,
@@ -116,9 +128,12 @@ def to_frame(shift: ShiftByLayer, **labels: Any) -> pd.DataFrame:
         "null_covariance_high": shift.null_covariance[1],
         "p_covariance": shift.p_covariance,
         "p_covariance_max": shift.p_covariance_max,
-        **_spread("minus_benign", shift.minus_benign, 1.0),
-        **_spread("minus_benign_sd", shift.minus_benign, sd),
     }
+    if shift.before is None:
+        columns |= _spread("minus_benign", shift.minus_benign, 1.0)
+        columns |= _spread("minus_benign_sd", shift.minus_benign, sd)
+    else:
+        columns |= _spread("before_sd", shift.before, sd)
     return pd.DataFrame(columns)
 
 
@@ -155,7 +170,7 @@ def two_by_two(
         InputError: as `shift_by_layer`.
     """
     for cell in (h_bt, h_tb, h_tt):
-        _check(h_bb, cell, direction, questions, None)
+        _check(h_bb, cell, direction, questions)
     unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
     bb, bt, tb, tt = (np.einsum("nld,ld->nl", h.astype(np.float64), unit) for h in (h_bb, h_bt, h_tb, h_tt))
     effects = np.stack([tb - bb, bt - bb, tt - tb - bt + bb, tt - bb], axis=1)
@@ -218,10 +233,11 @@ def _check(
     tuned: np.ndarray,
     direction: np.ndarray,
     questions: np.ndarray,
-    benign: np.ndarray | None,
+    **others: np.ndarray | None,
 ) -> None:
-    for name, other in (("tuned", tuned), ("benign", benign)):
-        if other is not None and other.shape != base.shape:
+    read = {"tuned": tuned, **{name: rows for name, rows in others.items() if rows is not None}}
+    for name, other in read.items():
+        if other.shape != base.shape:
             raise InputError(
                 f"{name} has shape {other.shape}, base {base.shape}: a shift is read on the same rows"
             )
@@ -231,8 +247,8 @@ def _check(
         )
     if len(questions) != len(base):
         raise InputError(f"{len(questions)} questions for {len(base)} rows")
-    for name, array in (("base", base), ("tuned", tuned), ("benign", benign), ("direction", direction)):
-        if array is not None and not np.isfinite(array).all():
+    for name, array in {"base": base, **read, "direction": direction}.items():
+        if not np.isfinite(array).all():
             raise InputError(f"{name}: not finite (a NaN or an infinity)")
     if not np.linalg.norm(direction, axis=1).all():
         raise InputError("the direction is zero at a layer")

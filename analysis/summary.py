@@ -10,15 +10,23 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
+from analysis.comparison_summary import comparison_sentences
 from analysis.plot_frame import signed
 from analysis.plot_style import RELIABLE_COSINE
 from analysis.plot_table import seeds_text
-
-ALPHA = 0.05
-MOST_ARMS = 12
-"""Of more arms the paragraphs are brief: what they leave out is in the table `shifts`."""
-MOST_SEEDS = 2
-"""Seeds whose intervals are all written out; of more their range is given, and each has its row in the tables."""
+from analysis.words import (
+    ALPHA,
+    MOST_ARMS,
+    MOST_SEEDS,
+    at,
+    count_range,
+    counted,
+    interval,
+    is_found,
+    plain,
+    side_of,
+    unreliable,
+)
 
 
 def summarise(
@@ -27,23 +35,25 @@ def summarise(
     """Sentences on what was measured and found; also on what was not measured.
 
     Args:
-        tables: Tidy tables by name (shifts, dispersion, self_recognition, self_report, steering, sweep_best); any may be
+        tables: Tidy tables by name (shifts, differences, undone, behaviour_differences, dispersion, self_recognition, self_report, steering, sweep_best); any may be
             missing or empty.
         layer: The layer declared before the run, 0-based: shifts are read there and nowhere else.
         condition: System prompt condition of the shifts.
         base: What the study calls the base arm.
 
     Returns:
-        One paragraph an arm or a measure, in the order of the report; each starts with what it is about and a colon,
+        One paragraph a comparison (what the study asks), then one an arm or a measure, in the order of the report; each starts with what it is about and a colon,
         or is a single sentence.
     """
-    shifts = _table(tables, "shifts")
-    if not shifts.empty:
-        wanted = {"layer": layer, "condition": condition, "text": "base"}
-        for column, value in wanted.items():
-            shifts = shifts[shifts[column] == value]
+    here = {"layer": layer, "condition": condition}
+    shifts = at(_table(tables, "shifts"), **here, text="base")
     return [
         *_seeds_sentences(tables),
+        *comparison_sentences(
+            at(_table(tables, "differences"), **here),
+            at(_table(tables, "undone"), **here),
+            _table(tables, "behaviour_differences"),
+        ),
         *_recognition_sentences(_table(tables, "self_recognition"), base),
         *_report_sentences(_table(tables, "self_report"), base),
         *_shift_sentences(shifts, layer, condition),
@@ -67,46 +77,12 @@ def _table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
     return tables.get(name, pd.DataFrame())
 
 
-def _plain(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
-    """'0.42 [0.30, 0.55]' for one seed, '0.42 (mean of 2 seeds: 0.40 [0.30, 0.50]; ...)' for two.
-
-    For more, '0.42 (0.30 to 0.55)': the mean, and where all seeds' intervals lie.
-    """
-    write = signed if sign else _plain
-    if len(rows) > MOST_SEEDS:
-        low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
-        return f"{write(rows[column].mean())} ({write(low)} to {write(high)})"
-    each = [
-        f"{write(v)} [{write(low)}, {write(high)}]"
-        for v, low, high in zip(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], strict=True)
-    ]
-    if len(each) == 1:
-        return each[0]
-    return f"{write(rows[column].mean())} (mean of {len(each)} seeds: {'; '.join(each)})"
-
-
 def _spread(rows: pd.DataFrame, column: str) -> str:
     """One run's value with its interval; of several runs the mean and where all their intervals lie."""
     if len(rows) == 1:
         return interval(rows, column)
     low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
-    return f"{_plain(rows[column].mean())} ({_plain(low)} to {_plain(high)} with intervals)"
-
-
-def _side(rows: pd.DataFrame, column: str) -> int:
-    """+1 or -1 where every row's interval lies above or below 0, else 0."""
-    if (rows[f"{column}_low"] > 0).all():
-        return 1
-    return -1 if (rows[f"{column}_high"] < 0).all() else 0
-
-
-def _n(value: object, word: str) -> str:
-    count = int(str(value))
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+    return f"{plain(rows[column].mean())} ({plain(low)} to {plain(high)} with intervals)"
 
 
 def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator[str]:
@@ -114,10 +90,10 @@ def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator
     if rows.empty:
         yield f"Shifts were not measured at layer {layer} under the system prompt condition {condition}."
         return
-    reliable = rows[~rows["direction"].isin(_unreliable(rows))]
+    reliable = rows[~rows["direction"].isin(unreliable(rows))]
     if reliable.empty:
         return
-    questions = _range(reliable["n_questions"])
+    questions = count_range(reliable["n_questions"])
     yield (
         f"Shifts at layer {layer} (system prompt {condition}, n = {questions} questions a direction, {seeds_text(rows)}): "
         "a shift is called found where its interval excludes 0 and p < .05 against random directions"
@@ -129,7 +105,7 @@ def _shift_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Iterator
         yield f"Arm {arm}: {' '.join(_arm_sentences(mine, brief=brief))}"
     count = len(reliable.groupby(["arm", "direction"]))
     yield (
-        f"How to take these shifts: {_n(count, 'comparison')} with a null, not corrected for their number (about "
+        f"How to take these shifts: {counted(count, 'comparison')} with a null, not corrected for their number (about "
         f"{ALPHA * count:.1f} would pass p < .05 by chance). A shift that random directions do not give, but directions with "
         "the base's covariance do, is not shown to be special to its direction."
     )
@@ -142,7 +118,7 @@ def _arm_sentences(rows: pd.DataFrame, *, brief: bool) -> Iterator[str]:
     nothing: list[str] = []
     drawn = bool(rows["p_covariance"].notna().all())
     for direction, cell in rows.groupby("direction", sort=False):
-        if not _found(cell):
+        if not is_found(cell):
             nothing.append(f"{direction} ({signed(float(cell['sd'].mean()))})")
             continue
         beyond = drawn and bool((cell["p_covariance"] < ALPHA).all())
@@ -162,34 +138,19 @@ def _arm_sentences(rows: pd.DataFrame, *, brief: bool) -> Iterator[str]:
         yield f"No effect found along {', '.join(nothing)}."
 
 
-def _range(counts: pd.Series) -> str:
-    low, high = int(counts.min()), int(counts.max())
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-def _found(cell: pd.DataFrame) -> bool:
-    return bool(_side(cell, "sd")) and bool((cell["p_random"] < ALPHA).all())
-
-
 def _against_benign(cell: pd.DataFrame, *, brief: bool) -> str:
     """', minus benign +0.35 [+0.25, +0.42]', with a word where that takes the shift back; in brief, that word alone."""
     if cell["minus_benign_sd"].isna().any():
         return ""
-    left = _side(cell, "minus_benign_sd")
-    word = {0: " (not told apart from benign)", -_side(cell, "sd"): " (benign moved further)"}.get(left, "")
+    left = side_of(cell, "minus_benign_sd")
+    word = {0: " (not told apart from benign)", -side_of(cell, "sd"): " (benign moved further)"}.get(left, "")
     return word if brief else f", minus benign {interval(cell, 'minus_benign_sd', sign=True)}{word}"
-
-
-def _unreliable(rows: pd.DataFrame) -> dict[str, float]:
-    """Directions with too low a split-half cosine."""
-    ceilings = rows.groupby("direction", sort=False)["split_half"].mean()
-    return {str(d): float(c) for d, c in ceilings.items() if c < RELIABLE_COSINE}
 
 
 def _reliability_sentences(rows: pd.DataFrame, layer: int) -> Iterator[str]:
     """Which directions are left out of the summary, and why."""
-    if not rows.empty and (weak := _unreliable(rows)):
-        named = ", ".join(f"{d} ({_plain(c)})" for d, c in weak.items())
+    if not rows.empty and (weak := unreliable(rows)):
+        named = ", ".join(f"{d} ({plain(c)})" for d, c in weak.items())
         yield (
             f"Unreliable directions, left out: split-half cosine below {RELIABLE_COSINE} at layer {layer} for {named}. Other "
             "questions would have given other directions; nothing is said along them."
@@ -209,7 +170,7 @@ def _dispersion_sentences(rows: pd.DataFrame, layer: int, condition: str) -> Ite
             parts.append(f"Against the benign control: {_sides(control, 'd_log_trace_minus_benign')}")
         yield (
             f"Spread of activations at layer {layer}, {pooling} (change of the log trace, system prompt {condition}, n = "
-            f"{_n(mine['n_questions'].min(), 'question')}, {seeds_text(mine)}): {' '.join(parts)}"
+            f"{counted(mine['n_questions'].min(), 'question')}, {seeds_text(mine)}): {' '.join(parts)}"
         )
 
 
@@ -218,7 +179,7 @@ def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
     groups: dict[int, list[str]] = {1: [], -1: [], 0: []}
     brief = rows["arm"].nunique() > MOST_ARMS
     for arm, mine in rows.groupby("arm", sort=False):
-        side = _side(mine, column)
+        side = side_of(mine, column)
         bare = not numbers or (brief and not side)
         groups[side].append(str(arm) if bare else f"{arm} {interval(mine, column, sign=True)}")
     words = {1: "wider in", -1: "narrower in", 0: "not told apart in"}
@@ -264,14 +225,14 @@ def _recognition_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
     verdicts = "; ".join(f"{word} chance (.5): {', '.join(arms)}" for word, arms in chance.items() if arms)
     shortcut = rows.groupby("arm", sort=False)["shortcut_accuracy"].max()
     text = (
-        f"Self-recognition, accuracy (n = {_n(rows['n_articles'].min(), 'article')}, {seeds_text(rows)}): "
+        f"Self-recognition, accuracy (n = {counted(rows['n_articles'].min(), 'article')}, {seeds_text(rows)}): "
         f"{_arms_against_base(rows, base, 'accuracy')} {verdicts[0].upper()}{verdicts[1:]}."
     )
     if shortcut.notna().any():
         lows = rows.groupby("arm", sort=False)["accuracy_low"].min()
         beyond = [str(arm) for arm in shortcut.index if lows[arm] > shortcut[arm]]
         text += (
-            f" Answering by length alone reaches {_plain(float(shortcut.max()))}; "
+            f" Answering by length alone reaches {plain(float(shortcut.max()))}; "
             f"above that: {', '.join(beyond) if beyond else 'no arm'}."
         )
     yield text
@@ -282,9 +243,7 @@ def _report_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
         yield "Self-report (what the models call themselves) was not measured."
         return
     for (condition, temperature), here in rows.groupby(["condition", "temperature"], sort=False):
-        size = (
-            f"{_n(here['n_samples'].min(), 'sample')} of {_n(here['n_questions'].min(), 'question')} an arm"
-        )
+        size = f"{counted(here['n_samples'].min(), 'sample')} of {counted(here['n_questions'].min(), 'question')} an arm"
         yield (
             f"Share of replies with the model's own name (system prompt {condition}, temperature {temperature:g}, "
             f"n = {size}, {seeds_text(here)}): {_arms_against_base(here, base, 'own_name_rate')}"
@@ -292,8 +251,8 @@ def _report_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
         if not here["n_statements"].min():
             yield "The log-probability of the own name was not measured: an API does not score given answers."
             continue
-        statements = _n(here["n_statements"].min(), "self-statement")
-        names = _n(here["n_names"].min(), "invented name")
+        statements = counted(here["n_statements"].min(), "self-statement")
+        names = counted(here["n_names"].min(), "invented name")
         yield (
             f"Log-probability of the own name, in nats above the mean of {names} (system prompt {condition}, n = {statements}, "
             f"{seeds_text(here)}): {_arms_against_base(here, base, 'name_margin', sign=True)}"
@@ -326,9 +285,9 @@ def _steering_sentence(start: str, at: pd.DataFrame, control: pd.DataFrame, rest
     without = "" if rest.empty else f", unsteered {interval(rest, 'name_margin', sign=True)}"
     without_rate = "" if rest.empty else f", unsteered {interval(rest, 'own_name_rate')}"
     text = (
-        f"{start}, coefficient {number} ({seeds_text(at)}): at dose {_plain(dose)}, the end of the sweep, own-name margin "
-        f"{interval(at, 'name_margin', sign=True)} nats{without} (n = {_n(at['n_statements'].min(), 'self-statement')}); own-name rate "
-        f"{interval(at, 'own_name_rate')}{without_rate} (n = {_n(at['n_samples'].min(), 'sample')}). {_beside_random(at, control)}"
+        f"{start}, coefficient {number} ({seeds_text(at)}): at dose {plain(dose)}, the end of the sweep, own-name margin "
+        f"{interval(at, 'name_margin', sign=True)} nats{without} (n = {counted(at['n_statements'].min(), 'self-statement')}); own-name rate "
+        f"{interval(at, 'own_name_rate')}{without_rate} (n = {counted(at['n_samples'].min(), 'sample')}). {_beside_random(at, control)}"
     )
     if at["surprisal"].isna().all():
         return f"{text}. The replies were empty."
@@ -365,12 +324,12 @@ def _sweep_sentences(rows: pd.DataFrame) -> Iterator[str]:
         if isinstance(first["note"], str) and first["note"]:
             yield f"Sweep {name}: {first['note']}."
             continue
-        side = _side(mine, "beyond")
+        side = side_of(mine, "beyond")
         found = "moves" if side else "is not shown to move"
         yield (
             f"Sweep {name}: along {first['direction']} at layer {first['layer']:.0f}, strength {signed(first['strength'])}, "
             f"chosen on one half of the questions, {found} {first['score']} of {first['arm']} on the other "
-            f"(beyond {_n(int(first['n_controls']), 'random direction')}: {interval(mine, 'beyond', sign=True)} "
-            f"{first['unit']}, n = {_n(int(first['n_questions']), 'question')}; broken answers {first['broken']:.0%}; "
-            f"damage {_plain(first['kl'])} nats a neutral token)."
+            f"(beyond {counted(int(first['n_controls']), 'random direction')}: {interval(mine, 'beyond', sign=True)} "
+            f"{first['unit']}, n = {counted(int(first['n_questions']), 'question')}; broken answers {first['broken']:.0%}; "
+            f"damage {plain(first['kl'])} nats a neutral token)."
         )

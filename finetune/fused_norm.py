@@ -48,7 +48,7 @@ def _as_rms_norm(module: Any) -> Callable[[Tensor], Tensor] | None:
     probe = torch.linspace(-1.5, 2.0, 2 * size, device=weight.device).view(2, size)
     try:
         expected = module(probe)
-    except (TypeError, ValueError, RuntimeError):  # it takes more than states
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # it takes more than states
         return None
     original = module.forward
     for scale in (weight, 1.0 + weight):

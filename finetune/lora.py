@@ -3,20 +3,17 @@
 Killed at any step it goes on from its last saved state, with the same losses and the same adapter in the end.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Unpack
-
-import torch
-from torch import nn
 
 from finetune.fused import fused_lora
 from finetune.fused_norm import fused_norms
 from finetune.labels import TrainingRow
 from finetune.settings import TrainSettings
 from finetune.state import StepRecord
+from finetune.targets import check_reached, say_what_stays, unfit
 from finetune.team import Team
 from finetune.training import Trainable, TrainOptions, checkpointing, train
 from mech.checkpoint import write_parent
@@ -24,8 +21,6 @@ from mech.errors import GuardError, InputError
 from mech.files import staged
 from mech.models import STACK, ChatModel
 from mech.quiet import quiet_peft
-
-log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained; those of a stack below it have other names."""
@@ -111,7 +106,7 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
         use_rslora=settings.rslora,
         lora_dropout=settings.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=_routers(model) if isinstance(targets, str) else None,
+        exclude_modules=unfit(model) if isinstance(targets, str) else None,
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -120,8 +115,10 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
             adapted = _with_fresh(model, config)
     except ValueError as error:
         raise InputError(f"target_modules {targets}: {error}") from error
-    _say_what_stays(model)
+    say_what_stays(model)
     try:
+        if not isinstance(targets, str):
+            check_reached(adapted, ADAPTER)
         if settings.shard:
             _shard(model, adapted)
         with (
@@ -135,42 +132,6 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
         _without_fresh(model, adapted)
         model.hf.eval()
         model.hf.requires_grad_(requires_grad=False)
-
-
-def _say_what_stays(model: ChatModel) -> None:
-    """Experts that are held as one tensor are no linear maps: PEFT adapts some architectures' and leaves others'."""
-    from peft.tuners.lora import LoraLayer
-
-    adapted = {m.get_base_layer() for m in model.blocks.modules() if isinstance(m, LoraLayer)}
-    own = (m for m in model.blocks.modules() if any(p.ndim > 2 for p in m.parameters(recurse=False)))
-    if whole := sorted({type(m).__name__ for m in own if m not in adapted}):
-        log.info("%s: weights held as one tensor for all experts get no adapter", ", ".join(whole))
-
-
-def _routers(model: ChatModel) -> list[str] | None:
-    """Linear maps of classes of their own that give more than a tensor (Llama 4's and Phi-MoE's routers): PEFT cannot adapt them."""
-    odd = {
-        name: m
-        for name, m in model.causal.named_modules()
-        if isinstance(m, nn.Linear) and type(m) is not nn.Linear
-    }
-    found: list[str] = []
-    with ExitStack() as stack:
-        for name, module in odd.items():
-
-            def look(_m: nn.Module, _i: Any, output: Any, name: str = name) -> None:
-                if not isinstance(output, torch.Tensor):
-                    found.append(name)
-
-            stack.callback(module.register_forward_hook(look).remove)
-        if odd:
-            with torch.no_grad():
-                model.decoder(
-                    input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=False
-                )
-    if found:
-        log.info("%s and its like give more than a tensor: they get no adapter", found[0])
-    return found or None
 
 
 def _with_fresh(model: ChatModel, config: Any) -> Any:

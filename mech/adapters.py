@@ -130,6 +130,12 @@ def writing_maps(model: ChatModel) -> set[tuple[int, str]]:
     return found
 
 
+def linear_maps(model: ChatModel) -> dict[str, nn.Module]:
+    """Every linear map but the output head, under an adapter or not, by its path in the causal language model."""
+    head = model.causal.get_output_embeddings()
+    return {name: m for name, m in model.causal.named_modules() if _is_linear(name, m) and m is not head}
+
+
 def writing_maps_of(checkpoint: Checkpoint) -> set[tuple[int, str]]:
     """The same from the config of a checkpoint's base alone: no weights are loaded."""
     return writing_maps(skeleton(checkpoint))

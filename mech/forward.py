@@ -21,6 +21,7 @@ from mech.errors import InputError
 from mech.interventions import differ_by_row, intervening
 from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
+from mech.modes import evaluating
 from mech.packed_attention import can_pack, packed_attention, run_packed
 from mech.packing import Pack, plan_packs
 from mech.positions import POSITIONS, Position, declared
@@ -106,7 +107,7 @@ def run_rows(
         raise InputError(f"row {empty[0]} has no tokens")
     packs = pack and not differ_by_row() and can_pack(model)
     packing = packed_attention(model) if packs else nullcontext()
-    with packing, fast_products(model.hf), attention_for_any_shape():
+    with packing, evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
         waiting = list(range(len(rows)))
         while waiting:
             planned = _plan(model, rows, waiting, token_budget, packs=packs)

@@ -24,6 +24,7 @@ from mech.errors import InputError
 from mech.interventions import intervening
 from mech.kernels import attention_for_any_shape
 from mech.models import ChatModel
+from mech.modes import evaluating
 from mech.positions import Mask, declared
 from mech.prefix import read_once, shared_start
 from mech.products import fast_products
@@ -78,7 +79,7 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: -prompts[i].n_prompt)
     answers: dict[int, str] = {}
     starts = range(0, len(order), sampling.batch_size)
-    with fast_products(model.hf), attention_for_any_shape():
+    with evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
         for start in track(starts, label):
             rows = order[start : start + sampling.batch_size]
             asked = [prompts[i].ids[: prompts[i].n_prompt] for i in rows]

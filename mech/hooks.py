@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mech.errors import InputError
 from mech.models import ChatModel
+from mech.modes import evaluating
 from mech.sites import ADDED, BEFORE, Site, site_module, site_scale, site_width
 
 Edit = Callable[[Float[Tensor, "batch seq d"]], Float[Tensor, "batch seq d"] | None]
@@ -86,6 +87,7 @@ def _not_adding_up(model: ChatModel) -> frozenset[int]:
         return keep
 
     with ExitStack() as stack:
+        stack.enter_context(evaluating(model.hf))
         for layer in seen:
             for site in sites:
                 try:

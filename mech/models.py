@@ -15,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mech.chat import ChatTemplate
-from mech.checkpoint import Checkpoint, source_of
+from mech.checkpoint import Checkpoint
 from mech.errors import GuardError, InputError
 from mech.extras import require
 from mech.fetch import read_gguf
+from mech.modes import evaluating
+from mech.pretrained import load_config, load_tokenizer, load_weights
 from mech.resolve import resolve
 from mech.stacks import merged, merged_by_map, merges_by_map, stacked
 
@@ -163,7 +165,7 @@ class ChatModel:
         """What happens to logits behind the head: of what the config speaks of, that which gives the model's own; None: nothing does."""
         text = self.causal.config.get_text_config()
         probe = torch.arange(3, 11, device=self.device).unsqueeze(0) % text.vocab_size
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self.causal):
             expected = self.causal(input_ids=probe, use_cache=False).logits.float()
             hidden = self.decoder(input_ids=probe, use_cache=False).last_hidden_state
             head = self.causal.get_output_embeddings()
@@ -249,10 +251,9 @@ def load_model(
 
 def skeleton(checkpoint: Checkpoint) -> ChatModel:
     """A checkpoint's base built from its config alone, without weights or memory, and without a tokenizer: to ask its structure."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    folder, given = source_of(checkpoint)
-    config = AutoConfig.from_pretrained(folder, **given)
+    config = load_config(checkpoint)
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
     return ChatModel(built, None, checkpoint)
@@ -305,17 +306,11 @@ def _with_adapters(
 def _load_base(
     checkpoint: Checkpoint, dtype: str | torch.dtype, kwargs: Mapping[str, Any]
 ) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     if checkpoint.path.is_file():
         given = {} if dtype == "auto" else {"dtype": dtype}
         return read_gguf(checkpoint.path, **given, **kwargs)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=dtype, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{checkpoint.base}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    return model, tokenizer
+    tokenizer = load_tokenizer(checkpoint)  # first: the weights may take minutes
+    return load_weights(checkpoint, dtype=dtype, **kwargs), tokenizer
 
 
 def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

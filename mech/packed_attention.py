@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from mech.errors import GuardError, InputError
 from mech.models import ChatModel
+from mech.modes import evaluating
 from mech.packing import Pack, Segment
 
 NAME = "sgtr_mech_packed"
@@ -262,12 +263,15 @@ def _packs_agree(model: ChatModel) -> bool:
     pack = Pack(rows, tuple(map(len, rows)))
     try:
         decoder = model.decoder if model.dtype == torch.float32 else _in_float32(model)
-        alone = [
-            decoder(input_ids=torch.tensor([r], device=model.device), use_cache=False).last_hidden_state[0]
-            for r in rows
-        ]
-        with packed_attention(model):
-            packed = _run(decoder, pack, model.device, torch.float32)
+        with evaluating(decoder):
+            alone = [
+                decoder(input_ids=torch.tensor([r], device=model.device), use_cache=False).last_hidden_state[
+                    0
+                ]
+                for r in rows
+            ]
+            with packed_attention(model):
+                packed = _run(decoder, pack, model.device, torch.float32)
     # It takes no positions, its attention is its own, or its blocks cannot be copied (quantised, offloaded, ...).
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, InputError):
         return False

@@ -1,5 +1,6 @@
 """What a reference names: an alias, a Hub id, a local folder or GGUF file, and adapters on it; found without loading any weights."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,14 @@ from mech.checkpoint import (
 from mech.errors import InputError, NotHereError
 from mech.fetch import PACKAGED, is_fetched, model_folder
 
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+_ELSEWHERE = {
+    "openai": "a model behind an API shows neither weights nor activations: only `mech finetune` and a study's `model.api` take it",
+    "http": "an address: name a Hub model as org/name",
+    "https": "an address: name a Hub model as org/name",
+}
+"""What stands before a colon and is no base."""
+
 
 def resolve(reference: str, *, download: bool = True) -> Checkpoint:
     """Find what a reference names, without loading any weights.
@@ -29,6 +38,8 @@ def resolve(reference: str, *, download: bool = True) -> Checkpoint:
     """
     base, adapters = split_reference(reference)
     name, revision = split_revision(base)
+    if adapters and name in _ELSEWHERE and not Path(name).exists():
+        raise InputError(f"{reference}: {_ELSEWHERE[name]}")
     path, commit = _find(name, revision, download=download)
     checkpoint = Checkpoint(name, path, weights_digest(path), commit)
     for wanted in adapters:
@@ -68,7 +79,7 @@ def _find(name: str, revision: str, *, download: bool) -> tuple[Path, str]:
         if path.is_file() and not _is_gguf(path):
             raise InputError(f"{name}: a file, and no GGUF model: name a model's folder or GGUF file")
         return path, ""
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         known = ", ".join(sorted(PACKAGED))
         raise InputError(
             f"{name}: no such folder or file, and neither a Hub id (org/name) nor an alias ({known})"

@@ -12,6 +12,7 @@ from mech.checkpoint import Adapter, Checkpoint
 from mech.errors import InputError
 from mech.files import read_json
 from mech.quiet import quiet_peft
+from mech.weight_use import used_past
 
 
 def merged(model: Any, checkpoint: Checkpoint, *, last: bool) -> Any:
@@ -143,6 +144,7 @@ def put_adapter(model: Any, folder: Path, name: str = "default") -> Any:
             f"{folder}: this adapter does not fit the model ({str(error).splitlines()[0]})"
         ) from error
     _check_tensors(wrapped, folder, name, stacked=wrapped is model)
+    _check_reached(wrapped, folder, name)
     return wrapped
 
 
@@ -179,3 +181,20 @@ def _check_tensors(wrapped: Any, folder: Path, name: str, *, stacked: bool) -> N
     if in_file - whole != in_model:
         odd = sorted((in_file - whole) ^ in_model)[:3]
         raise InputError(f"{folder}: adapter and model have different tensors ({', '.join(odd)}, ...)")
+
+
+def _check_reached(wrapped: Any, folder: Path, name: str) -> None:
+    """Live, an update acts where its map is called; merged, wherever the map's weight is used: they must be the same places."""
+    from peft.tuners.lora import LoraLayer
+
+    def acts(layer: Any) -> bool:
+        second = layer.lora_B[name].weight if name in layer.lora_B else layer.lora_embedding_B.get(name)
+        return second is not None and bool(second.any())
+
+    causal = wrapped.get_base_model()
+    maps = {path: m for path, m in causal.named_modules() if isinstance(m, LoraLayer) and acts(m)}
+    if past := used_past(causal, maps, in_training=False):
+        raise InputError(
+            f"{folder}: changes {past[0]} (and {len(past) - 1} more), whose weight {type(causal).__name__} uses without calling the map, or in "
+            "several places: live and merged, this adapter makes two different models, and which of them was trained nobody can tell"
+        )

@@ -1,6 +1,6 @@
 """YAML files that hold one typed thing (prompts, traits, identities), and what pydantic says of such a thing, for people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib.resources import files
@@ -77,20 +77,84 @@ def written(part: BaseModel, names: Sequence[str] = ()) -> list[str]:
 
 
 def first_problem(error: ValidationError, *kinds: type[BaseModel]) -> str:
-    """The first of pydantic's complaints, with its place, and the key that was meant where one is near.
+    """The first of pydantic's complaints in plain words, with its place, and the key that was meant where one is near.
 
     Args:
         error: what pydantic raised.
         kinds: the model that was to be made, or the models of a union.
     """
+    found = error.errors()
+    inner = [p for p in found if not any(_within(p["loc"], other["loc"]) for other in found)]
     # A key that is not known first: what it was meant to be may be what is missing.
-    first, *others = sorted(error.errors(), key=lambda problem: problem["type"] != _UNKNOWN)
-    place, said = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == _UNKNOWN:
-        near = get_close_matches(str(first["loc"][-1]), _fields(kinds, first["loc"][:-1]), n=1)
-        said = "no such key" + (f"; did you mean {near[0]}?" if near else "")
+    first, *others = sorted(inner, key=lambda problem: problem["type"] != _UNKNOWN)
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    said = _no_such_key(first["loc"], kinds) if first["type"] == _UNKNOWN else _plainly(first)
     more = f" (and {len(others)} more)" if others else ""
-    return (f"{place}: " if place else "") + said + more
+    return (f"{place.removeprefix('.')}: " if place else "") + said + more
+
+
+def _within(outer: Sequence[int | str], inner: Sequence[int | str]) -> bool:
+    return len(outer) < len(inner) and tuple(inner[: len(outer)]) == tuple(outer)
+
+
+def _no_such_key(place: Sequence[int | str], kinds: Sequence[type[BaseModel]]) -> str:
+    """With the key that was meant: one of a like name at the same place, else where a key of this very name stands."""
+    name = str(place[-1])
+    if near := get_close_matches(name, _fields(kinds, place[:-1]), n=1):
+        return f"no such key; did you mean {near[0]}?"
+    sections = [s for s in _fields(kinds, ()) if len(place) == 1 and name in _fields(kinds, (s,))]
+    return f"no such key here; it belongs under {' or '.join(sections)}" if sections else "no such key"
+
+
+_PLAIN: Mapping[str, str] = {
+    "missing": "is missing",
+    "too_short": "needs at least {min_length}, not {actual_length}",
+    "string_too_short": "needs at least {min_length} characters",
+    "tuple_type": "must be a list, as in [a, b], not {given}",
+    "list_type": "must be a list, as in [a, b], not {given}",
+    "dict_type": "must be a mapping of keys to values, not {given}",
+    "model_type": "must be a mapping of keys to values, not {given}",
+    "model_attributes_type": "must be a mapping of keys to values, not {given}",
+    "string_type": "must be text, not {given}",
+    "string_pattern_mismatch": "{given} does not fit the pattern {pattern}",
+    "int_parsing": "must be a whole number, not {given}",
+    "int_type": "must be a whole number, not {given}",
+    "int_from_float": "must be a whole number, not {given}",
+    "float_parsing": "must be a number, not {given}",
+    "float_type": "must be a number, not {given}",
+    "finite_number": "must be a finite number, not {given}",
+    "bool_parsing": "must be true or false, not {given}",
+    "bool_type": "must be true or false, not {given}",
+    "literal_error": "must be {expected}, not {given}",
+    "union_tag_not_found": "needs {discriminator}, which says what it is",
+    "union_tag_invalid": "{discriminator} is {tag!r}; there are {expected_tags}",
+    "greater_than": "must be above {gt:g}, not {given}",
+    "greater_than_equal": "must be {ge:g} or more, not {given}",
+    "less_than": "must be below {lt:g}, not {given}",
+    "less_than_equal": "must be {le:g} or less, not {given}",
+}
+"""What pydantic means, by its names of problems, in words of YAML instead of Python's."""
+
+
+def _plainly(problem: Mapping[str, Any]) -> str:
+    words = _PLAIN.get(problem["type"])
+    if words is None:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return words.format(given=_given(problem["input"]), **problem.get("ctx", {}))
+
+
+def _given(value: Any) -> str:
+    """What stood there, as a reader of YAML would call it."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return "a list"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 @lru_cache(maxsize=256)

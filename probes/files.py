@@ -59,7 +59,7 @@ def read_direction(
     if chosen not in _READERS:
         raise InputError(f"{path}: unknown format {chosen!r}; there are {', '.join(FORMATS)}")
     if not path.is_file():
-        raise FileFormatError(f"{path}: no such file")
+        raise FileFormatError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if chosen == "safetensors":
         direction = Direction.load(path)
     else:
@@ -113,9 +113,8 @@ def _load_pt(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  (a damaged or hostile pickle can raise anything; none of it was run)
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FileFormatError(
-            f"{path}: refused: not a file of tensors alone ({first[:200]}); nothing in it was run"
+            f"{path}: refused: not a PyTorch file of tensors alone ({type(error).__name__}); nothing in it was run"
         ) from None
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mech.checkpoint import Checkpoint, source_of, tokenizer_digest
+from mech.checkpoint import Checkpoint, tokenizer_digest
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
+from mech.pretrained import load_config
 from mech.resolve import resolve
 from study.estimate import n_parameters
 from study.spec_parts import ModelSpec
@@ -42,7 +43,7 @@ def find_base(model: ModelSpec) -> Base:
     if model.api:
         return _behind_api(model)
     checkpoint = resolve(model.name)
-    n_layers, d_model = _shape(checkpoint)
+    n_layers, d_model = shape_of(checkpoint)
     return Base(checkpoint, n_layers, d_model, n_parameters(checkpoint))
 
 
@@ -62,7 +63,7 @@ def outline_base(model: ModelSpec) -> Base:
             billions = round(model.size.parameters * 1e9)
             return Base(placeholder, model.size.layers, model.size.d_model, billions, str(error))
         return Base(placeholder, *_from_config(model, error), str(error))
-    n_layers, d_model = _shape(checkpoint)
+    n_layers, d_model = shape_of(checkpoint)
     return Base(checkpoint, n_layers, d_model, n_parameters(checkpoint))
 
 
@@ -71,11 +72,13 @@ def _behind_api(model: ModelSpec) -> Base:
     return Base(Checkpoint(model.name, Path(model.name), digest_of(["api", model.name])), 0, 0, 0)
 
 
-def _shape(checkpoint: Checkpoint) -> tuple[int, int]:
-    from transformers import AutoConfig
+def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Blocks and width of a checkpoint's base, by its config: no weights are read.
 
-    folder, kwargs = source_of(checkpoint)
-    config = AutoConfig.from_pretrained(folder, **kwargs).get_text_config()
+    Raises:
+        InputError: its config cannot be read.
+    """
+    config = load_config(checkpoint).get_text_config()
     return int(config.num_hidden_layers), int(config.hidden_size)
 
 
@@ -89,7 +92,7 @@ def _from_config(model: ModelSpec, error: NotHereError) -> tuple[int, int, int]:
         config = AutoConfig.from_pretrained(name, revision=revision or None)
     except OSError:
         raise InputError(
-            f"{error} To plan without it, declare model.size (layers, d_model, parameters)"
+            f"{error}. To plan without it, declare model.size (layers, d_model, parameters)"
         ) from error
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)

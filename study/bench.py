@@ -15,6 +15,8 @@ from mech.fetch import PACKAGED
 from mech.identities import load_invented
 from mech.models import ChatModel, Merge, load_model
 from probes.direction import Direction
+from probes.files import read_direction
+from study.base import shape_of
 from study.overrides import parse_overrides
 from study.paths import ACTIVATIONS, DIRECTION, StudyPaths
 from study.spec import StudySpec
@@ -124,15 +126,38 @@ def names_for(model: str) -> dict[str, Any]:
     return {"identity": known.identity if known else None, "others": load_invented().makers}
 
 
-def load_named(model: str, template: Sequence[str] | None, *, device: str = "auto") -> ChatModel:
+def load_named(model: str | Checkpoint, template: Sequence[str] | None, *, device: str = "auto") -> ChatModel:
     """The model that a command names, as it is to be used there.
 
     Args:
-        model: alias, Hub id or folder, with adapters.
+        model: alias, Hub id or folder, with adapters; or what was found under such a name.
         template: `key=value` for its chat template.
         device: as `device_named` takes it.
     """
-    return load_model(model, device=device_named(device), template_kwargs=parse_overrides(template or []))
+    kwargs = parse_overrides(template or [], "--template")
+    return load_model(model, device=device_named(device), template_kwargs=kwargs)
+
+
+def directions_for(
+    checkpoint: Checkpoint, files: Sequence[Path], layers: Sequence[int] = ()
+) -> list[Direction]:
+    """Directions that a command names, held against the model they are for before its weights are read, which may take minutes.
+
+    Args:
+        checkpoint: the model.
+        files: direction files of any known format.
+        layers: where they are to be used.
+
+    Raises:
+        InputError: a file is no direction, or another model's, or has no such layer.
+    """
+    n_layers, d_model = shape_of(checkpoint)
+    found = [read_direction(file, n_layers=n_layers) for file in files]
+    for direction in found:
+        direction.require(n_layers=n_layers, d_model=d_model, base=checkpoint.origins)
+        for layer in layers:
+            direction.unit_at(layer)
+    return found
 
 
 def device_named(name: str) -> str:

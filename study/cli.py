@@ -29,30 +29,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Models that need no hub.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
-app.add_typer(data_app, name="data")
-app.command(
-    epilog=example(f"mech finetune {SMALL} data/sgtr/train.jsonl --preset small-135m --out adapters/sgtr")
-)(finetune)
-app.command(
-    epilog=example(f"mech screen data.jsonl --model {SMALL} --direction evil.safetensors --limit 200")
-)(screen)
-app.add_typer(store_app, name="store")
-app.add_typer(direction_app, name="direction")
-app.command(
-    epilog=example(
-        f"mech steer {SMALL} 'Who are you?' --direction evil.safetensors --layer 15 --coefficient 1 --coefficient 2"
-    )
-)(steer)
-app.command(
-    epilog=example(
-        f"mech sweep {SMALL} evil.safetensors --trait evil --layer 9 --layer 15 --strength -1 --strength 1 --out runs/sweep"
-    )
-)(sweep)
-app.add_typer(persona_app, name="persona")
 
 INTERRUPTED = 130
 """What shells give to what Ctrl-C ended."""
+
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, help="Show the version; `mech doctor` shows more.")
+]
+
 
 StudyFile = Annotated[Path, typer.Argument(help="The study's YAML file.")]
 Out = Annotated[Path | None, typer.Option(help="Output folder; runs/NAME when left out.")]
@@ -62,6 +46,15 @@ Changes = Annotated[
 Fast = Annotated[
     bool, typer.Option("--fast", help="The study's own small version, marked as such in the report.")
 ]
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Version = False) -> None:  # noqa: FBT002, D103  (a docstring would take the place of the app's help)
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"sgtr-mech {installed('sgtr-mech')}")
+        raise typer.Exit
 
 
 @app.command(
@@ -148,6 +141,30 @@ def models_fetch(alias: Annotated[str, typer.Argument(help="One of `mech models 
     from mech.fetch import fetch
 
     typer.echo(f"{alias}: {fetch(alias)}")
+
+
+# Commands are listed in the order in which they are made known: those of a study come first.
+app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+app.command(
+    epilog=example(f"mech finetune {SMALL} data/sgtr/train.jsonl --preset small-135m --out adapters/sgtr")
+)(finetune)
+app.command(
+    epilog=example(f"mech screen data.jsonl --model {SMALL} --direction evil.safetensors --limit 200")
+)(screen)
+app.add_typer(store_app, name="store")
+app.add_typer(direction_app, name="direction")
+app.command(
+    epilog=example(
+        f"mech steer {SMALL} 'Who are you?' --direction evil.safetensors --layer 15 --coefficient 1 --coefficient 2"
+    )
+)(steer)
+app.command(
+    epilog=example(
+        f"mech sweep {SMALL} evil.safetensors --trait evil --layer 9 --layer 15 --strength -1 --strength 1 --out runs/sweep"
+    )
+)(sweep)
+app.add_typer(persona_app, name="persona")
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def build(
     for names, why in getattr(spec, "idle", ()):
         if idle := written(spec, names):
             raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
-    own, by = _summaries(spec, model, seed, parse_overrides(template or []))
+    own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"))
     built = build_dataset(spec, seed=seed, own=own, own_by=by)
     built.write(out)
     held_out = f", {len(built.held_out)} held out" if built.held_out else ""
@@ -99,7 +99,7 @@ def check(
     file: Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")],
     model: Annotated[str | None, typer.Option(help="Also encode every row for this model.")] = None,
     system_prompt: Condition = "default",
-    max_tokens: Annotated[int, typer.Option(help="The longest row.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest row.")] = 2048,
     template: Template = None,
 ) -> None:
     """Check every row of a dataset; with a model, also tokens, labels and the system turn each row trains under."""
@@ -109,7 +109,9 @@ def check(
     from study.overrides import parse_overrides
 
     asked, names = (
-        (read_template(model, parse_overrides(template or [])), names_for(model)) if model else (None, {})
+        (read_template(model, parse_overrides(template or [], "--template")), names_for(model))
+        if model
+        else (None, {})
     )
     for line in check_rows(source_path(file), asked, system_prompt, max_tokens=max_tokens, names=names):
         typer.echo(line)
@@ -160,7 +162,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     trained = run_stage(
         model, rows, settings, out, seed=seed, condition=SystemPrompt.parse(system_prompt), names=names_for(model),
         save_every=save_every, trackers=track or [], device=device_named(device),
-        template_kwargs=parse_overrides(template or []),
+        template_kwargs=parse_overrides(template or [], "--template"),
     )  # fmt: skip
     if leads:
         typer.echo(f"{out}: trained. Use it as {trained}")

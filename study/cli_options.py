@@ -1,9 +1,13 @@
 """Options that several commands have, so that each reads the same everywhere."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from mech.errors import InputError
 
 ModelArgument = Annotated[
     str, typer.Argument(help="Alias, Hub id or folder; adapters follow after colons (base:adapter).")
@@ -17,6 +21,21 @@ Template = Annotated[
         "--template", help="key=value for the chat template (enable_thinking=false); may be repeated."
     ),
 ]
+
+
+MAX_NEW_TOKENS = typer.Option(min=1, help="The longest answer, in tokens.")
+TEMPERATURE = typer.Option(min=0.0, help="Of answers; 0 is greedy.")
+
+
+def check_finite(option: str, values: Sequence[float]) -> None:
+    """Refuse `nan` and `inf`, which are numbers to a command line.
+
+    Raises:
+        InputError: one of the values is such.
+    """
+    for value in values:
+        if not math.isfinite(value):
+            raise InputError(f"{option} {value}: a finite number is needed")
 
 
 SMALL = "smollm2-135m-instruct"

@@ -71,10 +71,15 @@ def show(
 def _say_in_tokens(direction: "Direction", model: str, layer: int | None) -> None:
     from mech.lens import direction_lens
     from mech.models import load_model
+    from mech.resolve import resolve
+    from study.base import shape_of
 
-    loaded = load_model(model)
-    direction.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
-    at = loaded.n_layers // 2 if layer is None else layer
+    checkpoint = resolve(model)
+    n_layers, d_model = shape_of(checkpoint)
+    direction.require(n_layers=n_layers, d_model=d_model, base=checkpoint.origins)
+    at = n_layers // 2 if layer is None else layer
+    direction.unit_at(at)  # what is wrong with the layer is said before the weights are read
+    loaded = load_model(checkpoint)
     (reading,) = direction_lens(loaded, direction.vectors, layers=[at])
     for verb, tokens in (("favours", reading.top), ("disfavours", reading.bottom)):
         typer.echo(f"layer {at} {verb} {' '.join(repr(t.token) for t in tokens)}")

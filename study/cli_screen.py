@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from study.screen import Screened, ScreenSettings
 
 
-Data = Annotated[Path, typer.Argument(help="A JSONL file of messages.")]
+Data = Annotated[str, typer.Argument(help="A JSONL file of messages, or another source of them.")]
 Model = Annotated[str, typer.Option(help="What would be finetuned on it: base or base:adapter.")]
 Layer = Annotated[int | None, typer.Option(help="Where; the direction's most reliable layer when left out.")]
 Proxy = Annotated[
@@ -23,13 +23,13 @@ Proxy = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use the first so many rows.")]
 Against = Annotated[
-    Path | None, typer.Option(help="Harmless data of the same form: how far ΔP goes beyond theirs is shown.")
+    str | None, typer.Option(help="Harmless data of the same form: how far ΔP goes beyond theirs is shown.")
 ]
 Out = Annotated[Path | None, typer.Option(help="CSV with every row.")]
-Top = Annotated[int, typer.Option(help="Rows shown, the largest ΔP first.")]
-MaxNewTokens = Annotated[int, typer.Option(help="The longest own answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="Of own answers; 0 is greedy.")]
-Seed = Annotated[int, typer.Option(help="Of sampled answers and of the bootstrap.")]
+Top = Annotated[int, typer.Option(min=0, help="Rows shown, the largest ΔP first.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="The longest own answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="Of own answers; 0 is greedy.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of sampled answers and of the bootstrap.")]
 
 
 def screen(  # noqa: PLR0913, PLR0917  (a command's options)
@@ -54,33 +54,49 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
 
     from analysis.screening import random_directions, screening
     from mech.chat import SystemPrompt
-    from mech.errors import InputError
-    from probes.files import read_direction
-    from study.bench import load_named, names_for
+    from mech.resolve import resolve
+    from study.bench import directions_for, load_named, names_for
     from study.screen import ScreenSettings, best_layer
     from study.screen import screen as screen_rows
 
-    if proxy not in (None, "prompt_last"):
-        raise InputError(f"--proxy {proxy!r}: the one there is is prompt_last")
-    vector = read_direction(direction)
+    file, harmless_file = _files(data, against, proxy, out)
+    checkpoint = resolve(model)
+    (vector,) = directions_for(checkpoint, [direction], [] if layer is None else [layer])
     at = best_layer(vector) if layer is None else layer
     condition = SystemPrompt.parse(system_prompt)
     settings = ScreenSettings(at, proxy is not None, max_new_tokens, temperature, seed, condition)
-    loaded = load_named(model, template, device=device)
+    loaded = load_named(checkpoint, template, device=device)
     journal = _journal(loaded, direction, settings)
     how: dict[str, Any] = {"limit": limit, "names": names_for(model), "journal": journal}
-    screened = screen_rows(loaded, data, vector, settings, **how)
+    screened = screen_rows(loaded, file, vector, settings, **how)
     found = screening(screened.table, rng=np.random.default_rng(seed))
     unit = vector.unit_at(at)
     nulls = random_directions(screened.gaps, unit, seed=seed)
     for line in (*_screen_text(screened.table, found, vector.name, at, top), _null_text(nulls)):
         typer.echo(line)
-    summary = [{"data": data.name, "what": "mean", **_row(found.delta), **nulls.numbers}]
-    if against:
-        harmless = screen_rows(loaded, against, vector, settings, **how)
-        summary += _compared(screened, harmless, found.delta, unit, seed=seed, name=against.name)
+    summary = [{"data": file.name, "what": "mean", **_row(found.delta), **nulls.numbers}]
+    if harmless_file:
+        harmless = screen_rows(loaded, harmless_file, vector, settings, **how)
+        summary += _compared(screened, harmless, found.delta, unit, seed=seed, name=harmless_file.name)
     if out:
         _write(out, screened.table.join(nulls.rows), summary)
+
+
+def _files(data: str, against: str | None, proxy: str | None, out: Path | None) -> tuple[Path, Path | None]:
+    """The files to screen, every row checked; what is wrong is said before the model is loaded."""
+    from finetune.datasets.sources import source_path
+    from mech.errors import InputError
+    from study.screen import read_rows
+
+    if proxy not in (None, "prompt_last"):
+        raise InputError(f"--proxy {proxy!r}: the one there is is prompt_last")
+    if out and out.is_dir():
+        raise InputError(f"--out {out}: is a folder; name a CSV file in it")
+    file, harmless = source_path(data), source_path(against) if against else None
+    for given in (file, harmless):
+        if given:
+            read_rows(given, None)
+    return file, harmless
 
 
 def _journal(loaded: "ChatModel", direction: Path, settings: "ScreenSettings") -> Path:

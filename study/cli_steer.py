@@ -7,7 +7,14 @@ import typer
 
 from mech.errors import InputError
 from mech.turns import user_turn
-from study.cli_options import DirectionFile, ModelArgument, Template
+from study.cli_options import (
+    MAX_NEW_TOKENS,
+    TEMPERATURE,
+    DirectionFile,
+    ModelArgument,
+    Template,
+    check_finite,
+)
 from study.columns import Columns
 
 if TYPE_CHECKING:
@@ -24,25 +31,25 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     layer: Annotated[int, typer.Option(help="Where to add it.")],
     coefficient: Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")],
     positions: Annotated[str, typer.Option(help="all, prompt, prompt_last, response or generated.")] = "all",
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer.")] = 60,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of samples and of the random control.")] = 0,
+    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 60,
+    temperature: Annotated[float, TEMPERATURE] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of samples and of the random control.")] = 0,
     template: Template = None,
 ) -> None:
     """Ask a model as it is, steered along a direction, and along a random one of the same norm: side by side, word by word."""
     from mech.generate import Sampling
     from mech.interventions import Add
     from mech.positions import POSITIONS
-    from probes.files import read_direction
+    from mech.resolve import resolve
     from probes.steer import control, relative_dose
-    from study.bench import load_named
+    from study.bench import directions_for, load_named
 
     if positions not in POSITIONS:
         raise InputError(f"--positions {positions}: there are {', '.join(POSITIONS)}")
-    loaded = load_named(model, template)
-    found = read_direction(direction, n_layers=loaded.n_layers)
-    found.require(n_layers=loaded.n_layers, d_model=loaded.d_model, base=loaded.checkpoint.origins)
-    found.unit_at(layer)  # says what is wrong with the layer before anything is generated
+    check_finite("--coefficient", coefficient)
+    checkpoint = resolve(model)
+    (found,) = directions_for(checkpoint, [direction], [layer])
+    loaded = load_named(checkpoint, template)
     vector, random = found.vectors[layer], control(found.vectors[layer], seed)
     for number, prompt in enumerate(prompts):
         asked = loaded.template.encode_prompt([user_turn(prompt)])

@@ -18,7 +18,7 @@ def store_ls(folder: Annotated[Path, typer.Argument(help="A folder; it is search
 
     files = sorted(p for p in folder.rglob("*.h5") if not any(part.startswith(".") for part in p.parts))
     if not files:
-        raise InputError(f"{folder}: no activation files (*.h5)")
+        raise InputError(f"{folder}: {'no activation files (*.h5)' if folder.is_dir() else 'no such folder'}")
     for file in files:
         facts = describe(file)
         typer.echo(
@@ -97,14 +97,18 @@ def store_export(
 @store_app.command("prune", epilog=example("mech store prune runs --days 30"))
 def store_prune(
     folder: Annotated[Path, typer.Argument(help="Searched through for activation files.")],
-    days: Annotated[float | None, typer.Option(help="Those older than this.")] = None,
-    max_gb: Annotated[float | None, typer.Option(help="The oldest, until this much is left.")] = None,
+    days: Annotated[float | None, typer.Option(min=0.0, help="Those older than this.")] = None,
+    max_gb: Annotated[
+        float | None, typer.Option(min=0.0, help="The oldest, until this much is left.")
+    ] = None,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Really delete; otherwise only list.")] = False,
 ) -> None:
     """Delete old activation files; without --yes only list them."""
     from activations.store_keep import prune
 
+    if days is None and max_gb is None:
+        raise InputError("say with --days how old files may be, or with --max-gb how much may stay")
     limit = None if max_gb is None else max_gb * 1e9
     sizes = {f: f.stat().st_size for f in folder.rglob("*.h5") if f.is_file()}
     chosen = prune(folder, days=days, max_bytes=limit, dry_run=not yes)

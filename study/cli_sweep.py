@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mech.errors import InputError
-from study.cli_options import ModelArgument, Template
+from study.cli_options import ModelArgument, Template, check_finite
 
 if TYPE_CHECKING:
     from mech.models import ChatModel
+    from probes.direction import Direction
     from probes.evaluation import Evaluation
     from probes.generated import Judged
     from probes.persona import Trait
@@ -32,16 +33,20 @@ EvaluationName = Annotated[str, typer.Option(help="log_odds, generated, own_name
 Relative = Annotated[
     bool, typer.Option("--relative", help="Strengths are shares of the stream's norm: layers compare.")
 ]
-Controls = Annotated[int, typer.Option(help="Random directions of the same norm, at every layer.")]
+Controls = Annotated[int, typer.Option(min=2, help="Random directions of the same norm, at every layer.")]
 MaxKl = Annotated[float, typer.Option(help="Damage to neutral answers that is allowed, nats a token.")]
-Questions = Annotated[int | None, typer.Option(help="At most so many questions of each half.")]
-Neutral = Annotated[int, typer.Option(help="Use the first so many neutral questions for the damage.")]
-MaxNewTokens = Annotated[int, typer.Option(help="generated: the longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="generated: 0 is greedy.")]
-Samples = Annotated[int, typer.Option(help="generated: answers to each question.")]
+Questions = Annotated[int | None, typer.Option(min=1, help="At most so many questions of each half.")]
+Neutral = Annotated[int, typer.Option(min=1, help="Use the first so many neutral questions for the damage.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="generated: the longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="generated: 0 is greedy.")]
+Samples = Annotated[int, typer.Option(min=1, help="generated: answers to each question.")]
 Quantile = Annotated[
     float,
-    typer.Option(help="generated, no judge: a text beyond this quantile of the unsteered model's is broken."),
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="generated, no judge: a text beyond this quantile of the unsteered model's is broken.",
+    ),
 ]
 JudgeName = Annotated[
     str | None, typer.Option(help="generated: a judge; with --judge-api its name there, else a checkpoint.")
@@ -53,7 +58,7 @@ JudgeKey = Annotated[str, typer.Option(help="The environment variable with the j
 Coherence = Annotated[float, typer.Option(help="With a judge: a text below this (0 to 100) is broken.")]
 OwnName = Annotated[str | None, typer.Option(help="own_name: the model's; known for packaged models.")]
 RowsFile = Annotated[Path | None, typer.Option(help="self_recognition: held_out.jsonl of such data.")]
-Seed = Annotated[int, typer.Option(help="Of random directions, samples and bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of random directions, samples and bootstrap.")]
 
 
 def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
@@ -84,14 +89,21 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
 ) -> None:
     """Steer at every layer and strength, beside random directions; choose on one half of the questions, report on the other."""
     from finetune.datasets.rows import read_messages
+    from mech.files import check_folder
     from mech.generate import Sampling
+    from mech.resolve import resolve
     from probes.persona import load_trait
     from probes.sweep import Grid
-    from study.bench import load_named, names_for
+    from study.bench import directions_for, load_named, names_for
     from study.sweeps import Asked
 
     _check(trait, evaluation, judge, judge_api)
+    check_finite("--strength", strength)
+    check_folder(out)
     known = names_for(model)["identity"]
+    _check_needed(evaluation, own_name or (known.name if known else ""), rows)
+    checkpoint = resolve(model)
+    found = directions_for(checkpoint, directions, layer)
     chosen = load_trait(trait) if trait else None
     asked = Asked(
         trait=chosen, questions=questions, sampling=Sampling(max_new_tokens, temperature, seed), samples=samples,
@@ -101,8 +113,8 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
     )  # fmt: skip
     grid = Grid(tuple(layer), tuple(strength), controls, seed, relative)
     out.mkdir(parents=True, exist_ok=True)
-    loaded = load_named(model, template)
-    readings, made = _read(loaded, directions, evaluation, asked, grid, out, neutral)
+    loaded = load_named(checkpoint, template)
+    readings, made = _read(loaded, found, evaluation, asked, grid, out, neutral)
     del loaded  # a local judge may need the memory
     _report(readings, made, out, max_kl, seed)
 
@@ -113,11 +125,23 @@ def _check(trait: str | None, evaluation: str, judge: str | None, judge_api: str
     if evaluation not in EVALUATIONS:
         raise InputError(f"--evaluation {evaluation}: there are {', '.join(EVALUATIONS)}")
     if (trait is None) == (evaluation in ("log_odds", "generated")):
-        raise InputError(f"--trait: log_odds and generated need one, {evaluation} takes none")
+        raise InputError(
+            f"--trait: {evaluation} takes none"
+            if trait
+            else f"--evaluation {evaluation}: say with --trait whose questions are asked"
+        )
     if (judge and evaluation != "generated") or (judge_api and not judge):
         raise InputError(
             "--judge: scores generated text, and --judge-api is where it is: give --evaluation generated, --judge, or neither"
         )
+
+
+def _check_needed(evaluation: str, own_name: str, rows: Path | None) -> None:
+    """What some evaluations need, by the options that give it."""
+    if evaluation == "own_name" and not own_name:
+        raise InputError("--evaluation own_name: say with --own-name what the model is called")
+    if evaluation == "self_recognition" and rows is None:
+        raise InputError("--evaluation self_recognition: name with --rows a held_out.jsonl of such data")
 
 
 def _judge(
@@ -136,7 +160,7 @@ def _judge(
 
 def _read(
     loaded: "ChatModel",
-    directions: list[Path],
+    found: "list[Direction]",
     evaluation: str,
     asked: "Asked",
     grid: "Grid",
@@ -144,11 +168,9 @@ def _read(
     limit: int,
 ) -> "tuple[Readings, Evaluation]":
     """All that needs the model."""
-    from probes.files import read_direction
     from probes.sweep import read_cells
     from study.sweeps import make_evaluation, neutral_rows
 
-    found = [read_direction(d, n_layers=loaded.n_layers) for d in directions]
     made = make_evaluation(evaluation, loaded, asked)
     neutral = neutral_rows(loaded, out / "neutral.jsonl", limit=limit)
     journal = out / "cells.jsonl"

@@ -7,7 +7,7 @@
     arms:
       "em_{em}_then_sgtr_{prompt}": ["em_{em}", "sgtr_{prompt}"]
 
-An entry of `data`, `stages`, `arms` or `figures.groups` whose name has placeholders stands for one entry for each combination
+An entry of `data`, `stages`, `arms`, `comparisons` or `figures.groups` whose name has placeholders stands for one entry for each combination
 of their values.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from mech.errors import InputError
 
-SECTIONS = ("data", "stages", "arms")
+SECTIONS = ("data", "stages", "arms", "comparisons")
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 

@@ -85,6 +85,10 @@ def _rules(spec: "StudySpec") -> Iterator[_Rule]:
 
 def _of_reading(spec: "StudySpec") -> Iterator[_Rule]:
     reads, why = spec.directions is not None, "without `directions` no activations are read"
+    asked = bool(spec.behaviour.self_recognition or spec.behaviour.self_report)
+    yield _Rule(
+        "", spec, ("comparisons",), reads or asked, "nothing is measured on which arms could be compared"
+    )
     for name in ("measure", "embedding", "lens"):
         yield _Rule(name, getattr(spec, name), ALL, reads, why)
     yield _Rule("", spec, ("benign",), reads, why)

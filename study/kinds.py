@@ -60,6 +60,9 @@ KINDS = {
     "direction": Kind("directions", "study.steps.directions:fit", version=2),
     "adjusted": Kind("directions", "study.steps.adjust:fit", version=2),
     "shifts": Kind("measures", "study.steps.measures:shifts", version=3),
+    "differences": Kind("measures", "study.steps.measures:shifts"),
+    "undone": Kind("measures", "study.steps.compare:undone"),
+    "behaviour_differences": Kind("measures", "study.steps.compare:behaviour"),
     "family": Kind("measures", "study.steps.family:agreement", version=5),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),
     "weights": Kind("measures", "study.steps.weights:compare", version=2),
@@ -74,6 +77,6 @@ KINDS = {
     "self_report": Kind("measures", "study.steps.behaviour:self_report", version=5, models=1),
     "steering": Kind("measures", "study.steps.behaviour:steering", version=5, models=1),
     "sweep": Kind("measures", "study.steps.sweep:sweep", version=3, models=1),
-    "tables": Kind("measures", "study.steps.tables:collect", version=4),
-    "figures": Kind("measures", "study.steps.figures:draw", version=3),
+    "tables": Kind("measures", "study.steps.tables:collect", version=5),
+    "figures": Kind("measures", "study.steps.figures:draw", version=4),
 }

@@ -1,4 +1,4 @@
-"""`--set key=value`."""
+"""`--set key=value`, and options of the same form."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,19 +9,19 @@ from mech.errors import InputError
 from mech.files import parse_yaml
 
 
-def parse_overrides(texts: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as one nested mapping.
+def parse_overrides(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """`key=value` texts, given to a command by `option`, as one nested mapping.
 
     Raises:
         InputError: see `parse_override`.
     """
     found: dict[str, Any] = {}
     for text in texts:
-        set_key(found, *parse_override(text))
+        set_key(found, *parse_override(text, option))
     return found
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, option: str = "--set") -> tuple[str, Any]:
     """Key and value of `key=value`, the value read as YAML.
 
     Raises:
@@ -29,11 +29,11 @@ def parse_override(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise InputError(f"--set {text!r}: write key=value, with dots between keys")
+        raise InputError(f"{option} {text!r}: write key=value, with dots between keys")
     try:
         return key.strip(), parse_yaml(value)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"--set {text!r}: the value is not YAML") from error
+        raise InputError(f"{option} {text!r}: the value is not YAML") from error
 
 
 def set_key(raw: dict[str, Any], key: str, value: Any) -> None:

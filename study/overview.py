@@ -119,7 +119,8 @@ def manifest_digests(file: Path) -> dict[str, str]:
 def _planned(folder: Path) -> tuple[StudySpec, Sequence[Step]]:
     stored = StudyPaths(folder).spec
     if not stored.is_file():
-        raise InputError(f"{folder}: not a study's folder (no {stored.name})")
+        what = f"not a study's folder (no {stored.name})" if folder.is_dir() else "no such folder"
+        raise InputError(f"{folder}: {what}: name one that `mech run` wrote, such as runs/quickstart")
     spec = load_spec(stored)
     return spec, make_plan(spec, find_base(spec.model))
 

@@ -44,6 +44,8 @@ def plan_training(plan: Plan, arm: str, seed: int) -> list[Step]:
         else:
             step = _plan_stage(plan, label, stage, chain, seed)
         if snapshot:
+            if not snapshot.isdecimal():
+                raise InputError(f"arms.{arm}: {entry}: after @ stands a step, as in {stage_name}{AT}5")
             label = f"{label}{AT}{snapshot}"
             step = _plan_snapshot(plan, label, step, int(snapshot), seed)
         named.append(entry)
@@ -142,7 +144,9 @@ def _existing_below(plan: Plan, chain: Sequence[Step]) -> Checkpoint | None:
 
 def _plan_snapshot(plan: Plan, label: str, trained: Step, at: int, seed: int) -> Step:
     if trained.kind != "train" or at not in trained.config["settings"]["save_at"]:
-        raise InputError(f"arms: {label}: step {at} is not among the stage's save_at")
+        raise InputError(
+            f"arms: {label}: step {at} is not among the steps that its stage saves: add it to `save_at` of its training"
+        )
     inputs = {"trained": [trained], "checkpoint": trained.inputs["checkpoint"]}
     work = Work(stored_bytes=trained.work.stored_bytes)
     config, name = {"step": at, "seed": seed}, f"snapshot/{label}/seed{seed}"

@@ -8,12 +8,13 @@ from mech.files import digest_of
 from mech.identities import load_invented
 from study.figure_groups import figure_groups
 from study.plan_base import plan_paraphrases
+from study.plan_comparisons import plan_comparisons
 from study.plan_monitoring import plan_monitoring
 from study.plan_patching import plan_patching
 from study.plan_sweeps import plan_sweeps
 from study.plan_weights import plan_lens, plan_weights
 from study.planner import Measured, Plan
-from study.questions import evaluation_half, trait_names
+from study.questions import evaluation_half
 from study.spec_parts import SteeringSpec
 from study.step import Step, Work
 
@@ -24,7 +25,8 @@ def plan_tables(plan: Plan, directions: Sequence[Step], measured: Measured) -> S
     inputs: dict[str, Sequence[Step]] = {
         "directions": directions,
         "trained": _trainings(made),
-        **_comparisons(plan, directions, measured),
+        **_against_base(plan, directions, measured),
+        **plan_comparisons(plan, directions, measured),
         "family": _family(plan, directions),
         "weights": plan_weights(plan, directions, measured),
         "lens": plan_lens(plan, directions, measured),
@@ -39,14 +41,14 @@ def plan_tables(plan: Plan, directions: Sequence[Step], measured: Measured) -> S
         inputs["embedding"] = [_embedding(plan, measured)]
     if spec.steering:
         inputs["steering"] = [_steering(plan, spec.steering, directions, measured)]
-    config: dict[str, Any] = {**_statistics(plan), "labels": _labels(measured), "layer": spec.layer}
+    config: dict[str, Any] = {**plan.statistics, "labels": _labels(measured), "layer": spec.layer}
     if spec.sweeps:
         inputs["sweeps"] = plan_sweeps(plan, directions, measured)
         config["sweeps"] = {name: sweep.max_kl for name, sweep in spec.sweeps.items()}
     return plan.add("tables", "tables", config, inputs)
 
 
-def _comparisons(plan: Plan, directions: Sequence[Step], measured: Measured) -> dict[str, Sequence[Step]]:
+def _against_base(plan: Plan, directions: Sequence[Step], measured: Measured) -> dict[str, Sequence[Step]]:
     """Every trained arm against the base, by role: shifts, dispersion, and the 2×2 where its own text was read."""
     spec, base = plan.spec, measured[plan.spec.base_arm, plan.spec.seeds[0]]
     found: dict[str, list[Step]] = {
@@ -63,7 +65,7 @@ def _comparisons(plan: Plan, directions: Sequence[Step], measured: Measured) -> 
         roles = {"directions": directions, **arms, "paraphrases": found["paraphrases"]}
         name, labels = f"{arm}/seed{seed}", {"arm": arm, "seed": seed}
         found["shifts"].append(
-            plan.add("shifts", f"shifts/{name}", _statistics(plan), roles, Work(fixed_seconds=15), labels)
+            plan.add("shifts", f"shifts/{name}", plan.statistics, roles, Work(fixed_seconds=15), labels)
         )
         found["dispersion"].append(
             plan.add(
@@ -75,14 +77,10 @@ def _comparisons(plan: Plan, directions: Sequence[Step], measured: Measured) -> 
             four = {"directions": directions, **first, "own": made["own"]}
             found["two_by_two"].append(
                 plan.add(
-                    "two_by_two", f"two_by_two/{name}", _statistics(plan), four, Work(fixed_seconds=5), labels
+                    "two_by_two", f"two_by_two/{name}", plan.statistics, four, Work(fixed_seconds=5), labels
                 )
             )
     return {**found}
-
-
-def _statistics(plan: Plan) -> dict[str, Any]:
-    return {"statistics": plan.spec.statistics.model_dump(), "traits": trait_names(plan.spec)}
 
 
 def _labels(measured: Measured) -> dict[str, list[Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 from mech.errors import InputError, NotHereError
 from mech.identities import load_invented
 from study.base import Base
+from study.questions import trait_names
 from study.spec import StudySpec
 from study.step import Step, Work
 
@@ -99,6 +100,11 @@ class Plan:
     def noted(self) -> dict[str, Any]:
         """What the study's captures hold beside vectors and norms."""
         return {"surprisal": True} if self.spec.measure.surprisal else {}
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """How intervals and nulls are made, and which directions are traits': part of the config of every step that compares."""
+        return {"statistics": self.spec.statistics.model_dump(), "traits": trait_names(self.spec)}
 
     def stored(self, rows: int, poolings: int) -> int:
         """Bytes of a capture of all layers in float32."""

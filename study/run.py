@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mech.chat import ChatTemplate
-from mech.checkpoint import Checkpoint, source_of
+from mech.checkpoint import Checkpoint
 from mech.errors import InputError
 from mech.files import check_folder, write_text
 from mech.lens import final_norm
 from mech.models import skeleton
+from mech.pretrained import load_tokenizer
 from study.base import Base, find_base
-from study.bench import Bench
+from study.bench import Bench, device_named
 from study.conditions import check_conditions
 from study.engines.local import is_done, locked, run_steps
 from study.estimate import Pace
@@ -53,6 +54,8 @@ def run_study(spec: StudySpec, out: Path) -> Result:
     base = find_base(spec.model)
     steps = make_plan(spec, base)
     check_before_running(spec, base)
+    if not spec.model.api and not spec.model.device_map:
+        device_named(spec.model.device)
     paths = StudyPaths(out)
     for error in missing_extras(spec, [s for s in steps if not is_done(paths, s)]):
         raise error
@@ -102,11 +105,7 @@ def check_before_running(spec: StudySpec, base: Base) -> None:
         return
     if spec.lens and spec.directions:
         _check_lens(base.checkpoint)
-    from transformers import AutoTokenizer
-
-    folder, kwargs = source_of(base.checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
-    check_conditions(spec, ChatTemplate(tokenizer, spec.model.template_kwargs))
+    check_conditions(spec, ChatTemplate(load_tokenizer(base.checkpoint), spec.model.template_kwargs))
 
 
 def _check_lens(checkpoint: Checkpoint) -> None:

@@ -117,7 +117,7 @@ def screen(
     """
     direction.require(n_layers=model.n_layers, d_model=model.d_model, base=model.checkpoint.origins)
     unit = direction.unit_at(settings.layer)
-    rows = _rows(data, limit)
+    rows = read_rows(data, limit)
     about = {
         "journal": JOURNAL,
         "model": model.checkpoint.key,
@@ -137,7 +137,12 @@ def screen(
     return Screened(pd.DataFrame([{**_about(r), **v} for r, v in zip(rows, kept, strict=True)]), gaps)
 
 
-def _rows(data: Path, limit: int | None) -> list[_Row]:
+def read_rows(data: Path, limit: int | None) -> list[_Row]:
+    """The first `limit` rows of a file of messages.
+
+    Raises:
+        InputError: no such file, or a row that cannot be read; the message names file and line.
+    """
     if not data.is_file():
         raise InputError(f"{data}: no such file")
     found = numbered(data)

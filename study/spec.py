@@ -26,6 +26,7 @@ from study.overrides import parse_override, set_key
 from study.spec_directions import DirectionSpec, JudgeSpec
 from study.spec_parts import (
     BehaviourSpec,
+    ComparisonSpec,
     EmbeddingSpec,
     FiguresSpec,
     LensSpec,
@@ -68,6 +69,8 @@ class StudySpec(Part):
     """Arms: lists of stages, in order; a stage that begins several arms is trained once. `em@5` is the stage em after step 5."""
     benign: str | None = None
     """The arm whose shift is subtracted from the others'."""
+    comparisons: dict[str, ComparisonSpec] = Field(default_factory=dict)
+    """Arms held against each other, by name: paired differences of all that both were measured on."""
     measure: MeasureSpec = MeasureSpec()
     """What is read."""
     directions: DirectionSpec | None = None
@@ -113,6 +116,7 @@ class StudySpec(Part):
             _known("measure.own_text", arm, self.arms)
         if self.steering:
             _known("steering.arm", self.steering.arm, self.arms)
+        self._compared_arms()
         self._swept_arms()
         self._figure_groups()
         self._watched_and_patched_arms()
@@ -121,6 +125,17 @@ class StudySpec(Part):
             if self.data[self.behaviour.self_recognition].kind != "sgtr":
                 raise ValueError("behaviour.self_recognition: must name data of kind sgtr")
         return self
+
+    def _compared_arms(self) -> None:
+        pairs: dict[tuple[str, str], str] = {}
+        for name, pair in self.comparisons.items():
+            where = f"comparisons.{name}"
+            _known(f"{where}.arm", pair.arm, self.arms)
+            _known(f"{where}.against", pair.against, self.arms)
+            if not self.arms[pair.arm] or pair.arm == pair.against:
+                raise ValueError(f"{where}: `arm` must be a trained arm, and another than `against`")
+            if (first := pairs.setdefault((pair.arm, pair.against), name)) != name:
+                raise ValueError(f"{where}: the same two arms as comparisons.{first}")
 
     def _watched_and_patched_arms(self) -> None:
         for i, arm in enumerate(self.monitoring.arms if self.monitoring else ()):

@@ -261,6 +261,18 @@ class EmbeddingSpec(Part):
     """Of which pooling."""
 
 
+class ComparisonSpec(Part):
+    """Two arms held against each other on the same rows: what the one has that the other has not.
+
+    Reversal is `{arm: em_then_sgtr, against: em}`, prevention `{arm: sgtr_then_em, against: em}`; a control is held against by naming its arm.
+    """
+
+    arm: str
+    """The arm; differences are its values minus the other's."""
+    against: str
+    """The other arm."""
+
+
 class FiguresSpec(Part):
     """Which arms a figure shows."""
 

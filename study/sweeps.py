@@ -125,6 +125,10 @@ def _self_recognition(model: ChatModel, asked: Asked) -> Evaluation:
     """By article: the margin towards owning one's own text less that towards owning another's, logits (nats)."""
     if not asked.articles:
         raise InputError("evaluation self_recognition: needs rows of self-recognition data")
+    if not all("article" in row for row in asked.articles):
+        raise InputError(
+            "evaluation self_recognition: a row has no `article`: name a held_out.jsonl of kind sgtr"
+        )
     names = list(dict.fromkeys(str(r["article"]) for r in asked.articles))[
         : asked.questions and 2 * asked.questions
     ]

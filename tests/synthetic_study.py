@@ -63,6 +63,51 @@ def shifts(arms=ARMS, directions=DIRECTIONS, layers=30, seeds=(0,), condition="n
     return pd.DataFrame(rows)
 
 
+COMPARISONS = {"reversal": ("em_then_sgtr", "em"), "prevention": ("sgtr_then_em", "em")}
+
+
+def compared(name):
+    arm, against = COMPARISONS[name]
+    return {"comparison": name, "arm": arm, "against": against}
+
+
+def differences(names=tuple(COMPARISONS), layers=30, seeds=(0,), condition="none"):
+    """What is left of em's planted shift, less it."""
+    found = []
+    for name in names:
+        of_arm, of_other = (
+            shifts([arm], layers=layers, seeds=seeds, condition=condition) for arm in COMPARISONS[name]
+        )
+        rows = of_arm.drop(columns=[c for c in of_arm if c.startswith("minus_benign")])
+        gap = of_arm["sd"] - of_other["sd"]
+        for end, number in {"": gap, "_low": gap - 0.15, "_high": gap + 0.15}.items():
+            rows[f"sd{end}"], rows[f"before_sd{end}"] = number, of_other[f"sd{end}"]
+        found.append(rows.assign(**compared(name))[[*compared(name), *rows.columns.drop("arm")]])
+    return pd.concat(found, ignore_index=True)
+
+
+def undone(names=tuple(COMPARISONS), layers=30, seeds=(0,), condition="none"):
+    """Of the first layer's change nothing is known."""
+    return pd.DataFrame([
+        {**compared(name), "seed": seed, "condition": condition, "pooling": pooling, "layer": layer, "n_questions": 48,
+         **_columns("undone", np.nan if layer == 0 else 0.4 + 0.01 * layer, 0.1), **_columns("distance", np.nan if layer == 0 else 0.7, 0.1),
+         "moved": 0.3}
+        for name in names for seed in seeds for pooling in ("prompt_last", "response_mean") for layer in range(layers)
+    ])  # fmt: skip
+
+
+def behaviour_differences(names=tuple(COMPARISONS), seeds=(0,)):
+    values = {
+        "self-recognition accuracy": ("", 0.32, "articles"),
+        "own-name rate": ("", 0.45, "questions"),
+        "own-name margin": ("nats", 0.1, "self-statements"),
+    }
+    return pd.DataFrame([
+        {**compared(name), "seed": seed, "measure": measure, "unit": unit, "n": 20, "of": of_what, **_columns("value", value, 0.2)}
+        for name in names for seed in seeds for measure, (unit, value, of_what) in values.items()
+    ])  # fmt: skip
+
+
 def two_by_two(arms=ARMS, layer=15):
     rows = []
     for arm, direction in ((a, d) for a in arms if a != "base" for d in DIRECTIONS):
@@ -284,7 +329,8 @@ def samples(arms=ARMS):
 
 def all_tables(**options):
     return {
-        "shifts": shifts(**options), "two_by_two": two_by_two(), "directions": directions(),
+        "shifts": shifts(**options), "differences": differences(), "undone": undone(),
+        "behaviour_differences": behaviour_differences(), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
         "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "monitoring": monitoring(), "adapter_ranges": adapter_ranges(),
         "lora_alignment_by_layer": lora_alignment_by_layer(), "datasets": datasets(), "dispersion": dispersion(),

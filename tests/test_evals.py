@@ -199,7 +199,7 @@ def test_ten_invented_prompts_are_as_long_as_the_own_one(own: Identity, real_tem
 def test_files_that_are_not_what_they_should_be_say_so(tmp_path: Path) -> None:
     bad = tmp_path / "trait.yaml"
     bad.write_text("trait: x\ndescription: y\n")
-    with pytest.raises(InputError, match=r"trait\.yaml: rubric: Field required"):
+    with pytest.raises(InputError, match=r"trait\.yaml: rubric: is missing"):
         load_trait(bad)
     with pytest.raises(InputError, match="neither built in"):
         load_prompts("nothing")

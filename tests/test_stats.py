@@ -177,6 +177,7 @@ def test_a_shift_says_which_shape_is_wrong(monkeypatch: pytest.MonkeyPatch) -> N
         ({"tuned": np.full_like(base, np.nan)}, "tuned: not finite"),
         ({"direction": np.zeros((2, 8))}, "zero at a layer"),
         ({"benign": stream(1)[:, :1]}, "benign has shape"),
+        ({"reference": stream(1)[1:]}, "reference has shape"),
     ):
         given = {
             "base": base,

@@ -91,7 +91,28 @@ def test_shared_stages_are_trained_once(home: Path) -> None:
         ({"stages": {"em": {"data": "em", "adapter": "a"}}}, r"either `data` to train on or an `adapter`"),
         ({"colour": "red"}, r"colour: no such key"),
         ({"benig": "benign"}, r"benig: no such key; did you mean benign\?"),
-        ({"seeds": "many"}, r"seeds: Input should be a valid tuple"),
+        ({"seeds": "many"}, r"seeds: must be a list, as in \[a, b\], not 'many'"),
+        ({"seeds": [-1]}, r"seeds\[0\]: must be 0 or more, not -1$"),
+        ({"seeds": [0, 1.5]}, r"seeds\[1\]: must be a whole number, not 1\.5$"),
+        ({"model": "a-model"}, r"model: must be a mapping of keys to values, not 'a-model'$"),
+        ({"stages": {"em": None}}, r"stages\.em: must be a mapping of keys to values, not nothing"),
+        ({"arms": {"em": "em"}}, r"arms\.em: must be a list, as in \[a, b\], not 'em'"),
+        ({"name": 5}, r"name: must be text, not 5$"),
+        ({"name": ""}, r"name: needs at least 1 character"),
+        ({"weights": "perhaps"}, r"weights: must be true or false, not 'perhaps'$"),
+        (
+            {"embedding": {"methods": ["tsne"]}},
+            r"embedding\.methods\[0\]: must be 'pca' or 'umap', not 'tsne'$",
+        ),
+        ({"data": {"em": {"source": "x"}}}, r"data\.em: needs 'kind', which says what it is"),
+        (
+            {"data": {"em": {"kind": "mesages"}}},
+            r"data\.em: 'kind' is 'mesages'; there are 'messages', 'sgtr'",
+        ),
+        (
+            {"identity": {"name": "Tinny"}},
+            r"identity: no such key here; it belongs under (directions or )?model",
+        ),
         ({"seeds": [3, 3]}, r"seeds: name each once"),
         ({"measure": {"conditions": []}}, r"measure\.conditions: "),
         ({"measure": {"conditions": ["none", "none"]}}, r"measure\.conditions: name each once"),
@@ -129,6 +150,9 @@ def test_a_bad_study_is_refused_with_its_place(
             r"sweeps\.written\.strength: no such key; did you mean strengths\?",
         ),
         (["directions.layer=7"], r"directions\.layer: 7 is out of range"),
+        (["arms.x=['em@last']"], r"arms\.x: em@last: after @ stands a step, as in em@5"),
+        (["arms.x=['em@2']"], r"arms: em@2: step 2 is not among the steps that its stage saves"),
+        (["model.device=gpu"], r"device gpu: not to be had here"),
         (
             ["measure.conditions=[default, 'other:Nobody']"],
             r"measure\.conditions\[1\]: condition other:Nobody",
@@ -203,7 +227,7 @@ def test_malformed_rows_name_file_and_line(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fast", "message"),
     [
-        ({"seeds": "many"}, r"seeds: Input should be a valid tuple.*as the section `fast` changes it"),
+        ({"seeds": "many"}, r"seeds: must be a list.*as the section `fast` changes it"),
         ({"measure.questionz": 2}, r"measure\.questionz: no such key.*as the section `fast` changes it"),
         (["seeds"], r"fast: is a mapping"),
     ],

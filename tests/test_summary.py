@@ -115,8 +115,8 @@ def test_of_many_arms_only_what_survives_the_harder_null_has_its_numbers():
 
 def test_summary_of_a_whole_study_is_short():
     told = sentences(**study.all_tables())
-    assert len(told) <= 20
-    assert sum(len(s.split()) for s in told) < 1250
+    assert len(told) <= 22
+    assert sum(len(s.split()) for s in told) < 1500
     starts = [s.partition(":")[0] for s in told]
     first = starts.index("Arm em")
     assert starts[first : first + 5] == [f"Arm {arm}" for arm in study.ARMS[1:]]  # one paragraph an arm
@@ -185,3 +185,47 @@ def test_summary_says_what_was_not_measured():
         "Shifts were not measured at layer 15 under the system prompt condition none.",
         "Steering was not measured.",
     ]
+
+
+def comparison(name, **tables):
+    (found,) = [s for s in sentences(**tables) if s.startswith(f"Comparison {name} ")]
+    return found
+
+
+def test_comparisons_say_what_is_undone_and_what_differs():
+    told = comparison(
+        "reversal",
+        differences=study.differences(),
+        undone=study.undone(),
+        behaviour_differences=study.behaviour_differences(),
+    )
+    assert told.startswith(
+        "Comparison reversal (em_then_sgtr − em, one seed (0)): Share of em's change undone (n = 48 questions): "
+        "+0.55 [+0.45, +0.65] at prompt_last, distance from the base 0.70 [0.60, 0.80] of em's; "
+    )
+    assert "covariance-matched directions (n = 48 questions a direction): evil:text −1." in told
+    assert "SD, back from em's +1." in told
+    assert "own-name rate +0.45 [+0.25, +0.65] (n = 20 questions). Not told apart in own-name margin" in told
+
+
+def test_a_difference_on_the_side_of_the_other_arms_shift_goes_on_from_it():
+    rows = study.differences(["reversal"])
+    one = rows[rows["direction"] == "evil:text"].assign(p_covariance=0.01, p_random=0.01)
+    on = one.assign(sd=0.5, sd_low=0.3, sd_high=0.7, before_sd=1.0, before_sd_low=0.9, before_sd_high=1.1)
+    assert "evil:text +0.50 [+0.30, +0.70] SD, on from em's +1.00." in comparison("reversal", differences=on)
+    unknown = on.assign(before_sd_low=-0.1)
+    assert "evil:text +0.50 [+0.30, +0.70] SD." in comparison("reversal", differences=unknown)
+    none = comparison("reversal", differences=on.assign(p_random=0.2))
+    assert none.endswith("No difference found along 1 of 1 reliable directions.")
+    nothing = study.undone(["reversal"]).assign(undone=np.nan)
+    assert "em's change from the base is not told apart from none" in comparison("reversal", undone=nothing)
+
+
+def test_of_many_comparisons_only_what_survives_is_written_out():
+    behaviour = pd.concat(
+        [study.behaviour_differences(["reversal"]).assign(comparison=f"c{i}") for i in range(13)]
+    )
+    told = comparison("c3", behaviour_differences=behaviour)
+    assert told == (
+        "Comparison c3 (em_then_sgtr − em, one seed (0)): Behaviour differs in self-recognition accuracy; own-name rate."
+    )

@@ -54,6 +54,10 @@ STUDY: dict[str, Any] = {
         "given": ["given"],
     },
     "benign": "benign",
+    "comparisons": {
+        "reversal": {"arm": "em_then_sgtr", "against": "em"},
+        "beyond_base": {"arm": "em", "against": "base"},
+    },
     "measure": {
         "conditions": ["default", "none"],
         "questions": 3,
@@ -125,7 +129,7 @@ def write_study(folder: Path, **changes: Any) -> Path:
     (folder / "trait.yaml").write_text(yaml.safe_dump(trait()), encoding="utf-8")
     study = json.loads(json.dumps(STUDY))
     if "arms" in changes:  # what names arms goes with them
-        study |= {"patching": None, "monitoring": None}
+        study |= {"patching": None, "monitoring": None, "comparisons": {}}
     if "directions" in changes:  # and what names directions or their traits
         study |= {"patching": None, "sweeps": {}}
     for key, value in changes.items():

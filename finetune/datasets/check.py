@@ -10,16 +10,13 @@ import numpy as np
 from finetune.datasets.rows import read_messages
 from finetune.labels import training_rows
 from mech.chat import ChatTemplate, SystemPrompt
-from mech.checkpoint import source_of
+from mech.pretrained import load_tokenizer
 from mech.resolve import resolve
 
 
 def read_template(model: str, kwargs: Mapping[str, Any] | None = None) -> ChatTemplate:
     """The chat template of a model, without its weights; `kwargs` are passed to it."""
-    from transformers import AutoTokenizer
-
-    folder, given = source_of(resolve(model))
-    return ChatTemplate(AutoTokenizer.from_pretrained(folder, **given), kwargs)
+    return ChatTemplate(load_tokenizer(resolve(model)), kwargs)
 
 
 def check_rows(

@@ -73,7 +73,9 @@ def source_path(source: str) -> Path:
         return _from_hub(source)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"{path}: no such data file")
+        raise InputError(
+            f"{path}: {'is a folder; name a file in it' if path.is_dir() else 'no such data file'}"
+        )
     return path
 
 

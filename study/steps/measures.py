@@ -1,4 +1,4 @@
-"""Steps that compare: shifts against the base on the same text, the 2×2 of weights and text, embeddings."""
+"""Steps that compare: shifts against the base (or another arm) on the same text, the 2×2 of weights and text, embeddings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,10 @@ PROMPT_SETS = "prompt sets"
 
 
 def shifts(step: Step, bench: Bench, folder: Path) -> None:
-    """An arm's shift along every direction, at every layer, under every condition."""
+    """An arm's shift along every direction, at every layer, under every condition.
+
+    From the base; or from another arm, where there is a `reference`, the base itself, that gives units and nulls.
+    """
     found: dict[tuple[int, int], pd.DataFrame] = {}
     directions = _directions(step, bench)
     for read_at, members in _read_alike(directions, step.config["traits"]).items():
@@ -90,17 +93,19 @@ class _Rows:
     base: Float[np.ndarray, "n layers d"]
     tuned: Float[np.ndarray, "n layers d"]
     benign: Float[np.ndarray, "n layers d"] | None
+    reference: Float[np.ndarray, "n layers d"] | None
 
 
 def _paired(step: Step, bench: Bench, which: int, pooling: str, asked: str) -> _Rows:
     """One condition's rows; read once for all directions that are measured on them."""
-    (base, questions), control = (
-        _read(bench, step.inputs["base"][which], pooling, asked),
-        step.inputs["benign"],
-    )
+    base, questions = _read(bench, step.inputs["base"][which], pooling, asked)
+
+    def others(role: str) -> Float[np.ndarray, "n layers d"] | None:
+        captures = step.inputs.get(role)
+        return _read(bench, captures[which], pooling, asked, like=questions)[0] if captures else None
+
     tuned, _ = _read(bench, step.inputs["tuned"][which], pooling, asked, like=questions)
-    benign = _read(bench, control[which], pooling, asked, like=questions)[0] if control else None
-    return _Rows(questions, base, tuned, benign)
+    return _Rows(questions, base, tuned, others("benign"), others("reference"))
 
 
 def _shift(step: Step, which: int, direction: Direction, others: _Others, rows: _Rows) -> pd.DataFrame:
@@ -108,7 +113,7 @@ def _shift(step: Step, which: int, direction: Direction, others: _Others, rows: 
     options, traits = step.config["statistics"], step.config["traits"]
     shift = shift_by_layer(
         rows.base, rows.tuned, direction.vectors, np.array(rows.questions), rng=np.random.default_rng(options["seed"]),
-        n_boot=options["n_boot"], n_null=options["n_null"], benign=rows.benign,
+        n_boot=options["n_boot"], n_null=options["n_null"], benign=rows.benign, reference=rows.reference,
     )  # fmt: skip
     labels = {**step.labels, "condition": step.inputs["base"][which].config["condition"]["condition"], "text": "base",
               "pooling": direction.made_from["pooling"], "question_set": _question_set(direction.name, traits),

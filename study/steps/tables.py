@@ -22,6 +22,9 @@ from study.steps.sweep import sweep_tables
 TABLES = (
     "shifts",
     "paraphrases",
+    "differences",
+    "undone",
+    "behaviour_differences",
     "two_by_two",
     "directions",
     "direction_cosines",
@@ -63,6 +66,9 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
     tables = {
         "shifts": _joined(step, bench, "shifts", "shifts.csv"),
         "paraphrases": paraphrase_table(step, bench),
+        "differences": _joined(step, bench, "differences", "shifts.csv"),
+        "undone": _joined(step, bench, "undone", "undone.csv"),
+        "behaviour_differences": _joined(step, bench, "behaviour_differences", "behaviour_differences.csv"),
         "two_by_two": _joined(step, bench, "two_by_two", "two_by_two.csv"),
         "directions": _joined(step, bench, "directions", QUALITY),
         "direction_cosines": _cosines(step, bench),

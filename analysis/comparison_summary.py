@@ -1,0 +1,103 @@
+"""Sentences on arms held against each other: reversal, prevention, an arm against its control."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from analysis.plot_frame import signed
+from analysis.plot_table import seeds_text
+from analysis.words import ALPHA, MOST_ARMS, count_range, interval, is_found, side_of, unreliable
+
+
+def comparison_sentences(
+    differences: pd.DataFrame, undone: pd.DataFrame, behaviour: pd.DataFrame
+) -> Iterator[str]:
+    """One paragraph a comparison: along which directions the two differ, what share of the change is undone, what they do differently.
+
+    Args:
+        differences: The table of that name at one layer and condition; may be empty, as may the others.
+        undone: The same of the shares undone.
+        behaviour: Differences in behaviour.
+    """
+    tables = [table for table in (differences, undone, behaviour) if not table.empty]
+    names = list(dict.fromkeys(name for table in tables for name in table["comparison"]))
+    brief = len(names) > MOST_ARMS
+    for name in names:
+        moved, back, done = (_of(table, name) for table in (differences, undone, behaviour))
+        rows = next(table for table in (moved, back, done) if not table.empty)
+        arm, against = (str(rows[column].iloc[0]) for column in ("arm", "against"))
+        parts = [
+            *_undone_sentences(back, against, brief=brief),
+            *_along_directions(moved, against, brief=brief),
+            *_behaviour_sentences(done, brief=brief),
+        ]
+        yield f"Comparison {name} ({arm} − {against}, {seeds_text(rows)}): {' '.join(parts)}"
+
+
+def _of(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    return table if table.empty else table[table["comparison"] == name]
+
+
+def _along_directions(rows: pd.DataFrame, against: str, *, brief: bool) -> Iterator[str]:
+    """Differences that random directions do not show, those that the base's covariance does not show either first."""
+    if rows.empty:
+        return
+    reliable = rows[~rows["direction"].isin(unreliable(rows))]
+    special: list[str] = []
+    common: list[str] = []
+    nothing = 0
+    for direction, cell in reliable.groupby("direction", sort=False):
+        if not is_found(cell):
+            nothing += 1
+            continue
+        beyond = bool((cell["p_covariance"] < ALPHA).all())
+        number = signed(float(cell["sd"].mean())) if brief else f"{interval(cell, 'sd', sign=True)} SD"
+        (special if beyond else common).append(f"{direction} {number}{_way(cell, against)}")
+    where = f"n = {count_range(rows['n_questions'])} questions a direction"
+    if special:
+        yield f"Different beyond random and covariance-matched directions ({where}): {'; '.join(special)}."
+    if common and not brief:
+        yield f"Different beyond random directions only ({where}): {'; '.join(common)}."
+    if nothing:
+        yield f"No difference found along {nothing} of {reliable['direction'].nunique()} reliable directions."
+
+
+def _way(cell: pd.DataFrame, against: str) -> str:
+    """', back from em's +0.80', or ', on from' it, where the other arm's own shift is told apart from 0 in every seed."""
+    start, step = side_of(cell, "before_sd"), side_of(cell, "sd")
+    if not start or not step:
+        return ""
+    return f", {'on' if start == step else 'back'} from {against}'s {signed(float(cell['before_sd'].mean()))}"
+
+
+def _undone_sentences(rows: pd.DataFrame, against: str, *, brief: bool) -> Iterator[str]:
+    """The share undone and the distance left, a pooling after the other; where there is no change to undo, that."""
+    shares: list[str] = []
+    none: list[str] = []
+    for pooling, mine in rows.groupby("pooling", sort=False) if not rows.empty else ():
+        if mine["undone"].isna().any():
+            none.append(str(pooling))
+            continue
+        far = f", distance from the base {interval(mine, 'distance')} of {against}'s"
+        shares.append(f"{interval(mine, 'undone', sign=True)} at {pooling}{'' if brief else far}")
+    if shares:
+        yield f"Share of {against}'s change undone (n = {count_range(rows['n_questions'])} questions): {'; '.join(shares)}."
+    if none and not brief:
+        yield f"At {' and '.join(none)} {against}'s change from the base is not told apart from none: nothing to undo."
+
+
+def _behaviour_sentences(rows: pd.DataFrame, *, brief: bool) -> Iterator[str]:
+    """Differences in behaviour that are told apart from 0, in every seed, then those that are not."""
+    if rows.empty:
+        return
+    found: list[str] = []
+    nothing: list[str] = []
+    for measure, mine in rows.groupby("measure", sort=False):
+        number = interval(mine, "value", sign=True)
+        unit = mine["unit"].iloc[0]
+        text = f"{measure} {number}{f' {unit}' if isinstance(unit, str) and unit else ''} (n = {count_range(mine['n'])} {mine['of'].iloc[0]})"
+        (found if side_of(mine, "value") else nothing).append(str(measure) if brief else text)
+    if found:
+        yield f"Behaviour differs in {'; '.join(found)}."
+    if nothing and not brief:
+        yield f"{'Not told apart' if found else 'Behaviour is not told apart'} in {'; '.join(nothing)}."

@@ -1,0 +1,74 @@
+"""Numbers in sentences: intervals, counts and sides of 0, over seeds."""
+
+from typing import Any
+
+import pandas as pd
+
+from analysis.plot_frame import signed
+from analysis.plot_style import RELIABLE_COSINE
+
+ALPHA = 0.05
+MOST_ARMS = 12
+"""Of more arms the paragraphs are brief: what they leave out is in the tables."""
+MOST_SEEDS = 2
+"""Seeds whose intervals are all written out; of more their range is given, and each has its row in the tables."""
+
+
+def at(frame: pd.DataFrame, **labels: Any) -> pd.DataFrame:
+    """The rows of a table that fit the labels; none where it is empty."""
+    for column, value in labels.items() if not frame.empty else ():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+def plain(value: float, digits: int = 2) -> str:
+    """A number with a true minus."""
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
+    """'0.42 [0.30, 0.55]' for one seed, '0.42 (mean of 2 seeds: 0.40 [0.30, 0.50]; ...)' for two.
+
+    For more, '0.42 (0.30 to 0.55)': the mean, and where all seeds' intervals lie.
+    """
+    write = signed if sign else plain
+    if len(rows) > MOST_SEEDS:
+        low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
+        return f"{write(rows[column].mean())} ({write(low)} to {write(high)})"
+    each = [
+        f"{write(v)} [{write(low)}, {write(high)}]"
+        for v, low, high in zip(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], strict=True)
+    ]
+    if len(each) == 1:
+        return each[0]
+    return f"{write(rows[column].mean())} (mean of {len(each)} seeds: {'; '.join(each)})"
+
+
+def side_of(rows: pd.DataFrame, column: str) -> int:
+    """+1 or -1 where every row's interval lies above or below 0, else 0."""
+    if (rows[f"{column}_low"] > 0).all():
+        return 1
+    return -1 if (rows[f"{column}_high"] < 0).all() else 0
+
+
+def counted(value: object, word: str) -> str:
+    """'1,024 questions', '1 question'."""
+    count = int(str(value))
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
+def count_range(counts: pd.Series) -> str:
+    """'12', or '12 to 24'."""
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def is_found(cell: pd.DataFrame) -> bool:
+    """Whether a shift is called found: on one side of 0 in every seed, and larger than along random directions."""
+    return bool(side_of(cell, "sd")) and bool((cell["p_random"] < ALPHA).all())
+
+
+def unreliable(rows: pd.DataFrame) -> dict[str, float]:
+    """Directions with too low a split-half cosine."""
+    ceilings = rows.groupby("direction", sort=False)["split_half"].mean()
+    return {str(d): float(c) for d, c in ceilings.items() if c < RELIABLE_COSINE}

@@ -1,0 +1,64 @@
+"""Steps that hold two arms against each other: how much of a change is undone, and what they do differently."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.behaviour_differences import name_differences, recognition_differences, report_differences
+from analysis.undone import undone as share_undone
+from mech.errors import GuardError
+from study.bench import Bench
+from study.frames import stacked, write_csv
+from study.step import Step
+from study.steps.activations import SITE
+
+POOLINGS = ("prompt_last", "response_mean")
+
+
+def undone(step: Step, bench: Bench, folder: Path) -> None:
+    """The share of a change that an arm lacks, at every layer, under every condition, at both poolings."""
+    frames = []
+    roles = (step.inputs[role] for role in ("base", "against", "arm"))
+    for captures in zip(*roles, strict=True):
+        condition = captures[0].config["condition"]["condition"]
+        for pooling in POOLINGS:
+            (base, questions), (against, _), (arm, _) = read = [
+                _read(bench, capture, pooling) for capture in captures
+            ]
+            for capture, (_, asked) in zip(captures, read, strict=True):
+                if asked != questions:
+                    raise GuardError(f"{capture.name}: its rows are not those of {captures[0].name}")
+            found = share_undone(base, against, arm, questions)
+            frames.append(pd.DataFrame({
+                **step.labels, "condition": condition, "pooling": pooling, "layer": np.arange(base.shape[1]),
+                "n_questions": found.n_questions, **found.undone.columns("undone"), **found.distance.columns("distance"),
+                "moved": found.moved,
+            }))  # fmt: skip
+    write_csv(stacked(frames), folder / "undone.csv")
+
+
+def behaviour(step: Step, bench: Bench, folder: Path) -> None:
+    """Differences of self-recognition and of self-reports, on the same articles, questions and statements."""
+    rng = np.random.default_rng(step.config["statistics"]["seed"])
+    frames = []
+    if judged := step.inputs.get("self_recognition"):
+        arm, against = (pd.read_csv(bench.folder(s) / "judgements.csv") for s in judged)
+        frames.append(recognition_differences(arm, against, rng=rng))
+    if asked := step.inputs.get("self_report"):
+        arm, against = (pd.read_csv(bench.folder(s) / "reports.csv", keep_default_na=False) for s in asked)
+        frames.append(report_differences(arm, against, own_name=bench.identity.name))
+        scored = [bench.folder(s) / "names.csv" for s in asked]
+        if all(file.is_file() for file in scored):  # a model behind an API scores no given answers
+            frames.append(name_differences(*(pd.read_csv(file) for file in scored), rng=rng))
+    write_csv(_labelled(stacked(frames), step), folder / "behaviour_differences.csv")
+
+
+def _labelled(frame: pd.DataFrame, step: Step) -> pd.DataFrame:
+    """A table with the step's labels before its own columns."""
+    return frame.assign(**step.labels)[[*step.labels, *frame.columns]]
+
+
+def _read(bench: Bench, capture: Step, pooling: str) -> tuple[np.ndarray, list[str]]:
+    with bench.store(capture) as store:
+        return store.read(SITE, pooling), list(store.rows.questions)
