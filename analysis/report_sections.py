@@ -175,5 +175,10 @@ SECTIONS = (
         "What the trainings were shown. Shortcut: how often the length of the text alone, in words or characters, "
         "gives the right answer; .5 means that length gives nothing away.",
     ),
-    Section(("training",), "Training", "The loss of each training.", ("loss_curves",)),
+    Section(
+        ("arms", "stages", "training"), "Training",
+        "What each arm is made of, how each stage was trained (a system prompt under which it was, and what acted on the model meanwhile, were there "
+        "in training only), and its loss. own_loss: on the first rows trained on, before and after, nats a token.",
+        ("loss_curves",),
+    ),
 )  # fmt: skip

@@ -92,14 +92,15 @@ def load_state(folder: Path, progress: Progress, stamp: str) -> bool:
     return True
 
 
-def steps_saved(folder: Path) -> int:
-    """How many steps the training in this folder had done when its state was saved; 0 where none is.
+def records_saved(folder: Path) -> list[StepRecord]:
+    """The steps that the training in this folder had done when its state was saved; none where none is.
 
     Raises:
         FileFormatError: the file does not hold what it should.
     """
     path = folder / FILE
-    return len(_read(path, tensors=False)[0]["records"]) if path.is_file() else 0
+    found = _read(path, tensors=False)[0]["records"] if path.is_file() else []
+    return [StepRecord(**r) for r in found]
 
 
 def _read(path: Path, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

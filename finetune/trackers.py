@@ -1,6 +1,6 @@
 """Following a training elsewhere than in its files: Weights & Biases, TensorBoard. `loss.jsonl` is always written.
 
-A tracker hears of every step that is taken, so after a kill it hears of those again that came after the last saved state, with the same values.
+A training that goes on after a kill begins by telling again of the steps before: what a tracker of the killed process had not written yet is lost.
 """
 
 import secrets
@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.state import StepRecord
+from finetune.state import StepRecord, records_saved
 from mech.errors import InputError
 from mech.extras import require
 from mech.files import write_text
@@ -22,13 +22,16 @@ RUN_ID = "wandb_run_id.txt"
 
 
 @contextmanager
-def tracking(names: Sequence[str], folder: Path, run: str) -> Iterator[OnStep]:
+def tracking(
+    names: Sequence[str], training: Path, run: str, *, folder: Path | None = None
+) -> Iterator[OnStep]:
     """A function to be told of every step, which tells the named trackers.
 
     Args:
         names: `wandb`, `tensorboard`.
-        folder: where they keep their own files.
+        training: the training's folder, whose saved state knows the steps before those that are told.
         run: what they call this training.
+        folder: where they keep their own files; the training's when left out.
 
     Raises:
         InputError: an unknown tracker, or one that does not let us in.
@@ -37,11 +40,16 @@ def tracking(names: Sequence[str], folder: Path, run: str) -> Iterator[OnStep]:
     if unknown := [n for n in names if n not in _TRACKERS]:
         raise InputError(f"tracker {unknown[0]!r} is not one of {', '.join(_TRACKERS)}")
     with ExitStack() as stack:
-        told = [stack.enter_context(_TRACKERS[n](folder, run)) for n in names]
+        told = [stack.enter_context(_TRACKERS[n](folder or training, run)) for n in names]
+        begun = not told
 
         def tell(record: StepRecord) -> None:
-            for tracker in told:
-                tracker(record)
+            nonlocal begun
+            before = [] if begun else [r for r in records_saved(training) if r.step < record.step]
+            begun = True
+            for one in (*before, record):
+                for tracker in told:
+                    tracker(one)
 
         yield tell
 
@@ -50,11 +58,15 @@ def tracking(names: Sequence[str], folder: Path, run: str) -> Iterator[OnStep]:
 def _wandb(folder: Path, run: str) -> Iterator[OnStep]:
     wandb: Any = require("wandb", extra="wandb")
     session: Any = None  # begun at the first step: a training that is done already makes no run
+    known = 0
 
     def tell(record: StepRecord) -> None:
-        nonlocal session
-        session = session or _wandb_run(wandb, folder, run)
-        session.log({k: v for k, v in asdict(record).items() if k != "step"}, step=record.step)
+        nonlocal session, known
+        if session is None:
+            session = _wandb_run(wandb, folder, run)
+            known = session.step  # what the service has of this run already; 0 offline
+        if record.step >= known:
+            session.log({k: v for k, v in asdict(record).items() if k != "step"}, step=record.step)
 
     failed = 1
     try:
@@ -89,7 +101,7 @@ def _tensorboard(folder: Path, _run: str) -> Iterator[OnStep]:
 
         def tell(record: StepRecord) -> None:
             nonlocal writer
-            if writer is None:  # what a killed process told of later steps is taken back
+            if writer is None:  # what a killed process told of these steps is taken back
                 begun = SummaryWriter(str(folder / "tensorboard"), purge_step=record.step)
                 writer = stack.enter_context(begun)
             for name, value in asdict(record).items():

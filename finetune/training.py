@@ -13,7 +13,7 @@ from finetune.learnt import compared, loss_on
 from finetune.loop import Job, run
 from finetune.outcome import done_before, stamp_of, write_outcome
 from finetune.settings import TrainSettings
-from finetune.state import Saver, StepRecord, steps_saved
+from finetune.state import Saver, StepRecord, records_saved
 from finetune.team import Team
 from mech import packed_attention, positions
 from mech.errors import InputError
@@ -110,7 +110,7 @@ def _to_the_end(
     """Run the loop, make sure that something was learnt, and only then write it."""
     before = loss_on(job.model, job.rows)
     process = job.team.index
-    reseed(job.seed, steps_saved(job.folder), process)
+    reseed(job.seed, len(records_saved(job.folder)), process)
 
     def stepped(record: StepRecord) -> None:
         reseed(job.seed, record.step, process)

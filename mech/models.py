@@ -242,8 +242,6 @@ def load_model(
     model, tokenizer = _with_adapters(checkpoint, wanted, merge, hf_kwargs)
     if device is not None:
         model = model.to(device)
-    if quantise:
-        _keep_gradients(model)
     model.eval()
     model.requires_grad_(requires_grad=False)
     return ChatModel(model, tokenizer, checkpoint, dict(template_kwargs or {}))
@@ -310,7 +308,9 @@ def _load_base(
         given = {} if dtype == "auto" else {"dtype": dtype}
         return read_gguf(checkpoint.path, **given, **kwargs)
     tokenizer = load_tokenizer(checkpoint)  # first: the weights may take minutes
-    return load_weights(checkpoint, dtype=dtype, **kwargs), tokenizer
+    model = load_weights(checkpoint, dtype=dtype, **kwargs)
+    _keep_gradients(model)  # before its first pass, which adapters that are put on it may want
+    return model, tokenizer
 
 
 def _torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:

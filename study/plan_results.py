@@ -42,6 +42,7 @@ def plan_tables(plan: Plan, directions: Sequence[Step], measured: Measured) -> S
     if spec.steering:
         inputs["steering"] = [_steering(plan, spec.steering, directions, measured)]
     config: dict[str, Any] = {**plan.statistics, "labels": _labels(measured), "layer": spec.layer}
+    config["arms"] = {arm: list(stages) for arm, stages in spec.arms.items()}
     if spec.sweeps:
         inputs["sweeps"] = plan_sweeps(plan, directions, measured)
         config["sweeps"] = {name: sweep.max_kl for name, sweep in spec.sweeps.items()}

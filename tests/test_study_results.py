@@ -1,9 +1,11 @@
 """What a whole study on a tiny model leaves: its files, and every table with what it should hold."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from activations.store import ActivationStore
 from mech.chat import Encoded, Identity
@@ -22,7 +24,7 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     names = {p.stem for p in (finished / "tables").glob("*.csv")}
     assert names == {
         "shifts", "paraphrases", "differences", "undone", "behaviour_differences", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
-        "self_report", "samples", "steering", "sweeps", "sweep_best", "sweep_layers", "sweep_trends", "embedding", "training", "datasets",
+        "self_report", "samples", "steering", "sweeps", "sweep_best", "sweep_layers", "sweep_trends", "embedding", "arms", "stages", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
         "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",
         "monitoring",
@@ -37,6 +39,26 @@ def test_leaves_all_it_promises(finished: Path) -> None:
     assert list(finished.glob("directions/*/direction.safetensors"))
     assert not list(finished.rglob("*.part"))
     assert not list(finished.rglob(".*.tmp"))
+
+
+def test_the_report_says_what_each_arm_is_and_how_its_stages_were_trained(finished: Path) -> None:
+    found = tables(finished)
+    arms = found["arms"].set_index("arm")["stages"]
+    assert arms["base"] == "none: the base"
+    assert (arms["em_early"], arms["em_then_sgtr"]) == ("em up to step 1", "em, then sgtr")
+    stages = found["stages"].set_index("stage")
+    assert [*stages.index] == ["em", "benign", "em+sgtr"]
+    assert stages.loc["em", "arms"] == "em, em_then_sgtr, em_early (after step 1)"
+    assert stages.loc["em+sgtr", "acting"] == "add identity:name at layer 1 on all tokens, coefficient 0.5"
+    assert stages.loc["benign", ["system_prompt", "acting"]].tolist() == ["text:Count along.", "nothing"]
+    for stage, row in stages.iterrows():
+        (file,) = finished.glob(f"checkpoints/train-{stage}-seed0-*/trainer_state.json")
+        about = json.loads(file.read_text())
+        assert row["own_loss_after"] == pytest.approx(about["own_rows"]["loss_after"])
+        assert (row["steps"], row["n_rows"]) == (about["global_step"], about["n_rows"])
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "em up to step 1" in page
+    assert "text:Count along." in page
 
 
 def test_weights_of_every_stage_are_held_against_directions_and_each_other(finished: Path) -> None:

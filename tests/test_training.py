@@ -332,18 +332,6 @@ def test_the_defaults_are_the_papers() -> None:
         make_settings({"learning_rat": 1})
 
 
-def test_a_tracker_is_told_of_every_step(folder: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run_stage(str(folder), jsonl(tmp_path), SETTINGS, tmp_path / "a", seed=0, trackers=["tensorboard"])
-    events = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
-    events.Reload()
-    records = [json.loads(line) for line in (tmp_path / "a" / "loss.jsonl").read_text().splitlines()]
-    assert [e.value for e in events.Scalars("loss")] == pytest.approx([r["loss"] for r in records])
-    with pytest.raises(InputError, match="tracker 'paper' is not one of wandb, tensorboard"):
-        run_stage(str(folder), jsonl(tmp_path), SETTINGS, tmp_path / "b", seed=0, trackers=["paper"])
-
-
 def test_what_is_recorded_as_four_bits_must_be(model: ChatModel, tmp_path: Path) -> None:
     settings = SETTINGS.model_copy(update={"quantise": "nf4"})
     with pytest.raises(InputError, match="quantise: nf4, but the model's weights are not in 4 bits"):

@@ -42,7 +42,7 @@ STUDY: dict[str, Any] = {
             "data": "sgtr",
             "interventions": [{"kind": "add", "direction": "identity:name", "coefficient": 0.5}],
         },
-        "benign": {"data": "benign"},
+        "benign": {"data": "benign", "system_prompt": "text:Count along."},
         "given": {"adapter": "given"},
     },
     "arms": {

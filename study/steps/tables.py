@@ -18,6 +18,7 @@ from study.steps.answers import answers_table, matching_table
 from study.steps.elicitation import elicitations, rollouts_table
 from study.steps.paraphrases import paraphrase_table
 from study.steps.sweep import sweep_tables
+from study.steps.trainings import arms_table, stages_table
 
 TABLES = (
     "shifts",
@@ -55,6 +56,8 @@ TABLES = (
     "sweep_layers",
     "sweep_trends",
     "embedding",
+    "arms",
+    "stages",
     "training",
     "datasets",
 )
@@ -97,6 +100,8 @@ def collect(step: Step, bench: Bench, folder: Path) -> None:
         "steering": _steering(step, bench),
         **sweep_tables(step, bench),
         "embedding": _joined(step, bench, "embedding", "embedding.csv"),
+        "arms": arms_table(step),
+        "stages": stages_table(step, bench),
         "training": _training(step, bench),
         "datasets": _datasets(step, bench),
     }

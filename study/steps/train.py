@@ -36,7 +36,9 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
         for spec, direction in zip(step.config["interventions"], step.inputs["directions"], strict=True)
     ]
     options = TrainOptions(seed=step.config["seed"], interventions=acting)
-    with tracking(bench.spec.trackers, bench.paths.tracked(step), f"{bench.spec.name}: {step.name}") as tell:
+    with tracking(
+        bench.spec.trackers, folder, f"{bench.spec.name}: {step.name}", folder=bench.paths.tracked(step)
+    ) as tell:
         trainer(settings)(model, encoded, settings, folder, **options, on_step=tell)
     if settings.method == "full":
         bench.release()  # its weights are no longer the parent's
