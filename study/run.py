@@ -16,7 +16,7 @@ from study.bench import Bench, device_named
 from study.conditions import check_conditions
 from study.engines.local import locked, run_steps
 from study.estimate import Pace
-from study.paths import StudyPaths
+from study.paths import MANIFEST, StudyPaths
 from study.plan import make_plan
 from study.plan_sweeps import sweep_layers
 from study.publish import copy_into, publish
@@ -67,7 +67,10 @@ def run_study(spec: StudySpec, out: Path) -> Result:
 def _begin(paths: StudyPaths) -> None:
     """Make the output folder; one with a study that a person wrote is refused, for the resolved study would take its place."""
     check_folder(paths.root)
-    if paths.spec.is_file() and not paths.locks.is_dir():
+    ran_here = paths.locks.is_dir() or any(
+        paths.root.glob(f"*/*/{MANIFEST}")
+    )  # a copy may lack what is hidden
+    if paths.spec.is_file() and not ran_here:
         raise InputError(f"{paths.root}: holds a {paths.spec.name} that no run wrote: name another --out")
     paths.locks.mkdir(parents=True, exist_ok=True)
 
