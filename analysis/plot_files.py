@@ -64,7 +64,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, folder: Path, name: str, ca
         _save_png(figure, saved)
     with atomic_path(saved.csv) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n")
-    log.info("figure %s: %s", name, saved.svg)
+    log.info("figure %s", name)
     return saved
 
 

@@ -6,7 +6,6 @@ tables into plain sentences; `write_report` writes the page.
 """
 
 import base64
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +23,6 @@ from analysis.summary import summarise
 from mech.files import write_text
 
 __all__ = ["ReportInput", "summarise", "write_report"]
-
-log = logging.getLogger(__name__)
 
 SAMPLES_SHOWN = 30
 """Samples of model text shown per arm; the report says how many there are."""
@@ -118,7 +115,6 @@ def write_report(path: Path, report: ReportInput) -> None:
         steps=None if report.steps.empty else to_grid("steps", report.steps),
     )
     write_text(path, _clean(page))
-    log.info("report: %s", path)
 
 
 def _clean(page: str) -> str:

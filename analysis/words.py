@@ -1,5 +1,6 @@
 """Numbers in sentences: intervals, counts and sides of 0, over seeds."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -29,14 +30,18 @@ def plain(value: float, digits: int = 2) -> str:
 def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
     """'0.42 [0.30, 0.55]' for one seed, '0.42 (mean of 2 seeds: 0.40 [0.30, 0.50]; ...)' for two.
 
-    For more, '0.42 (0.30 to 0.55)': the mean, and where all seeds' intervals lie.
+    For more, '0.42 (0.30 to 0.55)': the mean, and where all seeds' intervals lie. Ends that are not known are said to be so.
     """
     write = signed if sign else plain
+
+    def ends(low: float, high: float, between: str) -> str:
+        return "interval not known" if math.isnan(low + high) else f"{write(low)}{between}{write(high)}"
+
     if len(rows) > MOST_SEEDS:
         low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
-        return f"{write(rows[column].mean())} ({write(low)} to {write(high)})"
+        return f"{write(rows[column].mean())} ({ends(low, high, ' to ')})"
     each = [
-        f"{write(v)} [{write(low)}, {write(high)}]"
+        f"{write(v)} [{ends(low, high, ', ')}]"
         for v, low, high in zip(rows[column], rows[f"{column}_low"], rows[f"{column}_high"], strict=True)
     ]
     if len(each) == 1:

@@ -1,12 +1,15 @@
 """`--set key=value`, and options of the same form."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from mech.errors import InputError
 from mech.files import parse_yaml
+
+log = logging.getLogger(__name__)
 
 
 def parse_overrides(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:
@@ -59,3 +62,25 @@ def _numbers(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def without_lost_comparisons(raw: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A study without the comparisons whose arms an override took away (a smaller grid, fewer arms); what is left out is logged.
+
+    Args:
+        raw: the study, its grid expanded.
+        keys: what was overridden: a comparison that was itself is kept, for then its arm is a mistake.
+    """
+    arms, compared = raw.get("arms"), raw.get("comparisons")
+    if not keys or not isinstance(arms, Mapping) or not isinstance(compared, Mapping):
+        return raw
+    if any(key.partition(".")[0] == "comparisons" for key in keys):
+        return raw
+    lost = [
+        name
+        for name, pair in compared.items()
+        if isinstance(pair, Mapping) and not {pair.get("arm"), pair.get("against")} <= {*arms}
+    ]
+    if lost:
+        log.info("without the comparisons of arms that are not there now: %s", ", ".join(lost))
+    return {**raw, "comparisons": {name: pair for name, pair in compared.items() if name not in lost}}

@@ -8,9 +8,9 @@ from pathlib import Path
 from mech.errors import InputError
 from mech.files import read_json
 from study.base import Base, find_base
-from study.engines.local import is_done
 from study.estimate import Machine, duration, gpu_named, step_bytes, this_machine
 from study.estimate_remote import is_remote, judge_load, judge_summary, remote_load, remote_summary
+from study.finished import missing_steps
 from study.needs import advice, missing_extras
 from study.paths import MANIFEST, StudyPaths
 from study.plan import make_plan, outline
@@ -36,16 +36,18 @@ def plan_text(spec: StudySpec, base: Base, out: Path, gpu: str | None = None) ->
         s.name: remote_load(s) if is_remote(s) else f"{duration(seconds[s.name]):>8}{judge_load(s)}"
         for s in plan.steps
     }
-    lines = [f"{'done' if is_done(paths, s) else '    '}  {s.name:<55} {load[s.name]}" for s in plan.steps]
-    extras = missing_extras(spec, [s for s in plan.steps if not is_done(paths, s)])
+    missing = missing_steps(paths, plan.steps)
+    lines = [f"{'    ' if s in missing else 'done'}  {s.name:<55} {load[s.name]}" for s in plan.steps]
+    extras = missing_extras(spec, [*missing])
     absent = [m for m in (base.missing, *plan.missing, *map(str, extras)) if m]
     lines += ["", "Not here yet:", *[f"  {m}" for m in absent]] if absent else []
     lines += ["", *(f"Warning: {text}" for text in notes)] if (notes := advice(spec, base)) else []
-    return "\n".join([*lines, "", _summary(plan, paths, machine, seconds)])
+    return "\n".join([*lines, "", _summary(plan, paths, machine, seconds, [*missing])])
 
 
-def _summary(plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[str, float]) -> str:
-    missing = [s for s in plan.steps if not is_done(paths, s)]
+def _summary(
+    plan: Plan, paths: StudyPaths, machine: Machine, seconds: Mapping[str, float], missing: Sequence[Step]
+) -> str:
     total = sum(seconds[s.name] for s in missing) + machine.loading(missing, plan.model.parameters)
     memory = max((step_bytes(s, plan.model.parameters, machine) for s in missing), default=0)
     needed = sum(s.work.stored_bytes for s in missing)
@@ -81,10 +83,13 @@ def status_text(folder: Path) -> str:
     """Which steps of a study's folder are done, and what is missing."""
     _, steps = _planned(folder)
     paths = StudyPaths(folder)
-    missing = [s.name for s in steps if not is_done(paths, s)]
+    missing = missing_steps(paths, steps)
     state = f"{folder}: {len(steps) - len(missing)} of {len(steps)} steps done"
     if missing:
-        return f"{state}\nnext: {missing[0]}\nto go on: mech run {paths.spec} --out {folder}"
+        damaged = [f"damaged: {step.name}: {wrong}" for step, wrong in missing.items() if wrong]
+        old = [f"report: {paths.report}, of an earlier run"] if paths.report.is_file() else []
+        go_on = [f"next: {next(iter(missing)).name}", f"to go on: mech run {paths.spec} --out {folder}"]
+        return "\n".join([state, *damaged, *old, *go_on])
     return f"{state}\nreport: {paths.report if paths.report.is_file() else f'missing: mech report {folder}'}"
 
 
@@ -96,10 +101,11 @@ def rewrite_report(folder: Path) -> Path:
     """
     spec, steps = _planned(folder)
     paths = StudyPaths(folder)
-    missing = [s.name for s in steps if not is_done(paths, s)]
-    if missing:
+    if missing := missing_steps(paths, steps):
+        first = next(iter(missing)).name
         raise InputError(
-            f"{folder}: {len(missing)} steps are missing ({missing[0]}, ...): run the study first"
+            f"{folder}: {len(missing)} of {len(steps)} steps are missing (the first is {first}): "
+            f"run the study first: mech run {paths.spec} --out {folder}"
         )
     publish(spec, steps, paths)
     return paths.report

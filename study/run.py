@@ -14,10 +14,11 @@ from mech.pretrained import load_tokenizer
 from study.base import Base, find_base
 from study.bench import Bench, device_named
 from study.conditions import check_conditions
-from study.engines.local import is_done, locked, run_steps
+from study.engines.local import locked, run_steps
 from study.estimate import Pace
+from study.finished import missing_steps
 from study.needs import advice, check_one_process, missing_extras
-from study.paths import StudyPaths
+from study.paths import MANIFEST, StudyPaths
 from study.plan import make_plan
 from study.plan_sweeps import sweep_layers
 from study.publish import copy_into, publish
@@ -57,7 +58,7 @@ def run_study(spec: StudySpec, out: Path) -> Result:
     if not spec.model.api and not spec.model.device_map:
         device_named(spec.model.device)
     paths = StudyPaths(out)
-    for error in missing_extras(spec, [s for s in steps if not is_done(paths, s)]):
+    for error in missing_extras(spec, [*missing_steps(paths, steps)]):
         raise error
     for text in advice(spec, base):
         log.warning("%s", text)
@@ -74,7 +75,10 @@ def run_study(spec: StudySpec, out: Path) -> Result:
 def _begin(paths: StudyPaths) -> None:
     """Make the output folder; one with a study that a person wrote is refused, for the resolved study would take its place."""
     check_folder(paths.root)
-    if paths.spec.is_file() and not paths.locks.is_dir():
+    ran_here = paths.locks.is_dir() or any(
+        paths.root.glob(f"*/*/{MANIFEST}")
+    )  # a copy may lack what is hidden
+    if paths.spec.is_file() and not ran_here:
         raise InputError(f"{paths.root}: holds a {paths.spec.name} that no run wrote: name another --out")
     paths.locks.mkdir(parents=True, exist_ok=True)
 

@@ -22,7 +22,7 @@ from mech.files import read_yaml
 from mech.typed import first_problem
 from study.grid import expand
 from study.idle import idle, unused
-from study.overrides import parse_override, set_key
+from study.overrides import parse_override, set_key, without_lost_comparisons
 from study.spec_directions import DirectionSpec, JudgeSpec
 from study.spec_parts import (
     BehaviourSpec,
@@ -272,7 +272,8 @@ def _changed(
     changed = deepcopy(dict(raw))
     for key, value in changes:
         set_key(changed, key, value)
-    return parse_spec(expand(changed), where=path, overridden=[key for key, _ in changes], warn=warn)
+    keys = [key for key, _ in changes]
+    return parse_spec(without_lost_comparisons(expand(changed), keys), where=path, overridden=keys, warn=warn)
 
 
 def parse_spec(

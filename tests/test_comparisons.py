@@ -14,8 +14,8 @@ from analysis.shift import shift_by_layer, to_frame
 from analysis.stats import rate_difference
 from analysis.undone import undone
 from mech.errors import InputError
-from study.spec import StudySpec, parse_spec
-from tests.tiny_study import STUDY, tables
+from study.spec import StudySpec, load_spec, parse_spec
+from tests.tiny_study import STUDY, tables, write_study
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -271,6 +271,14 @@ def spec_with(comparisons: object, **changes: object) -> StudySpec:
 def test_a_comparison_names_two_arms(comparisons: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         spec_with(comparisons)
+
+
+def test_comparisons_go_with_the_arms_that_an_override_takes_away(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    fewer = ["arms={base: [], em: [em]}", "benign=null", "patching=null", "measure.own_text=[]"]
+    assert set(load_spec(path, fewer).comparisons) == {"beyond_base"}
+    with pytest.raises(InputError, match=r"comparisons.beyond_base.arm: 'me' is not defined"):
+        load_spec(path, ["comparisons.beyond_base.arm=me"])
 
 
 def test_differences_are_those_of_the_arms_tables(finished: Path) -> None:

@@ -98,7 +98,7 @@ def test_an_adapter_on_another_base_is_refused_before_any_work(
 ) -> None:
     if other:
         declare(released / "praxisresearch" / "hf_qwen_32b_em_unpop_0", other)
-    changes = [f"arms={{base: [], wrong: {arm}, wc: [wc]}}", "comparisons={}", "figures.groups={}", "patching=null", "monitoring=null"]  # fmt: skip
+    changes = [f"arms={{base: [], wrong: {arm}, wc: [wc]}}", "figures.groups={}", "patching=null", "monitoring=null"]  # fmt: skip
     spec = load_spec(STUDY, [*ONE, *changes])
     with pytest.raises(InputError, match=message):
         outline(spec, outline_base(spec.model))

@@ -230,7 +230,7 @@ def test_a_study_stacks_its_stages(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     save_adapter(tmp_path / "model", tmp_path / "given", seed=3)
     path = write_study(tmp_path)
-    changes = ["arms={base: [], em: [em], em_then_given: [em, given], three: [em, given, benign]}", "benign=em", "comparisons={}",
+    changes = ["arms={base: [], em: [em], em_then_given: [em, given], three: [em, given, benign]}", "benign=em",
                "steering=", "patching=", "measure.own_text=[]", "training.between_stages=stack"]  # fmt: skip
     read = "capture/three/seed0/default/text=base"
     bench, steps = run_needed(load_spec(path, changes), tmp_path / "out", read, "weights/seed0")

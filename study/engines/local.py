@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from typing import Any
 from mech.errors import InputError, MechError
 from mech.files import fsync, sha256_file, write_json
 from study.bench import Bench
+from study.finished import damage, missing_steps
 from study.kinds import KINDS
 from study.paths import MANIFEST, StudyPaths
 from study.step import Step
@@ -47,30 +48,42 @@ class StepFailedError(MechError):
     """A step could not be done; the cause is chained to it."""
 
 
-def is_done(paths: StudyPaths, step: Step) -> bool:
-    """Whether a step's output is complete."""
-    return paths.manifest(step).is_file()
-
-
 def run_steps(steps: Sequence[Step], bench: Bench, on_step: OnStep) -> int:
-    """Run every step that is missing, in order; return how many were run.
+    """Run every step that is missing, in order, and every one whose damaged output is needed; return how many were run.
 
     Raises:
+        InputError: the damaged output is a service's.
         StepFailedError: a step raised; what was finished before it stays.
     """
-    ran = 0
-    for step in steps:
-        if is_done(bench.paths, step):
+    ran, missing = 0, missing_steps(bench.paths, steps)
+    for step, wrong in missing.items():
+        if wrong:
+            _tell_of_damage(bench.paths, step, wrong)
+    for step in steps:  # all of them first, so that what is left is known from the beginning
+        if step not in missing:
             on_step(step, "kept", 0.0)
-            continue
+    for step in missing:
         with locked(bench.paths.lock(step)):
-            if is_done(bench.paths, step):  # another run made it while this one waited
+            if _is_whole(bench.paths, step):  # another run made it while this one waited
                 on_step(step, "kept", 0.0)
                 continue
             on_step(step, "start", 0.0)
             on_step(step, "done", _run(step, bench))
             ran += 1
     return ran
+
+
+def _is_whole(paths: StudyPaths, step: Step) -> bool:
+    return paths.manifest(step).is_file() and not damage(paths, step)
+
+
+def _tell_of_damage(paths: StudyPaths, step: Step, wrong: str) -> None:
+    """Say what is made again. What a service made cost money, so a person must ask for it."""
+    if KINDS[step.kind].remote:
+        raise InputError(
+            f"{paths.step(step)}: {wrong}: put the file back, or delete the folder to have the service asked again"
+        )
+    log.warning("%s: %s: this step is run again", paths.step(step), wrong)
 
 
 @contextmanager
@@ -113,17 +126,15 @@ def _commit(step: Step, part: Path, final: Path, seconds: float) -> None:
     files = sorted(p for p in part.rglob("*") if p.is_file())
     for file in files:
         fsync(file)
-    write_json(
-        part / MANIFEST, manifest(step, seconds, {str(f.relative_to(part)): sha256_file(f) for f in files})
-    )
+    write_json(part / MANIFEST, manifest(step, seconds, {str(f.relative_to(part)): f for f in files}))
     fsync(part)
-    if final.exists():  # a folder without a manifest can only be somebody's hand
+    if final.exists():  # damaged, or without a manifest, which can only be somebody's hand
         shutil.rmtree(final)
     os.rename(part, final)  # noqa: PTH104  (atomic within one file system)
     fsync(final.parent)
 
 
-def manifest(step: Step, seconds: float, files: dict[str, str]) -> dict[str, Any]:
+def manifest(step: Step, seconds: float, files: Mapping[str, Path]) -> dict[str, Any]:
     """What is written beside a step's output: what made it, from what, when, with which versions."""
     return {
         "name": step.name,
@@ -132,7 +143,8 @@ def manifest(step: Step, seconds: float, files: dict[str, str]) -> dict[str, Any
         "version": KINDS[step.kind].version,
         "config": dict(step.config),
         "inputs": {role: {s.name: s.key for s in steps} for role, steps in step.inputs.items()},
-        "files": files,
+        "files": {name: sha256_file(file) for name, file in files.items()},
+        "bytes": {name: file.stat().st_size for name, file in files.items()},
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
