@@ -110,6 +110,9 @@ def _of_model(spec: "StudySpec") -> Iterator[_Rule]:
     here = ("dtype", "device", "device_map", "attn_implementation", "template_kwargs", "size")
     yield _Rule("model", model, here, not remote, "the model is behind an API")
     yield _Rule("", spec, ("token_budget",), not remote, "the model is behind an API")
+    entries = {entry.partition("@")[0] for arm in spec.arms.values() for entry in arm}
+    trained = not remote and any(spec.stages[entry].data for entry in entries)
+    yield _Rule("", spec, ("trackers",), trained, "nothing is trained on this machine")
     judges = dict(_judges(spec))
     local = any(judge.api is None for judge in judges.values())
     yield _Rule(

@@ -55,6 +55,16 @@ SWEPT = STUDY["sweeps"]["written"]
         ),
         ({"training": STUDY["training"] | {"method": "full"}}, r"training\.lora_r"),
         (
+            {
+                "arms": {"base": [], "given": ["given"]},
+                "benign": None,
+                "steering": None,
+                "measure": STUDY["measure"] | {"own_text": ["given"]},
+                "trackers": ["tensorboard"],
+            },
+            "trackers",
+        ),
+        (
             {"stages": STUDY["stages"] | {"em": {"data": "em", "training": {"method": "full", "lora_alpha": 3}}}},
             r"stages\.em\.training\.lora_alpha",
         ),
