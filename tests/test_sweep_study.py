@@ -151,7 +151,7 @@ def test_a_larger_grid_runs_only_its_new_cells(home: Path) -> None:
     [
         ({"arm": "nobody"}, r"sweeps\.answers\.arm: 'nobody' is not defined"),
         ({"layer_by": "separability"}, "leave `layers` out"),
-        ({"layers": [-1]}, r"sweeps\.answers\.layers\.0"),
+        ({"layers": [-1]}, r"sweeps\.answers\.layers\[0\]"),
         ({"strengths": [0]}, "one other than 0"),
         ({"strengths": [1, 1]}, "name each once"),
         ({"samples": 2}, "several need a temperature"),
