@@ -10,25 +10,27 @@ from analysis.words import ALPHA, MOST_ARMS, count_range, interval, is_found, si
 
 
 def comparison_sentences(
-    differences: pd.DataFrame, undone: pd.DataFrame, behaviour: pd.DataFrame
+    differences: pd.DataFrame, undone: pd.DataFrame, spread: pd.DataFrame, behaviour: pd.DataFrame
 ) -> Iterator[str]:
-    """One paragraph a comparison: along which directions the two differ, what share of the change is undone, what they do differently.
+    """One paragraph a comparison: what share of the change is undone, along which directions and in what spread the two differ, what they do differently.
 
     Args:
         differences: The table of that name at one layer and condition; may be empty, as may the others.
         undone: The same of the shares undone.
+        spread: The same of the spread of activations.
         behaviour: Differences in behaviour.
     """
-    tables = [table for table in (differences, undone, behaviour) if not table.empty]
+    tables = [table for table in (differences, undone, spread, behaviour) if not table.empty]
     names = list(dict.fromkeys(name for table in tables for name in table["comparison"]))
     brief = len(names) > MOST_ARMS
     for name in names:
-        moved, back, done = (_of(table, name) for table in (differences, undone, behaviour))
-        rows = next(table for table in (moved, back, done) if not table.empty)
+        moved, back, wide, done = (_of(t, name) for t in (differences, undone, spread, behaviour))
+        rows = next(table for table in (moved, back, wide, done) if not table.empty)
         arm, against = (str(rows[column].iloc[0]) for column in ("arm", "against"))
         parts = [
             *_undone_sentences(back, against, brief=brief),
             *_along_directions(moved, against, brief=brief),
+            *_spread_sentences(wide),
             *_behaviour_sentences(done, brief=brief),
         ]
         yield f"Comparison {name} ({arm} − {against}, {seeds_text(rows)}): {' '.join(parts)}"
@@ -84,6 +86,15 @@ def _undone_sentences(rows: pd.DataFrame, against: str, *, brief: bool) -> Itera
         yield f"Share of {against}'s change undone (n = {count_range(rows['n_questions'])} questions): {'; '.join(shares)}."
     if none and not brief:
         yield f"At {' and '.join(none)} {against}'s change from the base is not told apart from none: nothing to undo."
+
+
+def _spread_sentences(rows: pd.DataFrame) -> Iterator[str]:
+    parts = [
+        f"{interval(mine, 'd_log_trace', sign=True)} at {pooling}"
+        for pooling, mine in (rows.groupby("pooling", sort=False) if not rows.empty else ())
+    ]
+    if parts:
+        yield f"Change of spread (log trace): {'; '.join(parts)}."
 
 
 def _behaviour_sentences(rows: pd.DataFrame, *, brief: bool) -> Iterator[str]:

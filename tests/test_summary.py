@@ -197,7 +197,12 @@ def test_comparisons_say_what_is_undone_and_what_differs():
         "reversal",
         differences=study.differences(),
         undone=study.undone(),
+        spread_differences=study.spread_differences(),
         behaviour_differences=study.behaviour_differences(),
+    )
+    assert (
+        "Change of spread (log trace): −0.10 [−0.15, −0.05] at prompt_last; −0.10 [−0.15, −0.05] at response_mean."
+        in told
     )
     assert told.startswith(
         "Comparison reversal (em_then_sgtr − em, one seed (0)): Share of em's change undone (n = 48 questions): "
