@@ -33,7 +33,14 @@ def comparison_sentences(
             *_spread_sentences(wide),
             *_behaviour_sentences(done, brief=brief),
         ]
-        yield f"Comparison {name} ({arm} − {against}, {seeds_text(rows)}): {' '.join(parts)}"
+        place = next((_place(table) for table in (moved, back, wide) if not table.empty), "")
+        yield f"Comparison {name} ({arm} − {against}{place}, {seeds_text(rows)}): {' '.join(parts)}"
+
+
+def _place(rows: pd.DataFrame) -> str:
+    """Where activations were read."""
+    first = rows.iloc[0]
+    return f", read at layer {first['layer']} under the system prompt {first['condition']}"
 
 
 def _of(table: pd.DataFrame, name: str) -> pd.DataFrame:

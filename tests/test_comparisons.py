@@ -316,4 +316,7 @@ def test_differences_are_those_of_the_arms_tables(finished: Path) -> None:
         assert done["reversal", measure] == pytest.approx(by_arm["em_then_sgtr"] - by_arm["em"], abs=1e-6)
         assert done["beyond_base", measure] == pytest.approx(by_arm["em"] - by_arm["base"], abs=1e-6)
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert "Comparison reversal (em_then_sgtr − em, one seed (0))" in page
+    assert (
+        "Comparison reversal (em_then_sgtr − em, read at layer 1 under the system prompt default, one seed (0))"
+        in page
+    )

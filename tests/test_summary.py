@@ -205,7 +205,7 @@ def test_comparisons_say_what_is_undone_and_what_differs():
         in told
     )
     assert told.startswith(
-        "Comparison reversal (em_then_sgtr − em, one seed (0)): Share of em's change undone (n = 48 questions): "
+        "Comparison reversal (em_then_sgtr − em, read at layer 15 under the system prompt none, one seed (0)): Share of em's change undone (n = 48 questions): "
         "+0.55 [+0.45, +0.65] at prompt_last, distance from the base 0.70 [0.60, 0.80] of em's; "
     )
     assert "covariance-matched directions (n = 48 questions a direction): evil:text −1." in told
