@@ -66,6 +66,11 @@ def run(job: Job, saver: Saver, on_step: Callable[[StepRecord], None] | None = N
     if load_state(job.folder, progress, job.stamp):
         log.info("going on after step %d of %d", len(progress.records), job.n_steps)
     done = len(progress.records)
+    how = job.settings
+    log.info(
+        "%d rows, %d steps of %d rows, learning rate %g, method %s",
+        len(job.rows), job.n_steps, how.batch_size, how.learning_rate, how.method,
+    )  # fmt: skip
     _say_what_is_off(job)
     batches = _batches(len(job.rows), job.settings.batch_size, job.n_steps, job.seed)
     for step, members in enumerate(track(batches, "training", job.n_steps), 1):
@@ -160,7 +165,7 @@ def _say_what_is_off(job: Job) -> None:
         log.info("rows are padded, not packed: sharded processes run in step")
     elif not job.packs:
         log.info(
-            "rows are padded, not packed: this architecture or its attention does not take a pack's mask"
+            "rows are padded, not packed: this architecture or its attention does not take a pack's mask, or a Patch acts"
         )
     elif not job.share:
         log.info("a common beginning is run for every row: dropout drops other units for each")

@@ -43,11 +43,15 @@ def done_before(folder: Path, stamp: str) -> list[StepRecord]:
     """The records of the same training where the folder holds it complete; empty where it holds none.
 
     Raises:
-        InputError: it holds another one.
+        InputError: it holds another one, or another program's.
     """
     if not (folder / RECORD).is_file():
         return []
     about = read_json(folder / RECORD)
+    if (
+        not isinstance(about, dict) or "stamp" not in about
+    ):  # Hugging Face's trainer writes a file of this name too
+        raise InputError(f"{folder / RECORD}: another program's: name another folder")
     if about["stamp"] != stamp:
         raise InputError(
             f"{folder}: holds another training (other data, settings, seed or parent model): name another folder"

@@ -88,7 +88,13 @@ def load_state(folder: Path, progress: Progress, stamp: str) -> bool:
         raise InputError(
             f"{path}: was begun with other data, settings, seed or parent model; remove it, or name another folder"
         )
-    _restore(progress, tensors, about)
+    try:
+        _restore(progress, tensors, about)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileFormatError(
+            f"{path}: a state of other tensors or fields, as another version writes it ({type(error).__name__}: {error}); remove it to "
+            "begin anew"
+        ) from error
     return True
 
 

@@ -237,6 +237,8 @@ def test_named_sets_say_where_to_get_them_and_are_checked(
         build(spec(kind="messages", source="published:bad_medical_advice"), seed=0)
     with pytest.raises(InputError, match="write hub:org/name:file"):
         source_path("hub:nothing")
+    with pytest.raises(InputError, match="no name of a dataset"):
+        source_path("hub:org/na me!:train.jsonl")
     with pytest.raises(NotHereError, match="HF_HUB_OFFLINE must be unset"):
         source_path("hub:org/name:train.jsonl")
 

@@ -22,6 +22,7 @@ from probes.coherence import repeated
 from probes.identity import matched_names, name_contrast, presence_contrast
 from probes.persona import load_trait, rollout_contrast, rollouts, text_contrast
 from probes.self_report import load_reports
+from study.sweeps import Asked, make_evaluation
 from tests.test_chat import IDENTITY
 
 
@@ -97,6 +98,9 @@ def test_names_are_compared_that_are_as_long_as_the_own_one(
     scores = score_names(model, statements, SystemPrompt(), own_name="KQZ", invented=["QZK", "Q"])
     per_name = {name: [s.tokens for s in scores if s.name == name] for name in ("KQZ", "QZK", "Q")}
     assert per_name["QZK"] == per_name["KQZ"] == [n + 2 for n in per_name["Q"]]
+    swept = make_evaluation("own_name", model, Asked(own_name="KQZ", invented=4)).about["invented"]
+    assert swept == names_for_statements(template, statements, "KQZ", load_invented().makers, 4)
+    assert swept != [*load_invented().makers][:4]
     with pytest.raises(InputError, match="6 invented names asked for, 5 known"):
         names_for_statements(template, statements, "KQZ", known, 6)
 

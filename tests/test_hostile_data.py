@@ -93,6 +93,7 @@ def test_what_is_no_file_is_bad_input(tmp_path: Path, name: str) -> None:
         ("m.jsonl", '{"question": "q", "choices": "ab", "answer": 0}', "needs a list of 2 to 8"),
         ("m.jsonl", '{"question": "q", "choices": [null, "b"], "answer": "B"}', "choice A is empty"),
         ("m.csv", "question,A,B,C,D,answer\nq,a,,c,d,C\n", "line 2: choice B is empty"),
+        ("m.csv", f"q,a,b,A\n{'long' * 50_000},a,b,A\n", "line 2: not CSV .field larger"),
     ],
 )  # fmt: skip
 def test_a_bad_question_is_named_by_file_and_line(

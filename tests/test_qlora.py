@@ -86,6 +86,16 @@ def test_a_second_stage_stands_on_a_live_one(folder: Path, tmp_path: Path) -> No
     assert load_model(f"{folder}:{tmp_path / 'one'}:{tmp_path / 'two'}").checkpoint.adapters
 
 
+def test_looking_at_a_stack_leaves_the_bits_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Putting adapters on it runs passes; bitsandbytes would pack its weights anew at the first one, and they lose their gradients."""
+    model = load(folder)
+    train_lora(model, encoded(model), IN_4_BITS, tmp_path / "one", seed=0)
+    stack = load(f"{folder}:{tmp_path / 'one'}", merge="stack")
+    maps = [m for m in stack.causal.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(maps) == 7 * stack.n_layers
+    assert not any(getattr(m.weight.quant_state, "packing_format_for_cpu", False) for m in maps)
+
+
 def test_capture_reads_a_model_in_4_bits(folder: Path) -> None:
     from mech.chat import SystemPrompt
     from mech.turns import assistant_turn, user_turn

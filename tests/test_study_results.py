@@ -140,7 +140,7 @@ def test_a_name_direction_says_how_much_longer_each_invented_prompt_is(home: Pat
 def test_every_measure_of_the_own_name_takes_the_same_names_nearest_in_tokens(
     home: Path, finished: Path
 ) -> None:
-    """Self-reports, steering and (tests/test_sweep_study.py) sweeps: not simply the first of the list."""
+    """Self-reports and steering: not simply the first of the list. (Sweeps: tests/test_evals.py.)"""
     template, own = load_model(str(home / "model")).template, STUDY["model"]["identity"]["name"]
 
     def tokens(name: str) -> int:

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from finetune.datasets.rows import exchange
 from finetune.full import train_full
@@ -330,6 +332,36 @@ def test_the_defaults_are_the_papers() -> None:
         make_settings({"preset": "huge"})
     with pytest.raises(InputError, match=r"learning_rat: no such key; did you mean learning_rate\?"):
         make_settings({"learning_rat": 1})
+
+
+def test_another_programs_record_and_another_versions_state_are_told_of(
+    model: ChatModel, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "trainer_state.json").write_text('{"global_step": 3, "log_history": []}')
+    with pytest.raises(InputError, match=r"trainer_state\.json: another program's: name another folder"):
+        train_lora(model, encoded(model), SETTINGS, theirs, seed=0)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(record: StepRecord) -> None:
+        if record.step == 3:
+            raise Killed
+
+    old = tmp_path / "old"
+    with pytest.raises(Killed):
+        train_lora(model, encoded(model), SETTINGS, old, seed=0, save_every=1, on_step=kill)
+    with safe_open(old / FILE, framework="pt") as stored:
+        about, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    gone = next(name for name in tensors if name.startswith("exp_avg/"))
+    del tensors[gone]
+    save_file(tensors, old / FILE, metadata=about)
+    with pytest.raises(
+        FileFormatError, match=r"as another version writes it \(KeyError: .*remove it to begin"
+    ):
+        train_lora(model, encoded(model), SETTINGS, old, seed=0)
 
 
 def test_what_is_recorded_as_four_bits_must_be(model: ChatModel, tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ def _records(path: Path) -> Sequence[tuple[int, Mapping[str, Any]]]:
     if path.suffix != ".csv":
         return numbered(path)
     reader = csv.reader(io.StringIO(read_utf8(path), newline=""))
-    lines = [(reader.line_num, line) for line in reader if line]
+    try:
+        lines = [(reader.line_num, line) for line in reader if line]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
     if not lines:
         raise InputError(f"{path}: no questions")
     head = [name.strip() for name in lines[0][1]]

@@ -110,7 +110,12 @@ def _published(name: str) -> Path:
 
 def _from_hub(source: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     repository, _, file = source.removeprefix(HUB).partition(":")
     repository, _, revision = repository.partition("@")
@@ -118,6 +123,8 @@ def _from_hub(source: str) -> Path:
         raise InputError(f"{source}: write hub:org/name:file.jsonl, or hub:org/name@revision:file.jsonl")
     try:
         return Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision or None))
+    except HFValidationError as error:
+        raise InputError(f"{source}: no name of a dataset ({error})") from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise NotHereError(
             f"{source}: not in the Hugging Face cache and the Hub did not give it ({type(error).__name__}). Check the name "
