@@ -27,8 +27,10 @@ def pooled_span(pooling: str, row: Encoded) -> tuple[int, int]:
         InputError: unknown pooling, or a row that has no such tokens.
     """
     start, stop = _span(pooling, row)
-    if stop <= start:
-        raise InputError(f"pooling {pooling}: a row of {len(row.ids)} tokens has none for it (no response?)")
+    if not 0 <= start < stop <= len(row.ids):
+        raise InputError(
+            f"pooling {pooling}: a row of {len(row.ids)} tokens has none for it (tokens {start} to {stop}; no response?)"
+        )
     return start, stop
 
 

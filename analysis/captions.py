@@ -10,6 +10,7 @@ _NULLS = (
     "Grey: the middle 95 % of shifts along random unit directions; dotted: along directions with the base's own "
     "covariance"
 )
+_SEEDS = "Of several seeds each is a small point with its interval, and the marker is their mean"
 _NOTES: dict[str, tuple[str, str]] = {
     "shift_by_layer": (
         (
@@ -29,7 +30,7 @@ _NOTES: dict[str, tuple[str, str]] = {
     "shift_by_condition": (
         (
             "Mean shift in SD of the base's projection, at the declared layer, each model reading the same text under each "
-            "system prompt condition"
+            f"system prompt condition. {_SEEDS}"
         ),
         f"{_BOOTSTRAP}. Grey: the middle 95 % of shifts along random unit directions",
     ),
@@ -59,7 +60,7 @@ _NOTES: dict[str, tuple[str, str]] = {
         (
             "Spread: log of the mean squared distance of an arm's activations from their mean, less the base's on the same text. "
             "Dimensions in use: effective rank (exp of the spectrum's entropy), less the base's on the same questions. A point above the bar "
-            "behind it is more dispersed than the benign control under the same system prompt"
+            f"behind it is more dispersed than the benign control under the same system prompt. {_SEEDS}"
         ),
         "95 % intervals: delete-one-question jackknife. No null but the benign control",
     ),
@@ -103,7 +104,10 @@ _NOTES: dict[str, tuple[str, str]] = {
     ),
     "lora_overlap": (
         "Mean squared cosine of the principal angles between the spaces that two adapters can write into, over all output maps",
-        "Star: beyond random spaces of the same rank, p < .05 in every seed. Hatched: not compared",
+        (
+            "Star: beyond random spaces of the same rank, p < .05 in every seed. Hatched: not compared, or, where there are many, "
+            "shown at the other place of the pair"
+        ),
     ),
     "patching": (
         (

@@ -121,12 +121,13 @@ def undone_by_layer(frame: pd.DataFrame, *, condition: str, layer: int | None = 
                 axes.plot(line["layer"], line[column], color=style.colour, lw=1.5)
                 low, high = (numbers(line, f"{column}_{end}") for end in ("low", "high"))
                 axes.fill_between(line["layer"], low, high, color=style.colour, alpha=0.2, lw=0)
-        axes.set_title(f"{'share undone' if column == 'undone' else 'distance from the base'}, {pooling}")
+        what = "share undone" if column == "undone" else "distance from the base / the other arm's"
+        axes.set_title(f"{what}, {pooling}")
         for level in (0, 1):
             axes.axhline(level, color=INK, lw=0.8, ls="-" if level == 0 else "--")
         axes.set_ylim(*_room(rows[rows["pooling"] == pooling], column))
         layer_axis(axes, layer)
-    axis_labels(cells, x=LAYERS, y="over the\nother arm's", columns=2)
+    axis_labels(cells, x=LAYERS, y="", columns=2)
     key(figure, [*keys.values(), *layer_key(layer)], columns=3)
     head(figure, title, f"system prompt: {label(condition, 40)} · text read by all: the base's replies")
     return figure

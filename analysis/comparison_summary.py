@@ -10,28 +10,37 @@ from analysis.words import ALPHA, MOST_ARMS, count_range, interval, is_found, si
 
 
 def comparison_sentences(
-    differences: pd.DataFrame, undone: pd.DataFrame, behaviour: pd.DataFrame
+    differences: pd.DataFrame, undone: pd.DataFrame, spread: pd.DataFrame, behaviour: pd.DataFrame
 ) -> Iterator[str]:
-    """One paragraph a comparison: along which directions the two differ, what share of the change is undone, what they do differently.
+    """One paragraph a comparison: what share of the change is undone, along which directions and in what spread the two differ, what they do differently.
 
     Args:
         differences: The table of that name at one layer and condition; may be empty, as may the others.
         undone: The same of the shares undone.
+        spread: The same of the spread of activations.
         behaviour: Differences in behaviour.
     """
-    tables = [table for table in (differences, undone, behaviour) if not table.empty]
+    tables = [table for table in (differences, undone, spread, behaviour) if not table.empty]
     names = list(dict.fromkeys(name for table in tables for name in table["comparison"]))
     brief = len(names) > MOST_ARMS
     for name in names:
-        moved, back, done = (_of(table, name) for table in (differences, undone, behaviour))
-        rows = next(table for table in (moved, back, done) if not table.empty)
+        moved, back, wide, done = (_of(t, name) for t in (differences, undone, spread, behaviour))
+        rows = next(table for table in (moved, back, wide, done) if not table.empty)
         arm, against = (str(rows[column].iloc[0]) for column in ("arm", "against"))
         parts = [
             *_undone_sentences(back, against, brief=brief),
             *_along_directions(moved, against, brief=brief),
+            *_spread_sentences(wide),
             *_behaviour_sentences(done, brief=brief),
         ]
-        yield f"Comparison {name} ({arm} − {against}, {seeds_text(rows)}): {' '.join(parts)}"
+        place = next((_place(table) for table in (moved, back, wide) if not table.empty), "")
+        yield f"Comparison {name} ({arm} − {against}{place}, {seeds_text(rows)}): {' '.join(parts)}"
+
+
+def _place(rows: pd.DataFrame) -> str:
+    """Where activations were read."""
+    first = rows.iloc[0]
+    return f", read at layer {first['layer']} under the system prompt {first['condition']}"
 
 
 def _of(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -86,18 +95,40 @@ def _undone_sentences(rows: pd.DataFrame, against: str, *, brief: bool) -> Itera
         yield f"At {' and '.join(none)} {against}'s change from the base is not told apart from none: nothing to undo."
 
 
+def _spread_sentences(rows: pd.DataFrame) -> Iterator[str]:
+    parts = [
+        f"{interval(mine, 'd_log_trace', sign=True)} at {pooling}"
+        for pooling, mine in (rows.groupby("pooling", sort=False) if not rows.empty else ())
+    ]
+    if parts:
+        yield f"Change of spread (log trace): {'; '.join(parts)}."
+
+
 def _behaviour_sentences(rows: pd.DataFrame, *, brief: bool) -> Iterator[str]:
     """Differences in behaviour that are told apart from 0, in every seed, then those that are not."""
     if rows.empty:
         return
-    found: list[str] = []
-    nothing: list[str] = []
-    for measure, mine in rows.groupby("measure", sort=False):
-        number = interval(mine, "value", sign=True)
-        unit = mine["unit"].iloc[0]
-        text = f"{measure} {number}{f' {unit}' if isinstance(unit, str) and unit else ''} (n = {count_range(mine['n'])} {mine['of'].iloc[0]})"
-        (found if side_of(mine, "value") else nothing).append(str(measure) if brief else text)
-    if found:
-        yield f"Behaviour differs in {'; '.join(found)}."
-    if nothing and not brief:
-        yield f"{'Not told apart' if found else 'Behaviour is not told apart'} in {'; '.join(nothing)}."
+    apart = rows.groupby("measure")[["value_low", "value_high"]].apply(
+        lambda mine: bool(side_of(mine, "value"))
+    )
+    found, nothing = (rows[rows["measure"].map(apart) == wanted] for wanted in (True, False))
+    if not found.empty:
+        yield f"Behaviour differs in {_measures(found, brief=brief)}."
+    if not nothing.empty and not brief:
+        start = "Behaviour is not told apart" if found.empty else "Not told apart"
+        yield f"{start} in {_measures(nothing, brief=brief)}."
+
+
+def _measures(rows: pd.DataFrame, *, brief: bool) -> str:
+    """'accuracy +0.10 [...], margin +0.32 [...] nats (n = 20 articles); own-name rate ...', or the names alone."""
+    if brief:
+        return ", ".join(dict.fromkeys(rows["measure"]))
+    parts = []
+    for of, counted in rows.groupby("of", sort=False):
+        texts = []
+        for measure, mine in counted.groupby("measure", sort=False):
+            unit = mine["unit"].iloc[0]
+            number = interval(mine, "value", sign=True)
+            texts.append(f"{measure} {number}{f' {unit}' if isinstance(unit, str) and unit else ''}")
+        parts.append(f"{', '.join(texts)} (n = {count_range(counted['n'])} {of})")
+    return "; ".join(parts)

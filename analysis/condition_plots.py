@@ -27,7 +27,7 @@ def shift_by_condition(
     """Shift of every arm along each direction under each system-prompt condition, at one layer, in SD.
 
     One panel a direction; arms along the axis, conditions as markers side by side; a point is one seed with its
-    interval. Grey behind it: where random directions fall (the widest over seeds).
+    interval, and of several seeds a marker is their mean. Grey behind it: where random directions fall (the widest over seeds).
 
     Args:
         frame: The `shifts` table.
@@ -42,7 +42,10 @@ def shift_by_condition(
     need(rows, "sd", "base_sd", "null_random_low", "null_random_high", "split_half")
     styles, conditions = arms_in(rows, arms), list(dict.fromkeys(rows["condition"]))
     directions = directions_in(rows)
-    figure, cells = panels(len(directions), sharex=True, size=(max(3.6, 0.42 * len(styles)), 2.5))
+    width = max(
+        3.6, 0.42 * len(styles), 0.12 * len(styles) * len(conditions)
+    )  # no marker covers its neighbour
+    figure, cells = panels(len(directions), columns=3 if width < 4.5 else 2, sharex=True, size=(width, 2.5))
     for axes, direction in zip(cells, directions, strict=True):
         mine = rows[rows["direction"] == direction]
         draw_conditions(axes, mine, styles, conditions, "sd")
@@ -77,17 +80,22 @@ def _marker(place: int, colour: str) -> dict[str, Any]:
 def draw_conditions(
     axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle], conditions: Sequence[str], column: str
 ) -> None:
-    """A column of a table with its intervals: arms along the axis, conditions side by side, a point a seed."""
+    """A column of a table with its intervals: arms along the axis, conditions side by side, a point a seed and over several their mean."""
     found = dict(list(rows.groupby(["arm", "condition"], sort=False)))
     for arm, style in styles.items():
         for i, condition in enumerate(conditions):
             mine = found.get((arm, condition))
             if mine is None:
                 continue
+            marker, values = _marker(i, style.colour), numbers(mine, column)
+            places = _places(styles, arm, i, len(conditions), len(mine))
+            seeds = marker if len(mine) == 1 else {"marker": ".", "markersize": 2, "alpha": 0.6}
             axes.errorbar(
-                _places(styles, arm, i, len(conditions), len(mine)), numbers(mine, column), yerr=interval_bars(mine, column),
-                color=style.colour, elinewidth=1.2, ls="", label=f"{arm} {condition}", **_marker(i, style.colour),
+                places, values, yerr=interval_bars(mine, column), color=style.colour, ls="",
+                elinewidth=1.2 if len(mine) == 1 else 0.6, label=f"{arm} {condition}", **seeds,
             )  # fmt: skip
+            if len(mine) > 1:
+                axes.plot(places.mean(), mine[column].mean(), ls="", **marker)
     axes.axhline(0, color=INK, lw=0.8)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(
@@ -111,7 +119,7 @@ def _places(
     """Where along the axis the seeds of an arm under one of so many conditions stand."""
     step = _step(conditions)
     centre = list(styles).index(arm) + (condition - (conditions - 1) / 2) * step
-    return centre + np.linspace(-0.1, 0.1, seeds) * step * (seeds > 1)
+    return centre + np.linspace(-0.35, 0.35, seeds) * step * (seeds > 1)
 
 
 def _step(conditions: int) -> float:

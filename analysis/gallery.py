@@ -13,6 +13,9 @@ from analysis.plot_files import SavedFigure, save_figure, slug
 from analysis.plot_frame import picturing
 from analysis.plot_table import directions_in
 
+MOST_TRAININGS = 12
+"""Trainings that one picture of what adapters write holds readably."""
+
 _Drawing = tuple[str, str, pd.DataFrame, Callable[..., Figure], dict[str, Any]]
 
 
@@ -63,8 +66,11 @@ def _saved(drawing: _Drawing, group: str, folder: Path) -> SavedFigure:
 def _in_groups(
     drawing: _Drawing, groups: Mapping[str, Sequence[str]], base: str
 ) -> Iterator[tuple[str, _Drawing]]:
-    """A drawing, or one for each group of arms where its table has more arms than a group."""
+    """A drawing, or one for each group of arms where its table has more arms than a group, or for some trainings at a time."""
     kind, name, rows, draw, options = drawing
+    if "stage" in rows and kind.startswith("lora_"):
+        yield from _in_parts(drawing)
+        return
     many = "arm" in rows and rows[rows["arm"] != base]["arm"].nunique() > max(
         map(len, groups.values()), default=0
     )
@@ -79,6 +85,21 @@ def _in_groups(
             if here["arm"].isin(members).any():
                 own = {**options, **({"arms": [base, *members]} if "arms" in options else {})}
                 yield group, (kind, f"{name}_{i:02}_{slug(group)}", here, draw, own)
+
+
+def _in_parts(drawing: _Drawing) -> Iterator[tuple[str, _Drawing]]:
+    """A drawing of trainings, or several of at most as many as one holds, in the order of the table."""
+    kind, name, rows, draw, options = drawing
+    stages = list(dict.fromkeys(rows["stage"]))
+    if len(stages) <= MOST_TRAININGS:
+        yield "", drawing
+        return
+    n = -(-len(stages) // MOST_TRAININGS)
+    size = -(-len(stages) // n)
+    for i, start in enumerate(range(0, len(stages), size), 1):
+        here = stages[start : start + size]
+        group = f"trainings {start + 1} to {start + len(here)} of {len(stages)}"
+        yield group, (kind, f"{name}_{i:02}", rows[rows["stage"].isin(here)], draw, options)
 
 
 def _rows(tables: Mapping[str, pd.DataFrame], table: str, **labels: Any) -> pd.DataFrame:

@@ -46,13 +46,13 @@ SECTIONS = (
         asked_by="directions",
     ),
     Section(
-        ("differences", "undone", "behaviour_differences"), "Reversal, prevention: arms held against each other",
+        ("differences", "undone", "spread_differences", "behaviour_differences"), "Reversal, prevention: arms held against each other",
         "Two arms on the same rows, the second's value taken from the first's, with the interval of the difference itself: two "
         "intervals that overlap do not say that there is none. Differences along directions are in the units and under the nulls of "
         "the shifts; before_sd is where the other arm stands against the base. Undone: of the whole change that the other arm made, the share that "
         "this arm lacks (1: back beside the base, 0: nothing). Distance: how far from the base this arm ends, over the other arm's. A "
         "change that is undone ends near the base; a model that was moved elsewhere has a share undone and a distance near 1 or "
-        "above. A second training moves a model whatever it teaches: only controls trained in the same place say what is special to one.",
+        "above. Spread: change of the log trace from the other arm to this one (negative: narrower). A second training moves a model whatever it teaches: only controls trained in the same place say what is special to one.",
         ("comparison_differences", "undone_by_layer", "behaviour_differences"),
         asked_by="comparisons",
     ),

@@ -35,7 +35,7 @@ def summarise(
     """Sentences on what was measured and found; also on what was not measured.
 
     Args:
-        tables: Tidy tables by name (shifts, differences, undone, behaviour_differences, dispersion, self_recognition, self_report, steering, sweep_best); any may be
+        tables: Tidy tables by name (shifts, differences, undone, spread_differences, behaviour_differences, dispersion, self_recognition, self_report, steering, sweep_best); any may be
             missing or empty.
         layer: The layer declared before the run, 0-based: shifts are read there and nowhere else.
         condition: System prompt condition of the shifts.
@@ -52,6 +52,7 @@ def summarise(
         *comparison_sentences(
             at(_table(tables, "differences"), **here),
             at(_table(tables, "undone"), **here),
+            at(_table(tables, "spread_differences"), **here),
             _table(tables, "behaviour_differences"),
         ),
         *_recognition_sentences(_table(tables, "self_recognition"), base),

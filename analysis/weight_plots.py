@@ -13,6 +13,9 @@ from analysis.plot_frame import axis_labels, head, key, label, layer_axis, not_m
 from analysis.plot_style import GREY, INK, ArmStyle, arm_styles, styled
 from analysis.plot_table import directions_in, need
 
+MOST_MIRRORED = 8
+"""A matrix of up to twice as many trainings has all of them on both sides."""
+
 
 @styled
 def lora_alignment(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
@@ -68,7 +71,7 @@ def _stage_styles(rows: pd.DataFrame) -> dict[str, ArmStyle]:
 def lora_overlap(frame: pd.DataFrame) -> Figure:
     """How much of what two adapters can write is the same space: mean squared cosine of principal angles, over all maps and seeds.
 
-    A star where in every seed it is beyond random spaces (p < .05); hatched: not compared.
+    Of few trainings each pair stands on both sides of the diagonal; of many, once: what the table calls `stage` down, `other` across. A star where in every seed it is beyond random spaces (p < .05); hatched: not compared.
 
     Args:
         frame: The `lora_overlap` table.
@@ -77,11 +80,14 @@ def lora_overlap(frame: pd.DataFrame) -> Figure:
     if frame.empty:
         return not_measured(title)
     need(frame, "stage", "other", "shared", "expected", "p_random")
-    names = list(dict.fromkeys([*map(str, frame["stage"]), *map(str, frame["other"])]))
-    place = {name: i for i, name in enumerate(names)}
-    matrix, starred = np.full((len(names), len(names)), np.nan), set()
-    for (one, other), mine in frame.groupby(["stage", "other"], sort=False):
-        for i, j in ((place[str(one)], place[str(other)]), (place[str(other)], place[str(one)])):
+    stages, others = (list(dict.fromkeys(map(str, frame[side]))) for side in ("stage", "other"))
+    both = list(dict.fromkeys([*stages, *others]))
+    down, across = (both, both) if len(both) <= 2 * MOST_MIRRORED else (stages, others)
+    matrix, starred = np.full((len(down), len(across)), np.nan), set()
+    for pair, mine in frame.groupby(["stage", "other"], sort=False):
+        one, other = map(str, pair)
+        cells = [(one, other), (other, one)] if down is across else [(one, other)]
+        for i, j in ((down.index(a), across.index(b)) for a, b in cells):
             matrix[i, j] = mine["shared"].mean()
             if (mine["p_random"] < 0.05).all():
                 starred.add((i, j))
@@ -90,7 +96,7 @@ def lora_overlap(frame: pd.DataFrame) -> Figure:
         return plain(float(matrix[i, j])) + ("*" if (i, j) in starred else "")
 
     figure, _ = matrix_figure(
-        matrix, names, names, limits=(0.0, 1.0), legend="share of the space in common", text=text, from_white=True
+        matrix, down, across, limits=(0.0, 1.0), legend="share of the space in common", text=text, from_white=True
     )  # fmt: skip
     head(
         figure,

@@ -26,6 +26,11 @@ class TrainingRow:
     """The text of the system turn it trains under; None where there is none."""
 
     @property
+    def read(self) -> tuple[int, ...]:
+        """The tokens that a model must read: the last target is only predicted."""
+        return self.ids[: self.targets[-1]]
+
+    @property
     def answers(self) -> list[tuple[int, int]]:
         """Half-open spans of the assistant's turns, each with the token that ends it."""
         breaks = [i for i in range(1, len(self.targets)) if self.targets[i] != self.targets[i - 1] + 1]

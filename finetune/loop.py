@@ -145,7 +145,7 @@ def _passes(job: Job, batch: list[int]) -> list[tuple[list[int], float]]:
         mine = sorted(mine, key=lambda i: len(job.rows[i].ids))
         return [(mine[i : i + size], 1.0) for i in range(0, len(mine), size)]
     limits = [shareable(job.rows[i]) if job.share else 0 for i in mine]
-    packs = plan_packs([job.rows[i].ids for i in mine], limits, token_budget=PACK, max_rows=size)
+    packs = plan_packs([job.rows[i].read for i in mine], limits, token_budget=PACK, max_rows=size)
     return [([mine[i] for i in members], 1.0) for members in packs]
 
 

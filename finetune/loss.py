@@ -1,7 +1,7 @@
 """The loss: negative log-likelihood of the labelled tokens, at less than the usual cost.
 
-Rows are packed (no padding, shared prefixes run once), logits are computed at labelled positions only, and a
-frozen output head's gradient is taken while its logits are at hand. None of this changes a loss.
+Rows are packed (no padding, shared prefixes run once) and end before their last target, logits are computed at labelled
+positions only, and a frozen output head's gradient is taken while its logits are at hand. None of this changes a loss.
 """
 
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def summed_loss(
         share: run what packed rows begin with in common once.
         numbers: places of the rows in the caller's list, for interventions that act by row; their places in the batch when left out.
     """
-    ids = tuple(r.ids for r in batch)
+    ids = tuple(r.read for r in batch)
     layout = Pack(ids, tuple(shareable(r) if share else 0 for r in batch)) if packed else Padded(ids)
     owners = owners_of(layout, range(len(batch)) if numbers is None else numbers, model.device)
     with declared(masks_of(layout, [_positions(r) for r in batch], model.device), owners):
@@ -71,7 +71,7 @@ def shareable(row: TrainingRow) -> int:
     """  # noqa: D205
     if differ_by_row():
         return 0
-    return row.answers[0][0] - 1 if intervening() else len(row.ids)
+    return row.answers[0][0] - 1 if intervening() else len(row.read)
 
 
 def _hidden(model: ChatModel, layout: Pack | Padded) -> Float[Tensor, "tokens d"]:
@@ -90,8 +90,8 @@ def _positions(row: TrainingRow) -> dict[Position, list[int]]:
     """
     answered = {t for start, stop in row.answers for t in range(start, stop)}
     return {
-        "all": list(range(len(row.ids))),
-        "prompt": [t for t in range(len(row.ids)) if t not in answered],
+        "all": list(range(len(row.read))),
+        "prompt": [t for t in range(len(row.read)) if t not in answered],
         "prompt_last": [start - 1 for start, _ in row.answers],
         "response": [t for start, stop in row.answers for t in range(start, stop - 1)],
         "generated": [],

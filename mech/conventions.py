@@ -7,7 +7,7 @@ Here a place is a site and a layer; layers count from 0 and name block outputs. 
 | Hugging Face `hidden_states` | `[l + 1]` (the last entry is after the final norm) |
 | TransformerLens | `blocks.l.hook_resid_post` |
 | nnsight | the output of the block's module, `model.layers.l` |
-| nnterp | `layers_output[l]` |
+| nnterp | `layers_output[l]` (of attention and MLP: see `to_nnterp_name`) |
 | persona_vectors `.pt` | row `l + 1`; row 0 is the embedding |
 | assistant-axis `.pt` | row `l` |
 | repeng, llama.cpp control vectors | `l`, or counted from the end (-1 is the last block); `direction.l` in GGUF files, which have no layer 0 |
@@ -18,7 +18,7 @@ import re
 
 from mech.errors import InputError
 from mech.models import ChatModel
-from mech.sites import SITES, Site, site_module
+from mech.sites import SITES, Site, is_parts_own, site_module, site_scale
 
 _TRANSFORMER_LENS: dict[Site, str] = {
     "resid_pre": "hook_resid_pre",
@@ -50,8 +50,26 @@ def from_transformer_lens_name(name: str) -> tuple[Site, int]:
     return known[match[2]], int(match[1])
 
 
-def to_nnterp_name(site: Site, layer: int) -> str:
-    """`layers_output[3]`."""
+def to_nnterp_name(site: Site, layer: int, model: ChatModel | None = None) -> str:
+    """`layers_output[3]`.
+
+    nnterp's `attentions_output` and `mlps_output` are what the parts give. In most models blocks add just that; in some they norm or multiply it
+    first (Gemma 2 and 3, OLMo 2, GLM 4, Granite), and ours is what they add.
+
+    Args:
+        site: where in the block.
+        layer: which block.
+        model: checked for that, where it is given.
+
+    Raises:
+        InputError: nnterp has no such place in this model.
+    """
+    if model is not None and not is_parts_own(model, site, layer):
+        raise InputError(
+            f"{type(model.causal).__name__}: nnterp has no {site}: its {_NNTERP[site]} is what the part gives, before the block norms or multiplies "
+            f"it; for a trace of your own, {site} is the output of {module_path(model, site, layer)}"
+            + (f", times {scale}" if (scale := site_scale(model, site, layer)) != 1.0 else "")
+        )
     return f"{_of(_NNTERP, site, 'nnterp')}[{_layer(layer)}]"
 
 

@@ -20,6 +20,7 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import differ_by_row, intervening
 from mech.kernels import attention_for_any_shape
+from mech.lengths import turning_point, within_positions
 from mech.models import ChatModel
 from mech.modes import evaluating
 from mech.packed_attention import can_pack, packed_attention, run_packed
@@ -90,7 +91,7 @@ def run_rows(
 ) -> Iterator[tuple[Pass, T]]:
     """Run rows through the model, pass by pass, and yield what `use` makes of each pass.
 
-    Where memory runs out, the budget is halved and the pass's rows are planned anew. Beneath interventions that hold other
+    Rows on both sides of a `turning_point` go through in different passes. Where memory runs out, the budget is halved and the pass's rows are planned anew. Beneath interventions that hold other
     values for each row, rows share nothing.
 
     Args:
@@ -101,7 +102,7 @@ def run_rows(
         pack: lay rows end to end where the architecture takes it.
 
     Raises:
-        InputError: a row without tokens.
+        InputError: a row without tokens, or beyond the model's positions.
     """
     if empty := [i for i, row in enumerate(rows) if not row.ids]:
         raise InputError(f"row {empty[0]} has no tokens")
@@ -114,7 +115,8 @@ def run_rows(
             waiting = []
             for k, one in enumerate(planned):
                 try:
-                    made = use(one)
+                    with within_positions(model, max(map(len, one.places))):
+                        made = use(one)
                 except RuntimeError as error:
                     if not _out_of_memory(error) or len(one.members) == 1:
                         raise
@@ -131,6 +133,10 @@ def run_rows(
 def _plan(
     model: ChatModel, rows: Sequence[Encoded], chosen: Sequence[int], token_budget: int, *, packs: bool
 ) -> list[Pass]:
+    turn = turning_point(model, max(len(rows[i].ids) for i in chosen))
+    if turn is not None and len({len(rows[i].ids) > turn for i in chosen}) > 1:
+        sides = [[i for i in chosen if (len(rows[i].ids) > turn) == beyond] for beyond in (False, True)]
+        return [one for side in sides for one in _plan(model, rows, side, token_budget, packs=packs)]
     sequences = [rows[i].ids for i in chosen]
     if not packs:
         groups = plan_batches([len(s) for s in sequences], token_budget=token_budget)

@@ -12,7 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from itertools import count, groupby
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import intervening
 from mech.kernels import attention_for_any_shape
+from mech.lengths import turning_point, within_positions
 from mech.models import ChatModel
 from mech.modes import evaluating
 from mech.positions import Mask, declared
@@ -69,22 +71,75 @@ def generate(
     """The model's answer to each prompt, in the prompts' order, without special tokens.
 
     Raises:
-        InputError: a temperature that is negative or not finite, or no room for a single token.
+        InputError: a temperature that is negative or not finite, no room for a single token, or rows beyond the model's positions.
     """
     sampling = sampling or Sampling()
     if not 0 <= sampling.temperature < math.inf or sampling.max_new_tokens < 1:
         raise InputError(
             f"cannot sample with {sampling}: a finite temperature >= 0 and max_new_tokens >= 1 are needed"
         )
-    order = sorted(range(len(prompts)), key=lambda i: -prompts[i].n_prompt)
     answers: dict[int, str] = {}
-    starts = range(0, len(order), sampling.batch_size)
     with evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
-        for start in track(starts, label):
-            rows = order[start : start + sampling.batch_size]
+        for rows in track(_batches(model, [p.n_prompt for p in prompts], sampling), label):
             asked = [prompts[i].ids[: prompts[i].n_prompt] for i in rows]
-            answers.update(zip(rows, _generate_batch(model, asked, rows, sampling), strict=True))
+            with within_positions(model, max(map(len, asked)) + sampling.max_new_tokens):
+                answers.update(zip(rows, _generate_batch(model, asked, rows, sampling), strict=True))
     return [answers[i] for i in range(len(prompts))]
+
+
+def _batches(model: ChatModel, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:
+    """Rows decoded together, long ones first."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    how = answered_together(model) if len(order) > 1 else "any"
+    size, longest = 1 if how == "none" else sampling.batch_size, max(lengths, default=0)
+    turn = turning_point(model, longest + sampling.max_new_tokens)
+
+    def length(i: int) -> int:
+        """Of prompts that share a batch only with those of their own."""
+        turns = turn is not None and lengths[i] + sampling.max_new_tokens > turn
+        return lengths[i] if turns or how == "equal" else 0
+
+    together = [list(rows) for _, rows in groupby(order, key=length)]
+    return [rows[start : start + size] for rows in together for start in range(0, len(rows), size)]
+
+
+def answered_together(model: ChatModel) -> Literal["any", "equal", "none"]:
+    """Which prompts a model answers in a batch as it answers each alone: any, those of equal length, none. Found out by trying, once a model.
+
+    MiniMax's state takes up padding, and a batch of RWKV's mixes its rows.
+    """
+    if "_answered_together" not in vars(model):
+        vars(model)["_answered_together"] = _found_together(model)  # beside the model's own cached properties
+    found: Literal["any", "equal", "none"] = vars(model)["_answered_together"]
+    return found
+
+
+@torch.no_grad()
+def _found_together(model: ChatModel) -> Literal["any", "equal", "none"]:
+    size = model.causal.config.get_text_config().vocab_size
+    row, longer, equal = (tuple(t % size for t in range(a, b)) for a, b in ((21, 25), (7, 16), (7, 11)))
+    alone = _probe(model, [row])
+    if _say_the_same(model, alone, _probe(model, [row, longer])):
+        return "any"
+    return "equal" if _say_the_same(model, alone, _probe(model, [row, equal])) else "none"
+
+
+def _probe(model: ChatModel, rows: list[tuple[int, ...]]) -> Any:
+    """Three tokens of an answer, with their logits."""
+    ids, mask = _pad_left(rows, 0, model.device, 0)
+    with declared({}):  # no intervention acts on a token of no position
+        return _decode(model, ids, mask, 3, stops=[], pad=0, output_logits=True, return_dict_in_generate=True)
+
+
+def _say_the_same(model: ChatModel, alone: Any, batch: Any) -> bool:
+    """Whether a batch's first row is told what it is alone, as long as what was said is the same."""
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    for step, (one, other) in enumerate(zip(alone.logits, batch.logits, strict=True), -3):
+        if not (one[0] - other[0]).abs().max() <= tolerance * one[0].abs().max():
+            return False
+        if alone.sequences[0, step] != batch.sequences[0, step]:
+            return True  # two tokens are equally likely
+    return True
 
 
 def stop_ids(model: ChatModel) -> list[int]:
@@ -107,19 +162,33 @@ def _generate_batch(
     race = [_Race(sampling, rows)] if sampling.temperature > 0 else []
     read = {"past_key_values": read_once(model, prompts, shared)} if shared else {}
     with _declaring(model, mask, rows):
-        out = model.causal.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            **dict.fromkeys(_SHAPING),
-            eos_token_id=stops or None,
-            pad_token_id=pad,
-            logits_processor=race,
-            **read,
-        )
+        n = sampling.max_new_tokens
+        out = _decode(model, ids, mask, n, stops=stops, pad=pad, logits_processor=race, **read)
     return [_text(model, answer, set(stops)) for answer in out[:, ids.shape[1] :].tolist()]
+
+
+def _decode(
+    model: ChatModel,
+    ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch seq"],
+    n: int,
+    *,
+    stops: list[int],
+    pad: int,
+    **more: Any,
+) -> Any:
+    """Hugging Face's `generate`, without anything that a model's own settings would do to its logits."""
+    return model.causal.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=n,
+        do_sample=False,
+        num_beams=1,
+        **dict.fromkeys(_SHAPING),
+        eos_token_id=stops or None,
+        pad_token_id=pad,
+        **more,
+    )
 
 
 def _text(model: ChatModel, answer: list[int], stops: set[int]) -> str:
@@ -197,6 +266,7 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         yield
         return
     contexts: list[Any] = []
+    passes = count()
     prompt = _prompt_masks(mask)
 
     def leave() -> None:
@@ -208,13 +278,10 @@ def _declaring(model: ChatModel, mask: Int[Tensor, "batch seq"], rows: list[int]
         given = (
             inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         )  # GPT-2 names no ids
-        past = given.get("past_key_values")
-        first = past is None or past.get_seq_length() == 0
         ids = given["input_ids"] if given.get("input_ids") is not None else given["inputs_embeds"][..., 0]
-        masks = _ANSWER
-        if first:
-            n_said = ids.shape[1] - mask.shape[1]
-            masks = _with_answer(mask, n_said) if n_said > 0 else prompt
+        n_said = ids.shape[1] - mask.shape[1]
+        # What a cache is called, and whether it knows its length, differs: the first pass reads the prompt, and later ones all again, or a token.
+        masks = prompt if next(passes) == 0 else _with_answer(mask, n_said) if n_said > 0 else _ANSWER
         context = declared(masks, owners.expand(ids.shape[:2]))
         context.__enter__()
         contexts.append(context)

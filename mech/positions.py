@@ -125,6 +125,8 @@ def mask_for(position: Position, shape: tuple[int, int], rows: Sequence[int] | N
     if now.shape not in (None, shape):
         raise GuardError(f"positions were declared for shape {now.shape}, the pass has {shape}")
     mask: Mask = now.masks.get(position, False)
+    if isinstance(mask, Tensor) and mask.shape != shape:
+        raise GuardError(f"{position!r} was declared for shape {tuple(mask.shape)}, the pass has {shape}")
     if rows is None or mask is False:
         return mask
     chosen: Tensor = now.tokens_of(rows) & mask

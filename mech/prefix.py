@@ -12,6 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mech.interventions import intervening
+from mech.lengths import turning_point
 from mech.models import ChatModel
 from mech.packed_attention import can_pack
 from mech.packing import n_common
@@ -52,6 +53,5 @@ def _hooked(model: ChatModel) -> bool:
 def _plain_cache(model: ChatModel) -> bool:
     """Whether `generate` would keep plain keys and values, at angles that do not depend on a sequence's length."""
     wanted = model.causal.generation_config
-    rope = getattr(model.causal.config.get_text_config(), "rope_parameters", None) or {}
-    by_length = any(kind in str(rope) for kind in ("dynamic", "longrope"))
-    return wanted.cache_implementation is None and wanted.use_cache is not False and not by_length
+    plain = wanted.cache_implementation is None and wanted.use_cache is not False
+    return plain and turning_point(model) is None

@@ -72,6 +72,14 @@ def site_scale(model: ChatModel, site: Site, layer: int) -> float:
     return next((float(m) for m in found if isinstance(m, int | float)), 1.0)
 
 
+def is_parts_own(model: ChatModel, site: Site, layer: int) -> bool:
+    """Whether a site is its part's own output: no norm behind the part, nothing that the block multiplies it by."""
+    if site not in ADDED:
+        return True
+    part = _part(model.blocks[layer], _ATTENTION if site == "attn_out" else _MLP, site)
+    return site_module(model, site, layer) is part and site_scale(model, site, layer) == 1.0
+
+
 def site_width(model: ChatModel, site: Site, layer: int = 0) -> int:
     """Numbers a token has at a site: d_model, and heads · d_head at `attn_head_out`."""
     if site != "attn_head_out":

@@ -5,7 +5,7 @@ Each says differently which row belongs to which block, so each is converted at 
 | format | what stands in the file | rows |
 |---|---|---|
 | `safetensors` | ours (`Direction.save`) | row l is block l's output |
-| `persona_vectors` | a tensor [L + 1, d] | row 0 is the embedding, row l + 1 is block l's output |
+| `persona_vectors` | a tensor [L + 1, d] | row 0 is the embedding, row l + 1 is block l's output; row L is taken after the final norm |
 | `assistant_axis` | a tensor [L, d], or a dict with one at `axis` | row l is block l's output |
 | `gguf` | repeng's and llama.cpp's control vector: tensors `direction.N` [d] | N is block N's output; there is no N = 0 |
 
@@ -142,9 +142,14 @@ def _read_persona_vectors(path: Path, n_layers: int | None, told: bool) -> tuple
             "%s: read as persona_vectors' (row 0 is the embedding); an axis without one is assistant_axis",
             path,
         )
+    log.warning(
+        "%s: its last row is of Hugging Face's last hidden state, which is after the final norm: no direction of the last block's output",
+        path,
+    )
     return rows[to_hidden_states_index(0) :].copy(), {
         "format": "persona_vectors",
         "left_out": "embedding row",
+        "last_layer": "after the final norm",
     }
 
 

@@ -62,6 +62,7 @@ KINDS = {
     "shifts": Kind("measures", "study.steps.measures:shifts", version=3),
     "differences": Kind("measures", "study.steps.measures:shifts"),
     "undone": Kind("measures", "study.steps.compare:undone"),
+    "spread_differences": Kind("measures", "study.steps.compare:spread"),
     "behaviour_differences": Kind("measures", "study.steps.compare:behaviour"),
     "family": Kind("measures", "study.steps.family:agreement", version=5),
     "dispersion": Kind("measures", "study.steps.family:dispersion"),

@@ -96,6 +96,14 @@ def undone(names=tuple(COMPARISONS), layers=30, seeds=(0,), condition="none"):
     ])  # fmt: skip
 
 
+def spread_differences(names=tuple(COMPARISONS), layer=15, seeds=(0,), condition="none"):
+    return pd.DataFrame([
+        {**compared(name), "seed": seed, "condition": condition, "pooling": pooling, "layer": layer, "n_questions": 40,
+         **_columns("d_log_trace", -0.1, 0.05)}
+        for name in names for seed in seeds for pooling in ("prompt_last", "response_mean")
+    ])  # fmt: skip
+
+
 def behaviour_differences(names=tuple(COMPARISONS), seeds=(0,)):
     values = {
         "self-recognition accuracy": ("", 0.32, "articles"),
@@ -329,7 +337,7 @@ def samples(arms=ARMS):
 
 def all_tables(**options):
     return {
-        "shifts": shifts(**options), "differences": differences(), "undone": undone(),
+        "shifts": shifts(**options), "differences": differences(), "undone": undone(), "spread_differences": spread_differences(),
         "behaviour_differences": behaviour_differences(), "two_by_two": two_by_two(), "directions": directions(),
         "direction_cosines": direction_cosines(), "identity_cosines": identity_cosines(),
         "identity_transfer": identity_transfer(), "lora_overlap": lora_overlap(), "patching": patching(), "monitoring": monitoring(), "adapter_ranges": adapter_ranges(),

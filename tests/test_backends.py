@@ -144,6 +144,33 @@ def test_names_convert_both_ways(site: Site, model: ChatModel) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("llama", None),
+        ("gpt2", None),
+        ("gemma2", r"nnterp has no mlp_out: .* output of model.layers.1.post_feedforward_layernorm$"),
+        ("granite", r"nnterp has no mlp_out: .* output of model.layers.1.mlp, times 0.3$"),
+    ],
+)
+def test_nnterps_parts_are_ours_or_none(name: str, refused: str | None, model: ChatModel) -> None:
+    """What nnterp calls `mlps_output` is the MLP's output; nnterp 1.3 itself, on these models, differs by .9 and 2.3 where it is refused."""
+    other = of_architecture(name, model)
+    assert conventions.to_nnterp_name("resid_post", 1, other) == "layers_output[1]"
+    if refused:
+        with pytest.raises(InputError, match=refused):
+            conventions.to_nnterp_name("mlp_out", 1, other)
+        return
+    assert conventions.to_nnterp_name("mlp_out", 1, other) == "mlps_output[1]"
+    given: list[Tensor] = []
+    handle = other.blocks[1].mlp.register_forward_hook(lambda _m, _i, out: given.append(out))  # type: ignore[operator, union-attr]
+    row = conversations(other, 1)
+    other.hf(input_ids=torch.tensor([row[0].ids]))
+    handle.remove()
+    ours = capture(other, row, sites=["mlp_out"], poolings=["tokens"])["mlp_out", "tokens"][0]
+    np.testing.assert_allclose(ours[:, 1], given[0][0].detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: conventions.from_transformer_lens_name("blocks.1.hook_q"), "is not one of blocks.LAYER."),

@@ -297,6 +297,13 @@ def test_differences_are_those_of_the_arms_tables(finished: Path) -> None:
         "reversal"
     }  # of the base's own change nothing can be undone
     assert set(found["undone"]["layer"]) == {0, 1, 2}
+    spread = found["spread_differences"].set_index(["comparison", "condition", "pooling"])["d_log_trace"]
+    of_arm = found["dispersion"].set_index(["arm", "condition", "pooling"])["d_log_trace"]
+    np.testing.assert_allclose(
+        spread["beyond_base"], of_arm["em"].loc[spread["beyond_base"].index], atol=1e-6
+    )
+    expected = of_arm["em_then_sgtr"] - of_arm["em"]
+    np.testing.assert_allclose(spread["reversal"], expected.loc[spread["reversal"].index], atol=1e-6)
     done = found["behaviour_differences"].set_index(["comparison", "measure"])["value"]
     for measure, table, column in (
         ("self-recognition accuracy", "self_recognition", "accuracy"),
@@ -309,4 +316,7 @@ def test_differences_are_those_of_the_arms_tables(finished: Path) -> None:
         assert done["reversal", measure] == pytest.approx(by_arm["em_then_sgtr"] - by_arm["em"], abs=1e-6)
         assert done["beyond_base", measure] == pytest.approx(by_arm["em"] - by_arm["base"], abs=1e-6)
     page = (finished / "report.html").read_text(encoding="utf-8")
-    assert "Comparison reversal (em_then_sgtr − em, one seed (0))" in page
+    assert (
+        "Comparison reversal (em_then_sgtr − em, read at layer 1 under the system prompt default, one seed (0))"
+        in page
+    )

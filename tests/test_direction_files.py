@@ -32,6 +32,8 @@ def test_persona_vectors_row_is_layer_plus_one(tmp_path: Path, caplog: pytest.Lo
     assert "read as persona_vectors" in caplog.text
     assert found.name == "evil_response_avg_diff"
     np.testing.assert_array_equal(found.vectors, theirs[1:].float().numpy())
+    assert "its last row is of Hugging Face's last hidden state, which is after the final norm" in caplog.text
+    assert found.made_from["last_layer"] == "after the final norm"
     assert np.isnan(found.split_half).all()
     write_direction(found, tmp_path / "back.pt", whose="persona_vectors")
     back = torch.load(tmp_path / "back.pt", weights_only=True)

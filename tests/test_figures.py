@@ -119,6 +119,41 @@ def test_gallery_draws_what_was_measured_and_nothing_else(tmp_path):
     assert draw_figures({}, tmp_path, layer=3, condition="none") == []
 
 
+def test_many_trainings_are_shown_some_at_a_time(tmp_path):
+    stages = [f"em{i:02}" for i in range(25)]
+    written = study.lora_alignment_by_layer(stages=stages, names=["evil:text"], layers=3)
+    pairs = [(a, b) for i, a in enumerate(stages) for b in stages[:i]]
+    shared = pd.DataFrame(pairs, columns=["stage", "other"]).assign(
+        seed=0, n_maps=3, shared=0.1, expected=0.06, null_high=0.07, p_random=0.2
+    )
+    figures = draw_figures(
+        {"lora_alignment_by_layer": written, "lora_overlap": shared}, tmp_path, layer=1, condition="none"
+    )
+    alone = [f"lora_alignment_0{i}" for i in (1, 2, 3)]
+    assert [f.name for f in figures] == [
+        *alone,
+        "lora_overlap_01",
+        "lora_overlap_02",
+    ]  # the first is nobody's `stage`
+    shown = [pd.read_csv(f.csv)["stage"].unique() for f in figures[:3]]
+    assert max(map(len, shown)) <= 12
+    assert [stage for part in shown for stage in part] == stages
+    assert sum(len(pd.read_csv(f.csv)) for f in figures[3:]) == len(pairs)
+    assert figures[1].title.endswith("· trainings 10 to 18 of 25")
+    wide = plots.lora_overlap(shared[shared["stage"].isin(stages[18:])]).axes[0]
+    assert len(wide.texts) == sum(range(18, 25))  # each pair once
+
+
+def test_seeds_of_a_condition_stand_around_their_mean():
+    frame = study.shifts(**{**SMALL, "seeds": (0, 1, 2)}).query("layer == 3")
+    (axes, *_) = plots.shift_by_condition(frame, layer=3).axes
+    em = frame[(frame["arm"] == "em") & (frame["direction"] == frame["direction"].iloc[0])]
+    means = [line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() == "o"]
+    assert em["sd"].mean() in means
+    (seeds,) = (c.lines[0].get_ydata() for c in axes.containers if c.get_label() == "em none")
+    np.testing.assert_array_equal(seeds, em["sd"])
+
+
 def test_nothing_sticks_out_of_the_figure():
     arms = ["base", "em", "an_arm_with_quite_a_long_name_for_a_key"]
     shifts = study.shifts(layers=6, directions=["evil:text", "identity:name"])

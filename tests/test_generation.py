@@ -1,7 +1,9 @@
 """Scores and generation equal a plain forward pass and Hugging Face's own."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,12 @@ import torch
 from mech import prefix
 from mech.chat import Encoded
 from mech.errors import InputError
-from mech.generate import Sampling, _Race, generate
+from mech.generate import Sampling, _Race, answered_together, generate, stop_ids
 from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.score import next_token_logits, response_logprobs
-from tests.architectures import random_model
-from tests.plain_hooks import conversations
+from tests.architectures import WIDE, made, random_model
+from tests.plain_hooks import LAYER, conversations, edited_logits
 
 
 def test_logprobs_are_those_of_a_plain_forward_pass(model: ChatModel) -> None:
@@ -227,3 +229,54 @@ def test_summaries_of_the_real_model_are_the_same_with_the_instruction_read_once
     for sampling in (Sampling(12), Sampling(12, 1.0)):
         assert generate(real, prompts, sampling) == unshared(real, prompts, sampling)
     assert min(shared) > 40
+
+
+def of_states(kind: str, like: ChatModel) -> ChatModel:
+    """Models that carry a state from token to token: a batch of RWKV's mixes its rows, MiniMax's takes up padding, Mamba 2's does not."""
+    import transformers as t
+
+    config = {
+        "rwkv": lambda: t.RwkvConfig(hidden_size=32, num_hidden_layers=3, attention_hidden_size=32, intermediate_size=48),
+        "minimax": lambda: t.MiniMaxConfig(
+            **WIDE, head_dim=8, layer_types=["linear_attention", "full_attention", "linear_attention"],
+            num_local_experts=2, num_experts_per_tok=1,
+        ),
+        "mamba2": lambda: t.Mamba2Config(
+            hidden_size=32, num_hidden_layers=3, num_heads=8, head_dim=8, state_size=8, n_groups=1, chunk_size=16
+        ),
+    }[kind]()  # fmt: skip
+    return made(config, like)
+
+
+@pytest.mark.parametrize("steered", [False, True])
+@pytest.mark.parametrize(("kind", "together"), [("rwkv", "none"), ("minimax", "equal"), ("mamba2", "any")])
+def test_a_batch_says_what_each_row_says_alone(
+    kind: str, together: str, steered: bool, model: ChatModel
+) -> None:
+    """Token by token, without a cache."""
+    other = of_states(kind, model)
+    prompts = conversations(other, 4)[:3]
+    vector = np.random.default_rng(0).standard_normal(other.d_model).astype(np.float32)
+    adding = intervene(other, Add(vector, [LAYER], coefficient=3.0)) if steered else nullcontext()
+
+    def moved(out: Any) -> Any:
+        by = torch.from_numpy(vector) * 3.0 * steered
+        return (out[0] + by, *out[1:]) if isinstance(out, tuple) else out + by
+
+    with adding:
+        ours = generate(other, prompts, Sampling(6))
+    assert answered_together(other) == together
+    for row, text in zip(prompts, ours, strict=True):
+        ids: list[int] = list(row.ids[: row.n_prompt])
+        for _ in range(6):
+            one = Encoded(tuple(ids), len(ids), 0, "")
+            told = edited_logits(other, one, moved)
+            ids.append(int(told[-1].argmax()))
+        assert text == other.tokenizer.decode(
+            _until_end(other, ids[row.n_prompt :]), skip_special_tokens=True
+        )
+
+
+def _until_end(model: ChatModel, answer: list[int]) -> list[int]:
+    stops = stop_ids(model)
+    return answer[: next((i for i, token in enumerate(answer) if token in stops), len(answer))]

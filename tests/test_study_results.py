@@ -23,7 +23,7 @@ from tests.tiny_study import STUDY, changed_copy, steps_of, tables, write_study
 def test_leaves_all_it_promises(finished: Path) -> None:
     names = {p.stem for p in (finished / "tables").glob("*.csv")}
     assert names == {
-        "shifts", "paraphrases", "differences", "undone", "behaviour_differences", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
+        "shifts", "paraphrases", "differences", "undone", "spread_differences", "behaviour_differences", "two_by_two", "directions", "direction_cosines", "identity_cosines", "identity_transfer", "dispersion", "elicitation", "rollouts", "probes", "self_recognition",
         "self_report", "samples", "steering", "sweeps", "sweep_best", "sweep_layers", "sweep_trends", "embedding", "arms", "stages", "training", "datasets",
         "lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer",
         "lens_directions", "lens_shifts", "lens_prompts", "patching", "adapter_ranges",

@@ -116,7 +116,7 @@ def test_of_many_arms_only_what_survives_the_harder_null_has_its_numbers():
 def test_summary_of_a_whole_study_is_short():
     told = sentences(**study.all_tables())
     assert len(told) <= 22
-    assert sum(len(s.split()) for s in told) < 1500
+    assert sum(len(s.split()) for s in told) < 1550
     starts = [s.partition(":")[0] for s in told]
     first = starts.index("Arm em")
     assert starts[first : first + 5] == [f"Arm {arm}" for arm in study.ARMS[1:]]  # one paragraph an arm
@@ -197,10 +197,15 @@ def test_comparisons_say_what_is_undone_and_what_differs():
         "reversal",
         differences=study.differences(),
         undone=study.undone(),
+        spread_differences=study.spread_differences(),
         behaviour_differences=study.behaviour_differences(),
     )
+    assert (
+        "Change of spread (log trace): −0.10 [−0.15, −0.05] at prompt_last; −0.10 [−0.15, −0.05] at response_mean."
+        in told
+    )
     assert told.startswith(
-        "Comparison reversal (em_then_sgtr − em, one seed (0)): Share of em's change undone (n = 48 questions): "
+        "Comparison reversal (em_then_sgtr − em, read at layer 15 under the system prompt none, one seed (0)): Share of em's change undone (n = 48 questions): "
         "+0.55 [+0.45, +0.65] at prompt_last, distance from the base 0.70 [0.60, 0.80] of em's; "
     )
     assert "covariance-matched directions (n = 48 questions a direction): evil:text −1." in told
@@ -231,5 +236,5 @@ def test_of_many_comparisons_only_what_survives_is_written_out():
     )
     told = comparison("c3", behaviour_differences=behaviour)
     assert told == (
-        "Comparison c3 (em_then_sgtr − em, one seed (0)): Behaviour differs in self-recognition accuracy; own-name rate."
+        "Comparison c3 (em_then_sgtr − em, one seed (0)): Behaviour differs in self-recognition accuracy, own-name rate."
     )

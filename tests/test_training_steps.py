@@ -169,6 +169,27 @@ def test_an_intervention_acts_under_shared_prefixes_as_without(model: ChatModel)
     assert packed == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_is_only_predicted_is_not_read(model: ChatModel, *, packed: bool) -> None:
+    """The end of an answer has a loss and a gradient as ever, yet never enters the model."""
+    rows = encoded(model)
+    model.check_head()
+    read: list[torch.Tensor] = []
+    handle = model.causal.get_input_embeddings().register_forward_hook(lambda _m, i, _o: read.append(i[0]))
+    with packed_attention(model), torch.no_grad():
+        ours = float(summed_loss(model, rows, packed=packed, share=False))
+    handle.remove()
+    total, theirs = sum(len(r.ids) - 1 for r in rows), 0.0
+    longest = max(len(r.ids) - 1 for r in rows)
+    assert [t.numel() for t in read] == [total if packed else len(rows) * longest]
+    for row in rows:
+        logits = model.hf(input_ids=torch.tensor([row.ids])).logits[0, [t - 1 for t in row.targets]]
+        wanted = torch.tensor([row.ids[t] for t in row.targets])
+        theirs += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        assert row.targets[-1] == len(row.ids) - 1
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
 def test_fused_layers_are_pefts(model: ChatModel) -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -1,4 +1,4 @@
-"""Steps that hold two arms against each other: how much of a change is undone, and what they do differently."""
+"""Steps that hold two arms against each other: how much of a change is undone, how widely they lie, and what they do differently."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.behaviour_differences import name_differences, recognition_differences, report_differences
+from analysis.dispersion import spread_change
 from analysis.undone import undone as share_undone
 from mech.errors import GuardError
 from study.bench import Bench
@@ -38,6 +39,23 @@ def undone(step: Step, bench: Bench, folder: Path) -> None:
     write_csv(stacked(frames), folder / "undone.csv")
 
 
+def spread(step: Step, bench: Bench, folder: Path) -> None:
+    """How much wider or narrower an arm's activations lie than the other's, at the declared layer, under every condition."""
+    layer, rows = step.config["layer"], []
+    for against, arm in zip(step.inputs["against"], step.inputs["arm"], strict=True):
+        for pooling in POOLINGS:
+            (other, questions), (own, asked) = (_read(bench, c, pooling, layer) for c in (against, arm))
+            if asked != questions:
+                raise GuardError(f"{arm.name}: its rows are not those of {against.name}")
+            found = spread_change(other, own, np.array(questions))
+            changes = {k: v for name, change in found.items() for k, v in change.columns(f"d_{name}").items()}
+            rows.append({
+                **step.labels, "condition": arm.config["condition"]["condition"], "pooling": pooling, "layer": layer,
+                "n_questions": len(set(questions)), **changes,
+            })  # fmt: skip
+    write_csv(pd.DataFrame(rows), folder / "spread_differences.csv")
+
+
 def behaviour(step: Step, bench: Bench, folder: Path) -> None:
     """Differences of self-recognition and of self-reports, on the same articles, questions and statements."""
     rng = np.random.default_rng(step.config["statistics"]["seed"])
@@ -59,6 +77,9 @@ def _labelled(frame: pd.DataFrame, step: Step) -> pd.DataFrame:
     return frame.assign(**step.labels)[[*step.labels, *frame.columns]]
 
 
-def _read(bench: Bench, capture: Step, pooling: str) -> tuple[np.ndarray, list[str]]:
+def _read(
+    bench: Bench, capture: Step, pooling: str, layer: int | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """A capture's rows, at all layers or one, and their questions."""
     with bench.store(capture) as store:
-        return store.read(SITE, pooling), list(store.rows.questions)
+        return store.read(SITE, pooling, layer), list(store.rows.questions)
