@@ -108,6 +108,11 @@ def test_a_span_beyond_its_row_is_refused(odd: Encoded, pooling: str, model: Cha
         capture(model, [replace(row(3), marked=(("name", 0, 1),)), odd], poolings=[pooling])
 
 
+def test_a_row_that_says_it_is_longer_than_it_is_is_not_scored(model: ChatModel) -> None:
+    with pytest.raises(InputError, match="row 1: a prompt of 1 tokens and a response of 3 are not in its 3"):
+        response_logprobs(model, [row(3), Encoded((5, 6, 7), 1, 3, "")])
+
+
 def test_a_model_in_training_mode_is_read_without_dropout(model: ChatModel) -> None:
     from transformers import GPT2Config
 
