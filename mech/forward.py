@@ -20,7 +20,7 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import differ_by_row, intervening
 from mech.kernels import attention_for_any_shape
-from mech.lengths import turning_point, within_positions
+from mech.lengths import out_of_memory, turning_point, within_positions
 from mech.models import ChatModel
 from mech.modes import evaluating
 from mech.packed_attention import can_pack, packed_attention, run_packed
@@ -128,7 +128,7 @@ def run_rows(
                     with within_positions(model, max(map(len, one.places))):
                         made = use(one)
                 except RuntimeError as error:
-                    if not _out_of_memory(error) or len(one.members) == 1:
+                    if not out_of_memory(error) or len(one.members) == 1:
                         raise
                     token_budget = max(1, min(token_budget, one.layout.shape[0] * one.layout.shape[1]) // 2)
                 else:
@@ -161,11 +161,6 @@ def _plan(
         members = tuple(chosen[k] for k in group)
         passes.append(Pass(model, members, layout, tuple(roles_of(rows[i]) for i in members)))
     return passes
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: a GPU's allocator has its own exception, the CPU's only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def roles_of(row: Encoded) -> dict[Position, range]:
