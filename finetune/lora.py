@@ -3,6 +3,7 @@
 Killed at any step it goes on from its last saved state, with the same losses and the same adapter in the end.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,6 +22,8 @@ from mech.errors import GuardError, InputError
 from mech.files import staged
 from mech.models import STACK, ChatModel
 from mech.quiet import quiet_peft
+
+log = logging.getLogger(__name__)
 
 ADAPTER = "default"
 """PEFT's name of the adapter that is trained; those of a stack below it have other names."""
@@ -174,11 +177,16 @@ def _shard(model: ChatModel, adapted: Any) -> None:
 
 
 def _check_learnt(adapted: Any) -> None:
-    """LoRA's second factors start at zero: all still zero means that nothing was learnt."""
-    second = (p for name, p in adapted.named_parameters() if "lora_B" in name and p.requires_grad)
-    moved = any(bool(p.detach().any()) for p in second)
-    if not moved:
+    """LoRA's second factors start at zero: one that still is has learnt nothing, and if all are, the training has not."""
+    second = {n: p for n, p in adapted.named_parameters() if "lora_B" in n and p.requires_grad}
+    idle = [name for name, p in second.items() if not p.detach().any()]
+    if len(idle) == len(second):
         raise GuardError("training left every adapter at zero: no gradient reached it")
+    if idle:
+        log.warning(
+            "%d of %d adapters are still zero, for no token came to their maps (experts, parts that the model does not run on text): %s",
+            len(idle), len(second), idle[0].partition(".lora_B")[0].removeprefix("base_model.model."),
+        )  # fmt: skip
 
 
 def _save(adapted: Any, model: ChatModel, settings: TrainSettings, folder: Path) -> None:

@@ -12,10 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from finetune.labels import TrainingRow
-from mech.forward import Padded, masks_of, owners_of, pad_id, pad_right
+from mech.forward import Padded, masks_of, owners_of, run_layout
 from mech.interventions import differ_by_row, intervening
 from mech.models import ChatModel
-from mech.packed_attention import run_packed
 from mech.packing import Pack
 from mech.positions import Position, declared
 from mech.products import product
@@ -74,14 +73,6 @@ def shareable(row: TrainingRow) -> int:
     return row.answers[0][0] - 1 if intervening() else len(row.read)
 
 
-def _hidden(model: ChatModel, layout: Pack | Padded) -> Float[Tensor, "tokens d"]:
-    if isinstance(layout, Pack):
-        return run_packed(model, layout)
-    ids = pad_right(layout.rows, pad_id(model), model.device)
-    hidden: Tensor = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
-    return hidden.flatten(0, 1)
-
-
 def _positions(row: TrainingRow) -> dict[Position, list[int]]:
     """A row's tokens by whose they are.
 
@@ -102,7 +93,7 @@ def _labelled_loss(
     model: ChatModel, batch: Sequence[TrainingRow], layout: Pack | Padded
 ) -> Float[Tensor, ""]:
     before_targets = [p[t - 1] for r, p in zip(batch, layout.places, strict=True) for t in r.targets]
-    hidden = _hidden(model, layout)[torch.tensor(before_targets, device=model.device)]
+    hidden = run_layout(model, layout)[torch.tensor(before_targets, device=model.device)]
     targets = torch.tensor([r.ids[t] for r in batch for t in r.targets], device=hidden.device)
     model.check_head()
     head = model.causal.get_output_embeddings()

@@ -20,7 +20,7 @@ from mech.chat import Encoded
 from mech.errors import InputError
 from mech.interventions import differ_by_row, intervening
 from mech.kernels import attention_for_any_shape
-from mech.lengths import turning_point, within_positions
+from mech.lengths import out_of_memory, turning_point, within_positions
 from mech.models import ChatModel
 from mech.modes import evaluating
 from mech.packed_attention import can_pack, packed_attention, run_packed
@@ -74,11 +74,16 @@ class Pass:
         with declared(
             masks_of(self.layout, self.roles, device), owners_of(self.layout, self.members, device)
         ):
-            if isinstance(self.layout, Pack):
-                return run_packed(self.model, self.layout)
-            ids = pad_right(self.layout.rows, pad_id(self.model), self.model.device)
-            hidden: Tensor = self.model.decoder(input_ids=ids, use_cache=False).last_hidden_state
-            return hidden.flatten(0, 1)
+            return run_layout(self.model, self.layout)
+
+
+def run_layout(model: ChatModel, layout: Pack | Padded) -> Float[Tensor, "tokens d"]:
+    """Final-norm states of all tokens of a layout, padding included."""
+    if isinstance(layout, Pack):
+        return run_packed(model, layout)
+    ids = pad_right(layout.rows, pad_id(model), model.device)
+    hidden: Tensor = model.decoder(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)
 
 
 def run_rows(
@@ -102,10 +107,15 @@ def run_rows(
         pack: lay rows end to end where the architecture takes it.
 
     Raises:
-        InputError: a row without tokens, or beyond the model's positions.
+        InputError: a row without tokens, with another number of them than it says, or beyond the model's positions.
     """
-    if empty := [i for i, row in enumerate(rows) if not row.ids]:
-        raise InputError(f"row {empty[0]} has no tokens")
+    for i, row in enumerate(rows):
+        if not row.ids:
+            raise InputError(f"row {i} has no tokens")
+        if not 0 <= row.n_prompt <= row.n_prompt + row.n_response <= len(row.ids):
+            raise InputError(
+                f"row {i}: a prompt of {row.n_prompt} tokens and a response of {row.n_response} are not in its {len(row.ids)}"
+            )
     packs = pack and not differ_by_row() and can_pack(model)
     packing = packed_attention(model) if packs else nullcontext()
     with packing, evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
@@ -118,7 +128,7 @@ def run_rows(
                     with within_positions(model, max(map(len, one.places))):
                         made = use(one)
                 except RuntimeError as error:
-                    if not _out_of_memory(error) or len(one.members) == 1:
+                    if not out_of_memory(error) or len(one.members) == 1:
                         raise
                     token_budget = max(1, min(token_budget, one.layout.shape[0] * one.layout.shape[1]) // 2)
                 else:
@@ -151,11 +161,6 @@ def _plan(
         members = tuple(chosen[k] for k in group)
         passes.append(Pass(model, members, layout, tuple(roles_of(rows[i]) for i in members)))
     return passes
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory ran out: a GPU's allocator has its own exception, the CPU's only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def roles_of(row: Encoded) -> dict[Position, range]:

@@ -147,7 +147,9 @@ def stop_ids(model: ChatModel) -> list[int]:
     config = model.causal.generation_config.eos_token_id
     ids = set(config if isinstance(config, list) else [config] if config is not None else [])
     closing = model.template.ids(model.template.closing)
-    if closing and closing[0] in set(model.tokenizer.all_special_ids):
+    # A token that was added to the vocabulary marks the end; a piece of text (of a template that closes with a blank line) does not.
+    markers = set(model.tokenizer.all_special_ids) | set(model.tokenizer.get_added_vocab().values())
+    if closing and closing[0] in markers and model.tokenizer.decode(closing[:1]).strip():
         ids.add(closing[0])
     return sorted(ids)
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from mech.errors import InputError
 from mech.models import ChatModel
 
@@ -48,8 +50,13 @@ def within_positions(model: ChatModel, longest: int) -> Iterator[None]:
         yield
     except (IndexError, RuntimeError, ValueError) as error:
         known = getattr(model.causal.config.get_text_config(), "max_position_embeddings", None)
-        if not isinstance(known, int) or longest <= known or isinstance(error, InputError):
+        if not isinstance(known, int) or longest <= known or out_of_memory(error):
             raise
         raise InputError(
             f"a row of {longest} tokens: {type(model.causal).__name__} has positions for {known} ({str(error).splitlines()[0]})"
         ) from error
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: a GPU's allocator has its own exception, the CPU's only a message."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mech.generate import stop_ids
+from mech.generate import answered_together, stop_ids
 from mech.models import ChatModel
 
 
@@ -21,11 +21,12 @@ def watched(model: ChatModel, say: Callable[[list[str]], None]) -> Iterator[None
         say: is given the texts.
     """
     stops, drawn = set(stop_ids(model)), list[list[int]]()
+    answered_together(model)  # now: tried out later, it would be watched
 
     def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        ids, past = given.get("input_ids"), given.get("past_key_values")
-        if ids is None or past is None or past.get_seq_length() == 0:
+        ids = given.get("input_ids")
+        if ids is None or ids.shape[1] > 1:
             drawn[:] = []  # the pass that reads the prompts
             return
         drawn.append(ids[:, -1].tolist())

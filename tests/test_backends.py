@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor
 
 from activations.capture import capture
@@ -23,19 +22,10 @@ from mech.errors import GuardError, InputError
 from mech.models import ChatModel
 from mech.sites import BEFORE, SITES, Site
 from probes.persona import load_trait, text_contrast
-from tests.architectures import architectures
+from tests.architectures import random_model
 from tests.plain_hooks import conversations
-from tests.tiny_study import make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs, not ours
-
-
-def of_architecture(name: str, like: ChatModel) -> ChatModel:
-    config, tokenizer = architectures()[name], make_tokenizer()
-    config.vocab_size, config.pad_token_id, config.bos_token_id = len(tokenizer), 1, 1
-    config.eos_token_id = tokenizer.eos_token_id
-    torch.manual_seed(0)
-    return ChatModel(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, like.checkpoint)
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
@@ -43,7 +33,7 @@ def of_architecture(name: str, like: ChatModel) -> ChatModel:
     "name", ["llama", "qwen2", "gpt2", "gpt_neox", "mixtral", "gemma3", "olmo2", "granite"]
 )
 def test_backends_agree_on_every_architecture_they_know(name: str, backend: str, model: ChatModel) -> None:
-    other = of_architecture(name, model)
+    other = random_model(name, model)
     sites: tuple[Site, ...] = ("resid_pre", "resid_post", "attn_out", "mlp_out")
     rows = conversations(other, 5)
     before = other.hf(input_ids=torch.tensor([rows[0].ids])).logits
@@ -59,9 +49,19 @@ def test_backends_agree_on_every_architecture_they_know(name: str, backend: str,
 
 
 def test_an_architecture_that_the_bridge_fails_on_is_refused(model: ChatModel) -> None:
-    falcon = of_architecture("falcon", model)  # its keys and values are fewer than the bridge supposes
+    falcon = random_model("falcon", model)  # its keys and values are fewer than the bridge supposes
     with pytest.raises(InputError, match="TransformerLens cannot bridge FalconForCausalLM: split_with_sizes"):
         falcon.to_transformer_lens()
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "transformer_lens"])
+def test_dropout_is_off_for_every_backend(backend: str, model: ChatModel) -> None:
+    other = random_model("gpt2", model)  # it has dropout of its own
+    rows = conversations(other, 3)
+    quiet = capture(other, rows)["resid_post", "prompt_last"]
+    other.hf.train()
+    theirs = capture(other, rows, backend=backend)["resid_post", "prompt_last"]
+    np.testing.assert_allclose(theirs, quiet, atol=1e-4 * float(np.abs(quiet).max()))
 
 
 def test_heads_and_every_token_too(model: ChatModel) -> None:
@@ -154,7 +154,7 @@ def test_names_convert_both_ways(site: Site, model: ChatModel) -> None:
 )
 def test_nnterps_parts_are_ours_or_none(name: str, refused: str | None, model: ChatModel) -> None:
     """What nnterp calls `mlps_output` is the MLP's output; nnterp 1.3 itself, on these models, differs by .9 and 2.3 where it is refused."""
-    other = of_architecture(name, model)
+    other = random_model(name, model)
     assert conventions.to_nnterp_name("resid_post", 1, other) == "layers_output[1]"
     if refused:
         with pytest.raises(InputError, match=refused):

@@ -277,6 +277,20 @@ def test_a_batch_says_what_each_row_says_alone(
         )
 
 
+def test_an_answer_ends_at_its_templates_mark_whatever_the_model_names(model: ChatModel) -> None:
+    """Some tokenizers know the token that ends a turn, but call it neither special nor the end of a sequence."""
+    tokenizer, hf = copy.deepcopy(model.tokenizer), copy.deepcopy(model.hf)
+    for name in ("eos_token", "pad_token"):
+        setattr(tokenizer, name, None)
+        setattr(hf.generation_config, f"{name}_id", None)
+    nameless = ChatModel(hf, tokenizer, model.checkpoint)
+    assert stop_ids(nameless) == stop_ids(model) == [model.tokenizer.eos_token_id]
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "\n\n").replace(
+        "<|im_end|>", "\n\n"
+    )
+    assert stop_ids(ChatModel(hf, tokenizer, model.checkpoint)) == []
+
+
 def _until_end(model: ChatModel, answer: list[int]) -> list[int]:
     stops = stop_ids(model)
     return answer[: next((i for i, token in enumerate(answer) if token in stops), len(answer))]

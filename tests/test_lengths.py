@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, LlamaConfig, Phi3Config
 
 from activations.capture import capture
 from mech.chat import Encoded
 from mech.errors import InputError
 from mech.generate import Sampling, generate
 from mech.interventions import Ablate, intervene
+from mech.lengths import within_positions
 from mech.models import ChatModel
 from mech.score import next_token_logits, response_logprobs
 from tests.architectures import GROUPED, WIDE, made
@@ -24,8 +26,6 @@ def row(n: int, n_prompt: int = 1, first: int = 5) -> Encoded:
 
 def turning(like: ChatModel, kind: str = "longrope") -> ChatModel:
     """Phi-3, whose angles change for rows of more than 16 tokens."""
-    from transformers import LlamaConfig, Phi3Config
-
     if kind == "dynamic":
         rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
         return made(LlamaConfig(**GROUPED, rope_parameters=rope, max_position_embeddings=16), like)
@@ -78,8 +78,6 @@ def test_angles_that_follow_what_was_read_before_are_refused(model: ChatModel) -
 
 
 def test_rows_up_to_the_table_of_positions_and_beyond(model: ChatModel) -> None:
-    from transformers import GPT2Config
-
     other = made(GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=24), model)
     rows = [row(24, 3), row(1), row(23, 3), row(2, 1, 40)]
     found = capture(other, rows, poolings=["tokens"])["resid_post", "tokens"]
@@ -91,6 +89,15 @@ def test_rows_up_to_the_table_of_positions_and_beyond(model: ChatModel) -> None:
     assert len(generate(other, [row(16, 16)], Sampling(8))) == 1
     with pytest.raises(InputError, match="a row of 26 tokens: GPT2LMHeadModel has positions for 24"):
         generate(other, [row(18, 18)], Sampling(8))
+
+
+def test_a_long_row_for_which_memory_runs_out_is_no_matter_of_positions(model: ChatModel) -> None:
+    other = made(GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=24), model)
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: 9 GB")):
+        with pytest.raises(type(error), match="memory"), within_positions(other, 25):
+            raise error
+    with pytest.raises(RuntimeError, match="of another kind"), within_positions(other, 24):
+        raise RuntimeError("of another kind")
 
 
 @pytest.mark.parametrize(
@@ -108,9 +115,12 @@ def test_a_span_beyond_its_row_is_refused(odd: Encoded, pooling: str, model: Cha
         capture(model, [replace(row(3), marked=(("name", 0, 1),)), odd], poolings=[pooling])
 
 
-def test_a_model_in_training_mode_is_read_without_dropout(model: ChatModel) -> None:
-    from transformers import GPT2Config
+def test_a_row_that_says_it_is_longer_than_it_is_is_not_scored(model: ChatModel) -> None:
+    with pytest.raises(InputError, match="row 1: a prompt of 1 tokens and a response of 3 are not in its 3"):
+        response_logprobs(model, [row(3), Encoded((5, 6, 7), 1, 3, "")])
 
+
+def test_a_model_in_training_mode_is_read_without_dropout(model: ChatModel) -> None:
     def fresh() -> ChatModel:
         return made(GPT2Config(n_embd=32, n_layer=3, n_head=4, n_positions=256, resid_pdrop=0.5), model)
 

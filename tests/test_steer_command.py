@@ -16,6 +16,7 @@ from mech.turns import user_turn
 from probes.direction import Direction
 from study.cli import app
 from study.columns import Columns
+from tests.architectures import made
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -29,6 +30,21 @@ def test_what_is_watched_grows_into_what_is_generated(model: ChatModel, temperat
     for before, after in zip(seen, [*seen[1:], plain], strict=True):
         assert all(b.startswith(a.rstrip("\ufffd")) for a, b in zip(before, after, strict=True))
     assert not model.decoder._forward_pre_hooks
+
+
+def test_what_is_tried_out_is_not_watched_and_a_state_is(model: ChatModel) -> None:
+    """Mamba's cache is called otherwise; whether a batch says what each row says is tried out at a model's first one."""
+    from transformers import Mamba2Config
+
+    config = Mamba2Config(
+        hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=1
+    )
+    other, seen = made(config, model), list[list[str]]()
+    rows = [other.template.encode_prompt([user_turn("Who?" * n)]) for n in (3, 2, 1)]
+    with watched(other, seen.append):
+        told = generate(other, rows, Sampling(8))
+    assert [len(texts) for texts in seen] == [3] * 7
+    assert all(b.startswith(a.rstrip("\ufffd")) for a, b in zip(seen[-1], told, strict=True))
 
 
 def test_a_steered_generation_can_be_watched(model: ChatModel) -> None:

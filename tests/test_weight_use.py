@@ -114,3 +114,18 @@ def test_an_adapter_that_changes_one_is_refused(jamba: ChatModel, tmp_path: Path
             parameter.data.zero_()
     wrapped.save_pretrained(tmp_path / "idle", save_embedding_layers=False)
     load_model(f"{jamba.checkpoint}:{tmp_path / 'idle'}", merge=how)
+
+
+def test_a_map_that_nothing_comes_to_is_told_of(
+    model: ChatModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No weight of it is used past it, so it is no error: an expert may be idle by chance."""
+    other = ChatModel(copy.deepcopy(model.hf), model.tokenizer, model.checkpoint)
+    other.blocks[1].mlp.idle = torch.nn.Linear(32, 32)
+    with caplog.at_level(logging.WARNING):
+        train_lora(other, encoded(other), SETTINGS, tmp_path / "a", seed=0)
+    assert "1 of 22 adapters are still zero" in caplog.text
+    assert "model.layers.1.mlp.idle" in caplog.text
+    caplog.clear()
+    train_lora(model, encoded(model), SETTINGS, tmp_path / "b", seed=0)
+    assert "still zero" not in caplog.text

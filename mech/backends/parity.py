@@ -12,6 +12,7 @@ from mech.backends.reader import Reader
 from mech.errors import GuardError
 from mech.forward import pad_id, pad_right
 from mech.models import ChatModel
+from mech.modes import evaluating
 from mech.sites import SITES, Site
 
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
@@ -45,8 +46,9 @@ def check_parity(name: str, read: Reader, model: ChatModel, *, sites: Sequence[S
     rows = _probe(model)
     ids = pad_right(rows, pad_id(model), model.device)
     wanted = {(site, layer) for site in sites for layer in range(model.n_layers)}
-    ours, theirs = (_gather(reader, ids, wanted, rows) for reader in (open_hf(model), read))
-    states = model.causal(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    with evaluating(model.hf):
+        ours, theirs = (_gather(reader, ids, wanted, rows) for reader in (open_hf(model), read))
+        states = model.causal(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
     for layer in range(model.n_layers - 1):
         if ("resid_post", layer) in wanted:
             ours["resid_post", layer] = _real(states[layer + 1], rows)

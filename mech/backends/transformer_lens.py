@@ -28,7 +28,7 @@ def bridge_of(model: ChatModel) -> Any:
     require("transformer_lens", extra="backends")
     from transformer_lens.model_bridge import TransformerBridge
 
-    hf = copy.deepcopy(model.hf)
+    hf = copy.deepcopy(model.hf).eval()
     if hasattr(hf, "merge_and_unload"):
         hf = hf.merge_and_unload()
     # It looks an architecture up by this name, which only what was loaded from a folder has.
