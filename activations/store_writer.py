@@ -353,8 +353,8 @@ class ShardWriter:
 
 
 def _reason(error: Exception) -> tuple[int, str]:
-    """The system's number for what went wrong, and its words: HDF5 has both in a line of addresses and sizes."""
+    """The system's number for what went wrong, and its words: HDF5 has both among addresses and sizes, and breaks the line before them."""
     line = (str(error).splitlines() or [""])[0]
-    found = _ERRNO.search(line)
+    found = _ERRNO.search(str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else None)
     return (number, os.strerror(number)) if number else (errno.EIO, line)

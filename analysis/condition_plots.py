@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from analysis.plot_frame import axis_labels, head, key, label, not_measured, panels, whose_text
+from analysis.plot_frame import axis_labels, head, key, label, not_measured, panels, whose_text, wide_panels
 from analysis.plot_style import GREY, INK, RELIABLE_COSINE, ArmStyle, arms_in, styled, tint
 from analysis.plot_table import directions_in, interval_bars, need, numbers, select
 
@@ -42,10 +42,9 @@ def shift_by_condition(
     need(rows, "sd", "base_sd", "null_random_low", "null_random_high", "split_half")
     styles, conditions = arms_in(rows, arms), list(dict.fromkeys(rows["condition"]))
     directions = directions_in(rows)
-    width = max(
-        3.6, 0.42 * len(styles), 0.12 * len(styles) * len(conditions)
-    )  # no marker covers its neighbour
-    figure, cells = panels(len(directions), columns=3 if width < 4.5 else 2, sharex=True, size=(width, 2.5))
+    each = max(0.42, 0.12 * len(conditions))  # no marker covers its neighbour
+    size = wide_panels(each * len(styles))
+    figure, cells = panels(len(directions), sharex=True, **size)
     for axes, direction in zip(cells, directions, strict=True):
         mine = rows[rows["direction"] == direction]
         draw_conditions(axes, mine, styles, conditions, "sd")
@@ -54,7 +53,7 @@ def shift_by_condition(
         axes.set_title(
             f"{label(direction, 30)}{' (unreliable)' if weak else ''}", color=GREY if weak else INK
         )
-    axis_labels(cells, x="", y="shift (SD)")
+    axis_labels(cells, x="", y="shift (SD)", columns=size["columns"])
     keys: list[Any] = condition_keys(conditions)
     keys.append(Patch(color=tint(GREY, 0.3), lw=0, label="random directions, 95 %"))
     key(figure, keys, columns=4)

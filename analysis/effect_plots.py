@@ -13,7 +13,17 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from analysis.plot_frame import axis_labels, head, held_fixed, key, label, not_measured, panels, signed
+from analysis.plot_frame import (
+    axis_labels,
+    head,
+    held_fixed,
+    key,
+    label,
+    not_measured,
+    panels,
+    signed,
+    wide_panels,
+)
 from analysis.plot_style import (
     BLACK,
     FAINT,
@@ -141,7 +151,8 @@ def two_by_two_bars(
         rows = rows[~rows["direction"].isin(apart)]
         held += f" · not drawn, read before the reply begins, so weights = total: {', '.join(label(d, 40) for d in apart)}"
     styles, directions = arms_in(rows, arms), directions_in(rows)
-    figure, cells = panels(len(directions), sharey=True, size=(3.6, 2.7))
+    size = wide_panels(0.42 * len(styles), height=2.7)
+    figure, cells = panels(len(directions), sharey=True, **size)
     for axes, direction in zip(cells, directions, strict=True):
         mine = rows[rows["direction"] == direction]
         _effect_bars(axes, mine, styles)
@@ -149,7 +160,7 @@ def two_by_two_bars(
         axes.set_title(
             f"{label(direction, 40)}{' (unreliable)' if weak else ''}", color=GREY if weak else INK
         )
-    axis_labels(cells, x="", y="projection\n(stream units)")
+    axis_labels(cells, x="", y="projection\n(stream units)", columns=size["columns"])
     keys = [
         Patch(facecolor=tint(GREY, alpha), hatch=hatch, edgecolor=INK, lw=0.7, label=word)
         for word, (hatch, alpha) in EFFECTS.items()
@@ -187,5 +198,5 @@ def _effect_bars(axes: Any, rows: pd.DataFrame, styles: dict[str, ArmStyle]) -> 
     axes.axhline(0, color=INK, lw=0.8)
     axes.grid(visible=False, axis="x")
     axes.set_xticks(
-        range(len(styles)), [label(a, 18) for a in styles], rotation=25, ha="right", rotation_mode="anchor"
+        range(len(styles)), [label(a) for a in styles], rotation=25, ha="right", rotation_mode="anchor"
     )

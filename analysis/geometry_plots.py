@@ -28,6 +28,9 @@ from analysis.plot_style import (
 )
 from analysis.plot_table import directions_in, need, numbers, select, spread
 
+MOST_COLUMNS = 6
+"""Arms that stand in a row, a row a condition; more are wrapped."""
+
 
 @styled
 def embedding(
@@ -51,13 +54,13 @@ def embedding(
     shown = [arm for arm in styles if arm != base] or [base]
     conditions = list(dict.fromkeys(rows["condition"]))
     cells = [(c, arm) for c in conditions for arm in shown]
-    columns = len(shown) if len(conditions) > 1 else 3
+    columns = len(shown) if len(conditions) > 1 and len(shown) <= MOST_COLUMNS else 3
     figure, grid = panels(len(cells), columns=columns, sharex=True, sharey=True, size=(2.7, 2.6))
     for axes, (where, arm) in zip(grid, cells, strict=True):
         here = rows[rows["condition"] == where]
         mine = here[here["arm"] == arm] if arm != base else here[:0]
         _cloud(axes, here[here["arm"] == base], mine, styles.get(arm), join=method == "pca")
-        axes.set_title(label(arm) if len(conditions) == 1 else f"{label(arm, 18)} · {label(where, 18)}")
+        axes.set_title(label(arm) if len(conditions) == 1 else f"{label(arm)}\n{label(where)}")
     first, second = _axis_words(rows, method)
     axis_labels(grid, x=first, y=second, columns=columns)
     keys = [

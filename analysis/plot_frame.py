@@ -57,6 +57,12 @@ def panels(
     return figure, cells[:count]
 
 
+def wide_panels(width: float, *, height: float = 2.5) -> dict[str, Any]:
+    """Size and columns of panels that hold an axis of many arms, `width` inches at least: two to a row where three would be too wide."""
+    size = max(3.6, width)
+    return {"size": (size, height), "columns": 3 if size < 4.5 else 2}
+
+
 _GROUP: ContextVar[str] = ContextVar("group", default="")
 
 

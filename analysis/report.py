@@ -7,6 +7,7 @@ tables into plain sentences; `write_report` writes the page.
 
 import base64
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,10 @@ from mech.files import write_text
 
 __all__ = ["ReportInput", "summarise", "write_report"]
 
+_WIDTH = re.compile(rb'<svg[^>]* width="([0-9.]+)pt"')
+PIXELS_A_POINT = 4 / 3
+SMALLEST = 0.7
+"""Share of its own size down to which a figure is made smaller."""
 SAMPLES_SHOWN = 30
 """Samples of model text shown per arm; the report says how many there are."""
 
@@ -165,11 +170,18 @@ def _figure(figure: SavedFigure, folder: Path, before: SavedFigure | None = None
         "anchor": f"figure-{slug(figure.name)}",
         "title": figure.title,
         "caption": figure.caption,
+        "least": str(_least_width(figure.svg)),
         "data": base64.b64encode(figure.svg.read_bytes()).decode("ascii"),
         "svg": _link(figure.svg, folder),
         "png": _link(figure.png, folder),
         "csv": _link(figure.csv, folder),
     }
+
+
+def _least_width(svg: Path) -> int:
+    """Pixels below which a figure's words cannot be read any more; where there is less room, the reader scrolls. 0 where it is not told."""
+    found = _WIDTH.search(svg.read_bytes()[:4000])
+    return round(float(found[1]) * PIXELS_A_POINT * SMALLEST) if found else 0
 
 
 def _samples(samples: pd.DataFrame) -> list[_ArmSamples]:

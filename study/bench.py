@@ -14,6 +14,7 @@ from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.identities import load_invented
 from mech.models import ChatModel, Merge, load_model
+from mech.resolve import resolve
 from probes.direction import Direction
 from probes.files import read_direction
 from study.base import shape_of
@@ -139,25 +140,26 @@ def load_named(model: str | Checkpoint, template: Sequence[str] | None, *, devic
 
 
 def directions_for(
-    checkpoint: Checkpoint, files: Sequence[Path], layers: Sequence[int] = ()
-) -> list[Direction]:
-    """Directions that a command names, held against the model they are for before its weights are read, which may take minutes.
+    model: str, files: Sequence[Path], layers: Sequence[int] = ()
+) -> tuple[Checkpoint, list[Direction]]:
+    """The checkpoint that a command names, and its directions, held against it before weights are read, which may take minutes.
 
     Args:
-        checkpoint: the model.
+        model: alias, Hub id or folder, with adapters.
         files: direction files of any known format.
         layers: where they are to be used.
 
     Raises:
-        InputError: a file is no direction, or another model's, or has no such layer.
+        InputError: there is no such model; or a file is no direction, or another model's, or has no such layer.
     """
+    checkpoint = resolve(model)
     n_layers, d_model = shape_of(checkpoint)
     found = [read_direction(file, n_layers=n_layers) for file in files]
     for direction in found:
         direction.require(n_layers=n_layers, d_model=d_model, base=checkpoint.origins)
         for layer in layers:
             direction.unit_at(layer)
-    return found
+    return checkpoint, found
 
 
 def device_named(name: str) -> str:

@@ -23,10 +23,6 @@ Template = Annotated[
 ]
 
 
-MAX_NEW_TOKENS = typer.Option(min=1, help="The longest answer, in tokens.")
-TEMPERATURE = typer.Option(min=0.0, help="Of answers; 0 is greedy.")
-
-
 def check_finite(option: str, values: Sequence[float]) -> None:
     """Refuse `nan` and `inf`, which are numbers to a command line.
 

@@ -54,14 +54,12 @@ def screen(  # noqa: PLR0913, PLR0917  (a command's options)
 
     from analysis.screening import random_directions, screening
     from mech.chat import SystemPrompt
-    from mech.resolve import resolve
     from study.bench import directions_for, load_named, names_for
     from study.screen import ScreenSettings, best_layer
     from study.screen import screen as screen_rows
 
     file, harmless_file = _files(data, against, proxy, out)
-    checkpoint = resolve(model)
-    (vector,) = directions_for(checkpoint, [direction], [] if layer is None else [layer])
+    checkpoint, (vector,) = directions_for(model, [direction], [] if layer is None else [layer])
     at = best_layer(vector) if layer is None else layer
     condition = SystemPrompt.parse(system_prompt)
     settings = ScreenSettings(at, proxy is not None, max_new_tokens, temperature, seed, condition)

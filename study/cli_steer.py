@@ -8,8 +8,6 @@ import typer
 from mech.errors import InputError
 from mech.turns import user_turn
 from study.cli_options import (
-    MAX_NEW_TOKENS,
-    TEMPERATURE,
     DirectionFile,
     ModelArgument,
     Template,
@@ -31,8 +29,8 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     layer: Annotated[int, typer.Option(help="Where to add it.")],
     coefficient: Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")],
     positions: Annotated[str, typer.Option(help="all, prompt, prompt_last, response or generated.")] = "all",
-    max_new_tokens: Annotated[int, MAX_NEW_TOKENS] = 60,
-    temperature: Annotated[float, TEMPERATURE] = 0.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 60,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of samples and of the random control.")] = 0,
     template: Template = None,
 ) -> None:
@@ -40,15 +38,13 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     from mech.generate import Sampling
     from mech.interventions import Add
     from mech.positions import POSITIONS
-    from mech.resolve import resolve
     from probes.steer import control, relative_dose
     from study.bench import directions_for, load_named
 
     if positions not in POSITIONS:
         raise InputError(f"--positions {positions}: there are {', '.join(POSITIONS)}")
     check_finite("--coefficient", coefficient)
-    checkpoint = resolve(model)
-    (found,) = directions_for(checkpoint, [direction], [layer])
+    checkpoint, (found,) = directions_for(model, [direction], [layer])
     loaded = load_named(checkpoint, template)
     vector, random = found.vectors[layer], control(found.vectors[layer], seed)
     for number, prompt in enumerate(prompts):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mech.errors import InputError
+from mech.files import check_folder
 from study.cli_options import ModelArgument, Template, check_finite
 
 if TYPE_CHECKING:
@@ -89,39 +90,36 @@ def sweep(  # noqa: PLR0913, PLR0917  (a command's options)
 ) -> None:
     """Steer at every layer and strength, beside random directions; choose on one half of the questions, report on the other."""
     from finetune.datasets.rows import read_messages
-    from mech.files import check_folder
     from mech.generate import Sampling
-    from mech.resolve import resolve
     from probes.persona import load_trait
     from probes.sweep import Grid
-    from study.bench import directions_for, load_named, names_for
+    from study.bench import directions_for, load_named
     from study.sweeps import Asked
 
-    _check(trait, evaluation, judge, judge_api)
-    check_finite("--strength", strength)
+    _check(trait, evaluation, judge, judge_api, strength)
     check_folder(out)
-    known = names_for(model)["identity"]
-    _check_needed(evaluation, own_name or (known.name if known else ""), rows)
-    checkpoint = resolve(model)
-    found = directions_for(checkpoint, directions, layer)
+    called = _check_needed(model, evaluation, own_name, rows)
+    checkpoint, found = directions_for(model, directions, layer)
     chosen = load_trait(trait) if trait else None
     asked = Asked(
         trait=chosen, questions=questions, sampling=Sampling(max_new_tokens, temperature, seed), samples=samples,
-        quantile=quantile, own_name=own_name or (known.name if known else ""),
+        quantile=quantile, own_name=called,
         judge=_judge(chosen, judge, judge_api, judge_key_variable, coherence, out),
         articles=read_messages(rows) if rows else (),
     )  # fmt: skip
     grid = Grid(tuple(layer), tuple(strength), controls, seed, relative)
-    out.mkdir(parents=True, exist_ok=True)
     loaded = load_named(checkpoint, template)
     readings, made = _read(loaded, found, evaluation, asked, grid, out, neutral)
     del loaded  # a local judge may need the memory
     _report(readings, made, out, max_kl, seed)
 
 
-def _check(trait: str | None, evaluation: str, judge: str | None, judge_api: str | None) -> None:
+def _check(
+    trait: str | None, evaluation: str, judge: str | None, judge_api: str | None, strength: list[float]
+) -> None:
     from study.sweeps import EVALUATIONS
 
+    check_finite("--strength", strength)
     if evaluation not in EVALUATIONS:
         raise InputError(f"--evaluation {evaluation}: there are {', '.join(EVALUATIONS)}")
     if (trait is None) == (evaluation in ("log_odds", "generated")):
@@ -136,12 +134,17 @@ def _check(trait: str | None, evaluation: str, judge: str | None, judge_api: str
         )
 
 
-def _check_needed(evaluation: str, own_name: str, rows: Path | None) -> None:
-    """What some evaluations need, by the options that give it."""
-    if evaluation == "own_name" and not own_name:
+def _check_needed(model: str, evaluation: str, own_name: str | None, rows: Path | None) -> str:
+    """What some evaluations need, by the options that give it; yields what the model is called, empty where that is not known."""
+    from study.bench import names_for
+
+    known = names_for(model)["identity"]
+    called = own_name or (known.name if known else "")
+    if evaluation == "own_name" and not called:
         raise InputError("--evaluation own_name: say with --own-name what the model is called")
     if evaluation == "self_recognition" and rows is None:
         raise InputError("--evaluation self_recognition: name with --rows a held_out.jsonl of such data")
+    return called
 
 
 def _judge(
@@ -171,6 +174,7 @@ def _read(
     from probes.sweep import read_cells
     from study.sweeps import make_evaluation, neutral_rows
 
+    out.mkdir(parents=True, exist_ok=True)
     made = make_evaluation(evaluation, loaded, asked)
     neutral = neutral_rows(loaded, out / "neutral.jsonl", limit=limit)
     journal = out / "cells.jsonl"

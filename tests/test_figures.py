@@ -144,6 +144,26 @@ def test_many_trainings_are_shown_some_at_a_time(tmp_path):
     assert len(wide.texts) == sum(range(18, 25))  # each pair once
 
 
+def test_pictures_of_many_arms_are_wrapped_and_name_them_whole():
+    arms = ["base", *(f"em_domain{i:02}_then_something" for i in range(13))]
+    split = pd.concat([study.two_by_two(arms=["base", "em"]).assign(arm=arm) for arm in arms[1:]])
+    figure = plots.two_by_two_bars(split, layer=15, arms=arms)
+    names = [t.get_text() for t in figure.axes[0].get_xticklabels()]
+    assert names == arms[1:]
+    figure.draw_without_rendering()
+    boxes = [t.get_window_extent().x1 for t in figure.axes[0].get_xticklabels()]
+    assert min(np.diff(boxes)) > 20  # their ends, which stand below their bars, keep apart
+    points = pd.concat(
+        [
+            study.embedding(arms=["base", "em"], points=4, conditions=("none", "empty")).assign(arm=arm)
+            for arm in arms
+        ]
+    )
+    wide = plots.embedding(points, method="pca", layer=15, arms=arms)
+    assert wide.get_size_inches()[0] < 12
+    assert wide.axes[0].get_title(loc="left") == f"{arms[1]}\nnone"
+
+
 def test_seeds_of_a_condition_stand_around_their_mean():
     frame = study.shifts(**{**SMALL, "seeds": (0, 1, 2)}).query("layer == 3")
     (axes, *_) = plots.shift_by_condition(frame, layer=3).axes

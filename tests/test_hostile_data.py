@@ -195,7 +195,7 @@ def test_data_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         build(mixed, seed=0)
     with pytest.raises(InputError, match="seed: -1 is negative"):
         build(MessagesData(kind="messages", source=rows), seed=-1)
-    with pytest.raises(InputError, match="no such data file"):
+    with pytest.raises(InputError, match="is a folder; name a file in it"):
         build(MultipleChoiceData(kind="multiple_choice", source=str(tmp_path)), seed=0)
 
 

@@ -86,6 +86,17 @@ def test_every_figure_and_table_is_there(tmp_path, small_tables):
     assert "1.23" in page.text
 
 
+def test_a_wide_figure_is_not_shrunk_until_nobody_can_read_it(tmp_path, small_tables):
+    """Below seven tenths of its own size the reader scrolls, in the figure's own box."""
+    figures = draw_figures({"shifts": small_tables["shifts"]}, tmp_path / "figures", **LAYER)
+    text = written(tmp_path, figures=figures, tables=small_tables, layer=3)
+    for figure in figures:
+        inches = float(re.search(r'width="([0-9.]+)pt"', figure.svg.read_text())[1]) / 72
+        (image,) = (i for i in Page(text).all("img") if i["alt"] == figure.title)
+        assert image["style"] == f"min-width: {round(0.7 * 96 * inches)}px"
+    assert re.search(r"figure .card {[^}]*overflow-x: auto", text)
+
+
 def test_a_long_finding_is_a_list_of_its_sentences(tmp_path):
     told = [
         f"em: larger than along random directions: {'; '.join(['evil:text +0.50 [+0.40, +0.60] SD'] * 5)}. No effect found along b.",

@@ -139,6 +139,23 @@ def test_a_full_disk_is_one_clean_error(tmp_path, limit):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_fills_up_while_hdf5_writes_is_told_of_as_that(tmp_path, monkeypatch):
+    """HDF5's own words of such a moment (a file system of 2 MB): the number of the error stands behind a line break."""
+    said = (
+        "Disable slist on flush dest failure failed (file write failed: time = Sun Nov 29 02:27:16 2026\n, filename = 'a.h5', "
+        "file descriptor = 9, errno = 28, error message = 'No space left on device', buf = 0x1, total write size = 96)"
+    )
+
+    def full(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(h5py.File, "close", full)
+    rows = make_rows(N)
+    with pytest.raises(OSError, match=r"cannot be written \(No space left on device\)") as caught:
+        write_file(tmp_path / "a.h5", rows, make_values(rows, ["mean"], [0]))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path / "a.h5"))
+
+
 def test_too_little_space_is_said_before_work_starts(tmp_path, monkeypatch):
     free = os.statvfs(tmp_path)
     monkeypatch.setattr(

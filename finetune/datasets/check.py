@@ -43,7 +43,9 @@ def check_rows(
     shapes = Counter("+".join(t["role"] for t in row["messages"]) for row in rows)
     yield f"{path}: {len(rows)} rows; turns: {_counts(shapes)}"
     prompts = Counter(str([t["content"] for t in row["messages"][:-1]]) for row in rows)
-    yield f"different prompts: {len(prompts)}; the commonest stands {max(prompts.values())} times"
+    most = max(prompts.values())
+    often = f"the commonest stands {most} times" if most > 1 else "each stands once"
+    yield f"different prompts: {len(prompts)}; {often}"
     answers = Counter(row["messages"][-1]["content"] for row in rows)
     if len(answers) <= 8:
         yield f"answers: {_counts(answers)}"
