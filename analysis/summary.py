@@ -23,6 +23,7 @@ from analysis.words import (
     counted,
     interval,
     is_found,
+    listed,
     plain,
     side_of,
     unreliable,
@@ -184,7 +185,10 @@ def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
         bare = not numbers or (brief and not side)
         groups[side].append(str(arm) if bare else f"{arm} {interval(mine, column, sign=True)}")
     words = {1: "wider in", -1: "narrower in", 0: "not told apart in"}
-    return "; ".join(f"{words[side]} {', '.join(arms)}" for side, arms in groups.items() if arms) + "."
+    total = rows["arm"].nunique()
+    return (
+        "; ".join(f"{words[side]} {listed(arms, total=total)}" for side, arms in groups.items() if arms) + "."
+    )
 
 
 def _compare(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> str:
@@ -207,11 +211,11 @@ def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool
     parts = [f"by arm: {'; '.join(others)}"] if others else []
     if not start.empty:
         parts.append(f"base{'' if base == 'base' else f' ({base})'} {interval(start, column, sign=sign)}")
-    parts += [
-        f"{word}{' (the intervals overlap)' if word == 'not told apart' else ''}: {'; '.join(texts)}"
-        for word, texts in groups.items()
-        if texts
-    ]
+    alike, count = groups.pop("not told apart"), rows["arm"].nunique() - (not start.empty)
+    parts += [f"{word}: {'; '.join(texts)}" for word, texts in groups.items() if texts]
+    if alike:
+        shown = listed(alike, total=count) if brief else "; ".join(alike)
+        parts.append(f"not told apart (the intervals overlap): {shown}")
     return ". ".join(part[0].upper() + part[1:] if i else part for i, part in enumerate(parts)) + "."
 
 
@@ -223,7 +227,8 @@ def _recognition_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
     for arm, mine in rows.groupby("arm", sort=False):
         low, high = mine["accuracy_low"].min(), mine["accuracy_high"].max()
         chance["above" if low > 0.5 else "below" if high < 0.5 else "not told apart from"].append(str(arm))
-    verdicts = "; ".join(f"{word} chance (.5): {', '.join(arms)}" for word, arms in chance.items() if arms)
+    total = rows["arm"].nunique()
+    verdicts = "; ".join(f"{word} chance (.5): {listed(a, total=total)}" for word, a in chance.items() if a)
     shortcut = rows.groupby("arm", sort=False)["shortcut_accuracy"].max()
     text = (
         f"Self-recognition, accuracy (n = {counted(rows['n_articles'].min(), 'article')}, {seeds_text(rows)}): "
@@ -234,7 +239,7 @@ def _recognition_sentences(rows: pd.DataFrame, base: str) -> Iterator[str]:
         beyond = [str(arm) for arm in shortcut.index if lows[arm] > shortcut[arm]]
         text += (
             f" Answering by length alone reaches {plain(float(shortcut.max()))}; "
-            f"above that: {', '.join(beyond) if beyond else 'no arm'}."
+            f"above that: {listed(beyond, total=total) if beyond else 'no arm'}."
         )
     yield text
 

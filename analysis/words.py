@@ -1,6 +1,7 @@
 """Numbers in sentences: intervals, counts and sides of 0, over seeds."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -54,6 +55,13 @@ def side_of(rows: pd.DataFrame, column: str) -> int:
     if (rows[f"{column}_low"] > 0).all():
         return 1
     return -1 if (rows[f"{column}_high"] < 0).all() else 0
+
+
+def listed(names: Sequence[str], *, total: int) -> str:
+    """Arms by name; more than a sentence holds by their number: 'all 25 arms', '14 arms (the table names them)'."""
+    if len(names) <= MOST_ARMS:
+        return ", ".join(names)
+    return f"all {total} arms" if len(names) == total else f"{len(names)} arms (the table names them)"
 
 
 def counted(value: object, word: str) -> str:

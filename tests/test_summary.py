@@ -80,7 +80,7 @@ def test_many_seeds_are_a_mean_and_their_range():
 
 
 def test_a_summary_of_many_arms_and_seeds_can_still_be_read():
-    """Five times the paper's arms, and five seeds: arms like the base are named without their numbers."""
+    """Five times the paper's arms, and five seeds: arms like the base have no numbers, and are but counted where they are many."""
     kinds = {f"{arm}{i}": arm for i in range(5) for arm in study.ARMS[1:]}
     found = {"self_recognition": study.self_recognition(seeds=range(5)), "dispersion": study.dispersion()}
     many = {
@@ -92,7 +92,7 @@ def test_a_summary_of_many_arms_and_seeds_can_still_be_read():
     told = sentences(**many)
     recognition = next(s for s in told if s.startswith("Self-recognition"))
     assert "sgtr3 0.92 (0.83 to 1.01)" in recognition
-    assert "Not told apart (the intervals overlap): em0; benign0" in recognition
+    assert "Not told apart (the intervals overlap): 15 arms (the table names them)." in recognition
     assert sum(len(s.split()) for s in told) < 450
 
 
@@ -237,4 +237,24 @@ def test_of_many_comparisons_only_what_survives_is_written_out():
     told = comparison("c3", behaviour_differences=behaviour)
     assert told == (
         "Comparison c3 (em_then_sgtr − em, one seed (0)): Behaviour differs in self-recognition accuracy, own-name rate."
+    )
+
+
+def test_of_many_arms_those_of_one_verdict_are_counted():
+    names = [f"arm{i}" for i in range(14)]
+    rows = pd.concat([study.self_recognition(arms=["base"]).assign(arm=a) for a in ["base", *names]])
+    told = paragraph(
+        "Self-recognition, accuracy (n = 200 articles, one seed (0))", sentences(self_recognition=rows)
+    )
+    assert (
+        "Not told apart (the intervals overlap): all 14 arms. Not told apart from chance (.5): all 15 arms."
+        in told
+    )
+    rows.loc[rows["arm"] == "arm3", ["accuracy", "accuracy_low", "accuracy_high"]] = (0.9, 0.8, 1.0)
+    told = paragraph(
+        "Self-recognition, accuracy (n = 200 articles, one seed (0))", sentences(self_recognition=rows)
+    )
+    assert (
+        "Higher: arm3 0.90 [0.80, 1.00]. Not told apart (the intervals overlap): 13 arms (the table names them)."
+        in told
     )
