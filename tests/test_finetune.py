@@ -173,7 +173,7 @@ def test_rows_share_nothing_where_the_model_draws_for_each(model: ChatModel, tmp
         other = made_with(name, model, **config)
         assert draws_while_training(other) == draws
         assert not other.hf.training
-        with patch("finetune.loss.run_packed", wraps=run_packed) as runs:
+        with patch("mech.forward.run_packed", wraps=run_packed) as runs:
             train_lora(other, encoded(other), SETTINGS, tmp_path / str(draws), seed=0)
         limits = {n for call in runs.call_args_list for n in call.args[1].limits}
         assert (limits == {0}) == draws

@@ -247,8 +247,8 @@ def test_the_command_writes_texts_and_says_how_they_were_judged(
     assert named.exit_code == 0, named.output
     assert "nats beyond 2 random directions" in named.output
     for wrong, said in (
-        (["--evaluation", "generated"], "log_odds and generated need one"),
-        (["--evaluation", "own_name"], "needs the model's own name"),
+        (["--evaluation", "generated"], "say with --trait whose questions are asked"),
+        (["--evaluation", "own_name"], "say with --own-name what the model is called"),
         (["--evaluation", "taste", "--trait", "evil"], "--evaluation taste: there are log_odds"),
     ):
         refused = CliRunner().invoke(app, [*given, *wrong, "--out", str(tmp_path / "w")])
