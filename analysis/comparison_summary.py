@@ -72,11 +72,14 @@ def _along_directions(rows: pd.DataFrame, against: str, *, brief: bool) -> Itera
 
 
 def _way(cell: pd.DataFrame, against: str) -> str:
-    """', back from em's +0.80', or ', on from' it, where the other arm's own shift is told apart from 0 in every seed."""
+    """', back from em's +0.80', '... and past the base', or ', on from' it, where the other arm's own shift is told apart from 0 in every seed."""
     start, step = side_of(cell, "before_sd"), side_of(cell, "sd")
     if not start or not step:
         return ""
-    return f", {'on' if start == step else 'back'} from {against}'s {signed(float(cell['before_sd'].mean()))}"
+    nearest = cell["sd_high" if step < 0 else "sd_low"]
+    past = start != step and bool((nearest.abs() > cell["before_sd"].abs()).all())
+    way = f"{'on' if start == step else 'back'} from {against}'s {signed(float(cell['before_sd'].mean()))}"
+    return f", {way}{' and past the base' if past else ''}"
 
 
 def _undone_sentences(rows: pd.DataFrame, against: str, *, brief: bool) -> Iterator[str]:

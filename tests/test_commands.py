@@ -63,7 +63,9 @@ def test_an_override_that_cannot_be_read_is_bad_input(text: str) -> None:
 
 
 def test_a_name_of_the_grid_that_nothing_uses_is_a_typo(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"grid\.emm: no name in data, stages, arms, comparisons has \{emm\}"):
+    with pytest.raises(
+        InputError, match=r"grid\.emm: no name in data, stages, arms, comparisons has \{emm\}"
+    ):
         load_spec(write_study(tmp_path, grid={"emm": ["em", "benign"]}))
 
 

@@ -222,6 +222,12 @@ def test_a_difference_on_the_side_of_the_other_arms_shift_goes_on_from_it():
     one = rows[rows["direction"] == "evil:text"].assign(p_covariance=0.01, p_random=0.01)
     on = one.assign(sd=0.5, sd_low=0.3, sd_high=0.7, before_sd=1.0, before_sd_low=0.9, before_sd_high=1.1)
     assert "evil:text +0.50 [+0.30, +0.70] SD, on from em's +1.00." in comparison("reversal", differences=on)
+    over = on.assign(sd=-1.5, sd_low=-1.7, sd_high=-1.3)
+    assert "[−1.70, −1.30] SD, back from em's +1.00 and past the base." in comparison(
+        "reversal", differences=over
+    )
+    short = over.assign(sd_high=-0.9)
+    assert "[−1.70, −0.90] SD, back from em's +1.00." in comparison("reversal", differences=short)
     unknown = on.assign(before_sd_low=-0.1)
     assert "evil:text +0.50 [+0.30, +0.70] SD." in comparison("reversal", differences=unknown)
     none = comparison("reversal", differences=on.assign(p_random=0.2))
