@@ -35,6 +35,11 @@ def comparison_sentences(
         ]
         place = next((_place(table) for table in (moved, back, wide) if not table.empty), "")
         yield f"Comparison {name} ({arm} − {against}{place}, {seeds_text(rows)}): {' '.join(parts)}"
+    if not undone.empty:
+        yield (
+            "How to take these comparisons: any further training moves a model. What is special to one is only said by a comparison with "
+            "an arm that has a control in its place."
+        )
 
 
 def _place(rows: pd.DataFrame) -> str:

@@ -211,6 +211,7 @@ def test_comparisons_say_what_is_undone_and_what_differs():
     assert "covariance-matched directions (n = 48 questions a direction): evil:text −1." in told
     assert "SD, back from em's +1." in told
     assert "own-name rate +0.45 [+0.25, +0.65] (n = 20 questions). Not told apart in own-name margin" in told
+    assert any(s.startswith("How to take these comparisons: ") for s in sentences(undone=study.undone()))
     unknown = study.behaviour_differences(["reversal"]).assign(value=0.0, value_low=np.nan, value_high=np.nan)
     assert "own-name rate 0.00 [interval not known] (n" in comparison(
         "reversal", behaviour_differences=unknown
