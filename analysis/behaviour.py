@@ -27,9 +27,7 @@ def recognition_row(judged: pd.DataFrame, *, rng: np.random.Generator, level: fl
     articles = judged["article"].to_numpy()
     accuracy = proportion(judged["correct"].to_numpy(dtype=float), articles, level=level)
     p_yes = bootstrap_mean(judged["p_yes"].to_numpy(dtype=float), articles, rng=rng, level=level)
-    sides = judged.pivot_table(index="article", columns="source", values="margin")
-    gaps = (sides["own"] - sides["other"]).to_numpy()
-    margin = bootstrap_mean(gaps, None, rng=rng, level=level)
+    margin = bootstrap_mean(recognition_margins(judged), None, rng=rng, level=level)
     mass = bootstrap_mean(judged["mass"].to_numpy(dtype=float), articles, rng=rng, level=level)
     by_label = judged.groupby("source")["correct"].mean()
     return {
@@ -153,6 +151,13 @@ def _mean_of(rows: pd.DataFrame, column: str, rng: np.random.Generator, level: f
             "none",
         )
     return bootstrap_mean(values, questions, rng=rng, level=level)
+
+
+def recognition_margins(judged: pd.DataFrame) -> Float[np.ndarray, " articles"]:
+    """By article: mean margin of its own texts minus that of the others' (nats)."""
+    sides = judged.pivot_table(index="article", columns="source", values="margin")
+    gaps: np.ndarray = (sides["own"] - sides["other"]).to_numpy(dtype=float)
+    return gaps
 
 
 def name_margins(names: pd.DataFrame) -> Float[np.ndarray, " statements"]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.behaviour import distinct, entropy, name_margins
+from analysis.behaviour import distinct, entropy, name_margins, recognition_margins
 from analysis.stats import Interval, bootstrap_mean, jackknife, rate_difference
 from mech.errors import InputError
 
@@ -41,13 +41,10 @@ def recognition_differences(
     accuracy = rate_difference(
         arm["correct"].to_numpy(float), against["correct"].to_numpy(float), articles, level=level
     )
-    gap = pd.DataFrame({
-        "article": articles, "source": arm["source"].to_numpy(),
-        **{c: arm[c].to_numpy(float) - against[c].to_numpy(float) for c in ("margin", "p_yes")},
-    })  # fmt: skip
-    sides = gap.pivot_table(index="article", columns="source", values="margin")
-    margin = bootstrap_mean((sides["own"] - sides["other"]).to_numpy(), None, rng=rng, level=level)
-    p_yes = bootstrap_mean(gap["p_yes"].to_numpy(), articles, rng=rng, level=level)
+    margins = recognition_margins(arm) - recognition_margins(against)
+    margin = bootstrap_mean(margins, None, rng=rng, level=level)
+    yes = arm["p_yes"].to_numpy(float) - against["p_yes"].to_numpy(float)
+    p_yes = bootstrap_mean(yes, articles, rng=rng, level=level)
     return pd.DataFrame([
         _row("self-recognition accuracy", "", accuracy, "articles"),
         _row("self-recognition margin", "nats", margin, "articles"),

@@ -24,8 +24,9 @@ from analysis.plot_frame import (
     not_measured,
     panels,
 )
+from analysis.plot_rows import name_rows, points, seed_places
 from analysis.plot_style import FAINT, GREY, INK, RELIABLE_COSINE, ArmStyle, arm_styles, arms_in, styled
-from analysis.plot_table import directions_in, interval_bars, need, numbers, select, single
+from analysis.plot_table import directions_in, need, numbers, select, single
 
 
 @styled
@@ -57,8 +58,6 @@ def comparison_differences(
         _difference_panel(axes, mine, names, styles[str(mine["arm"].iloc[0])])
         axes.set_title(_named(name, mine))
     weak = rows.groupby("direction")["split_half"].mean() < RELIABLE_COSINE
-    cells[0].set_yticks(range(len(names)), [label(d, 34) for d in names])
-    cells[0].set_ylim(len(names) - 0.4, -0.6)
     for axes in cells:
         for tick, name in zip(
             axes.get_yticklabels(), names, strict=False
@@ -81,13 +80,9 @@ def _difference_panel(axes: Any, rows: pd.DataFrame, names: Sequence[str], style
             continue
         low, high = (mine[f"null_random_{end}"] / mine["base_sd"] for end in ("low", "high"))
         axes.barh(place, high.max() - low.min(), left=low.min(), height=0.7, color=FAINT, lw=0, zorder=0)
-        y = place + np.linspace(-0.2, 0.2, len(mine)) * (len(mine) > 1)
-        axes.errorbar(
-            numbers(mine, "sd"), y, xerr=interval_bars(mine, "sd"), color=style.colour, ls="", marker=style.marker,
-            markersize=4, elinewidth=1.2, label=name,
-        )  # fmt: skip
+        points(axes, mine, "sd", seed_places(place, len(mine)), style, style.colour)
         axes.plot(-mine["before_sd"].mean(), place, ls="", marker="D", mfc="none", mec=INK, markersize=5)
-    axes.axvline(0, color=INK, lw=0.8)
+    name_rows(axes, [label(d, 34) for d in names])
     axes.grid(visible=False, axis="y")
 
 
@@ -163,19 +158,13 @@ def behaviour_differences(frame: pd.DataFrame, *, arms: Sequence[str] | None = N
     figure, cells = panels(len(measures), sharey=True, size=(3.4, max(1.5, 0.3 * len(compared) + 1.0)))
     for axes, measure in zip(cells, measures, strict=True):
         for place, mine in enumerate(compared.values()):
-            points = mine[mine["measure"] == measure].sort_values("seed")
+            here = mine[mine["measure"] == measure].sort_values("seed")
             style = styles[str(mine["arm"].iloc[0])]
-            y = place + np.linspace(-0.2, 0.2, len(points)) * (len(points) > 1)
-            axes.errorbar(
-                numbers(points, "value"), y, xerr=interval_bars(points, "value"), color=style.colour, ls="",
-                marker=style.marker, markersize=4.5, elinewidth=1.2, label=measure,
-            )  # fmt: skip
+            points(axes, here, "value", seed_places(place, len(here)), style, style.colour)
         unit = frame[frame["measure"] == measure]["unit"].iloc[0]
         axes.set_title(f"{measure}{f' ({unit})' if isinstance(unit, str) and unit else ''}")
-        axes.axvline(0, color=INK, lw=0.8)
+        name_rows(axes, [label(name, 34) for name in compared])
         axes.grid(visible=False, axis="y")
-    cells[0].set_yticks(range(len(compared)), [label(name, 34) for name in compared])
-    cells[0].set_ylim(len(compared) - 0.4, -0.6)
     axis_labels(cells, x="difference", y="")
     pairs = [_named(name, mine) for name, mine in compared.items()]
     head(figure, title, " · ".join(pairs))

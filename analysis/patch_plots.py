@@ -4,15 +4,14 @@ The contract is that of `analysis.plots`, which exports these functions too.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.plot_frame import LAYERS, axis_labels, head, key, label, layer_axis, not_measured, panels
+from analysis.plot_rows import name_rows, points, seed_places
 from analysis.plot_style import (
     BLUE,
     GREEN,
@@ -22,11 +21,10 @@ from analysis.plot_style import (
     PURPLE,
     RELIABLE_COSINE,
     VERMILLION,
-    ArmStyle,
     arms_in,
     styled,
 )
-from analysis.plot_table import directions_in, interval_bars, need, numbers, select
+from analysis.plot_table import directions_in, need, select
 
 _SPANS = {"prompt": PURPLE, "question": BLUE, "prompt_last": VERMILLION, "answer": GREEN, "all": ORANGE}
 
@@ -106,9 +104,8 @@ def adapter_ranges(frame: pd.DataFrame, *, answer: str, arms: Sequence[str] | No
         names = list(dict.fromkeys(mine["layers"] + ", " + mine["adapter"]))
         for place, name in enumerate(names):
             here = mine[mine["layers"] + ", " + mine["adapter"] == name]
-            apart = np.linspace(-0.2, 0.2, len(here)) if len(here) > 1 else np.zeros(1)
-            _points(axes, here, "effect", place + apart, style, style.colour)
-        _name_rows(axes, [label(n, 34) for n in names])
+            points(axes, here, "effect", seed_places(place, len(here)), style, style.colour)
+        name_rows(axes, [label(n, 34) for n in names])
         axes.axvline(mine[mine["layers"] == "all"]["effect"].mean(), color=INK, lw=0.9, ls="--")
         axes.set_title(label(arm))
     axis_labels(cells, x=f"effect ({_unit(answer)})", y="")
@@ -140,8 +137,8 @@ def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Fig
         for scope, shift, fill in (("overall", -0.14, style.colour), ("within", 0.14, "white")):
             for place, name in enumerate(names):
                 here = mine[(mine["direction"] == name) & (mine["scope"] == scope)]
-                _points(axes, here, "correlation", np.full(len(here), place + shift), style, fill)
-        _name_rows(axes, [f"{label(n, 30)}{' (unreliable)' if n in weak else ''}" for n in names])
+                points(axes, here, "correlation", np.full(len(here), place + shift), style, fill)
+        name_rows(axes, [f"{label(n, 30)}{' (unreliable)' if n in weak else ''}" for n in names])
         axes.set_title(label(arm))
     axis_labels(cells, x="correlation (Pearson)", y="")
     keys = [
@@ -152,20 +149,3 @@ def monitoring(frame: pd.DataFrame, *, arms: Sequence[str] | None = None) -> Fig
     held = f"behaviour: {label(frame['score'].iloc[0])} · layer {frame['layer'].iloc[0]}, declared before"
     head(figure, title, held)
     return figure
-
-
-def _points(
-    axes: Any, rows: pd.DataFrame, column: str, places: Float[np.ndarray, " n"], style: ArmStyle, fill: str
-) -> None:
-    """A point and its interval for each row, at given heights."""
-    axes.errorbar(
-        numbers(rows, column), places, xerr=interval_bars(rows, column), fmt=style.marker, color=INK,
-        markersize=5, markerfacecolor=fill, elinewidth=1.1, capsize=2.5,
-    )  # fmt: skip
-
-
-def _name_rows(axes: Any, names: Sequence[str]) -> None:
-    """Names down the left side, the first on top, and a line at 0."""
-    axes.axvline(0, color=INK, lw=0.8)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.5)

@@ -1,5 +1,6 @@
 """Steps that hold two arms against each other: how much of a change is undone, how widely they lie, and what they do differently."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,7 @@ def undone(step: Step, bench: Bench, folder: Path) -> None:
     for captures in zip(*roles, strict=True):
         condition = captures[0].config["condition"]["condition"]
         for pooling in POOLINGS:
-            (base, questions), (against, _), (arm, _) = read = [
-                _read(bench, capture, pooling) for capture in captures
-            ]
-            for capture, (_, asked) in zip(captures, read, strict=True):
-                if asked != questions:
-                    raise GuardError(f"{capture.name}: its rows are not those of {captures[0].name}")
+            (base, against, arm), questions = _same_rows(bench, captures, pooling)
             found = share_undone(base, against, arm, questions)
             frames.append(pd.DataFrame({
                 **step.labels, "condition": condition, "pooling": pooling, "layer": np.arange(base.shape[1]),
@@ -44,9 +40,7 @@ def spread(step: Step, bench: Bench, folder: Path) -> None:
     layer, rows = step.config["layer"], []
     for against, arm in zip(step.inputs["against"], step.inputs["arm"], strict=True):
         for pooling in POOLINGS:
-            (other, questions), (own, asked) = (_read(bench, c, pooling, layer) for c in (against, arm))
-            if asked != questions:
-                raise GuardError(f"{arm.name}: its rows are not those of {against.name}")
+            (other, own), questions = _same_rows(bench, (against, arm), pooling, layer)
             found = spread_change(other, own, np.array(questions))
             changes = {k: v for name, change in found.items() for k, v in change.columns(f"d_{name}").items()}
             rows.append({
@@ -77,9 +71,16 @@ def _labelled(frame: pd.DataFrame, step: Step) -> pd.DataFrame:
     return frame.assign(**step.labels)[[*step.labels, *frame.columns]]
 
 
-def _read(
-    bench: Bench, capture: Step, pooling: str, layer: int | None = None
-) -> tuple[np.ndarray, list[str]]:
-    """A capture's rows, at all layers or one, and their questions."""
-    with bench.store(capture) as store:
-        return store.read(SITE, pooling, layer), list(store.rows.questions)
+def _same_rows(
+    bench: Bench, captures: Sequence[Step], pooling: str, layer: int | None = None
+) -> tuple[list[np.ndarray], list[str]]:
+    """The rows of several captures, at all layers or one, and the questions that they have in common."""
+    found: list[np.ndarray] = []
+    asked: list[list[str]] = []
+    for capture in captures:
+        with bench.store(capture) as store:
+            found.append(store.read(SITE, pooling, layer))
+            asked.append(list(store.rows.questions))
+        if asked[-1] != asked[0]:
+            raise GuardError(f"{capture.name}: its rows are not those of {captures[0].name}")
+    return found, asked[0]
