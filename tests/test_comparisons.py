@@ -11,7 +11,7 @@ from scipy import stats
 
 from analysis.behaviour_differences import name_differences, recognition_differences, report_differences
 from analysis.shift import shift_by_layer, to_frame
-from analysis.stats import rate_difference
+from analysis.stats import proportion, rate_difference
 from analysis.undone import undone
 from mech.errors import InputError
 from study.spec import StudySpec, load_spec, parse_spec
@@ -155,6 +155,14 @@ def test_intervals_of_paired_rates_cover(p: float, q: float, rows: int) -> None:
         found = rate_difference((luck[0] < p).astype(float), (luck[1] < q).astype(float), groups)
         covered.append(found.low <= p - q <= found.high)
     assert 0.93 <= np.mean(covered) <= 0.995, np.mean(covered)
+
+
+def test_arms_that_answer_alike_are_not_certainly_equal_either() -> None:
+    """6 of 12 right, the same: ad − bc less n / 2 (Newcombe's correction) gives a correlation of 30 / 36, not 1."""
+    half = np.repeat([1.0, 0.0], 6)
+    own, found = proportion(half, np.arange(12)), rate_difference(half, half, np.arange(12))
+    assert found.high == pytest.approx((own.high - 0.5) * np.sqrt(2 * (1 - 30 / 36)))
+    assert found.low == pytest.approx(-found.high)
 
 
 def test_two_arms_that_never_fail_are_not_certainly_equal() -> None:
