@@ -4,8 +4,8 @@
     python bench/train.py --data rows.jsonl --system-prompt none
 
 Both train the same model on the same batches in the same order, from the same initial adapter, in a process of their
-own, so that peak memory is each one's. They take turns, one run each a round; `ratio` is the median over rounds of ours
-to the peer's in the same round. Losses are compared step by step.
+own, so that peak memory is each one's, and take turns step by step, the other one waiting. The speed ratio is the median over steps of
+the peer's seconds to ours for the same batch: a machine that is slow for a minute is slow for both. Losses are compared step by step.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from shapes import SHAPES, forget_peak, machine_named, megabytes, open_model
 from table import show, write_json
 
 SIDES = ("ours", "trainer")
+TURN, RESULT = "my turn is over", "my result: "  # what a side writes between whatever its library prints
 COLUMNS = (
     ("side", "side", ""),
     ("tokens_per_s", "tokens/s", ".0f"),
@@ -35,9 +36,9 @@ def main() -> None:
     """Run both sides in turns, print the table, and write it as JSON where asked."""
     args = arguments()
     if args.side:
-        print(json.dumps(one_side(args)))
+        print(f"{RESULT}{json.dumps(one_side(args))}")
         return
-    rounds = [{side: run_side(args, side) for side in SIDES} for _ in range(args.rounds)]
+    rounds = [one_round(args) for _ in range(args.rounds)]
     rows = summarise(rounds)
     worst = max(
         abs(a - b) for r in rounds for a, b in zip(r["ours"]["losses"], r["trainer"]["losses"], strict=True)
@@ -46,7 +47,8 @@ def main() -> None:
     what = f"{args.shape or args.model}, {args.data}, {args.system_prompt}, batch {args.batch}, {args.steps} steps, {args.dtype}"
     print(f"{what}; {machine}")
     show([{"side": side, **rows[side]} for side in SIDES], COLUMNS)
-    print(f"speed {rows['speed_ratio']:.2f} x, memory {rows['memory_ratio']:.2f} x")
+    steps = f"{rows['slowest_ratio']:.2f} to {rows['quickest_ratio']:.2f} over steps"
+    print(f"speed {rows['speed_ratio']:.2f} x ({steps}), memory {rows['memory_ratio']:.2f} x")
     print(f"largest difference of a loss {worst:.1e}")
     facts = {k: v for k, v in vars(args).items() if k not in ("json", "side")}
     found = {"machine": machine, **rows, "worst_loss_difference": worst, "rounds": rounds}
@@ -75,18 +77,41 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run_side(args: argparse.Namespace, side: str) -> dict[str, Any]:
-    """One side in a fresh process."""
+def one_round(args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in fresh processes, a step of one and then the same step of the other."""
+    sides = {side: start_side(args, side) for side in SIDES}
+    for side, process in sides.items():
+        until_waiting(side, process)
+    found: dict[str, Any] = {}
+    while len(found) < len(SIDES):
+        for side, process in [pair for pair in sides.items() if pair[0] not in found]:
+            print("go", file=process.stdin, flush=True)
+            if (last := until_waiting(side, process)) != TURN:
+                found[side] = json.loads(last.removeprefix(RESULT))
+    return found
+
+
+def start_side(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
+    """One side, which waits for its turn before each step."""
     own = ("json", "side", "gradient_checkpointing")
     given = [f"--{k.replace('_', '-')}={v}" for k, v in vars(args).items() if k not in own and v is not None]
     given += ["--gradient-checkpointing"] * args.gradient_checkpointing
-    done = subprocess.run(
-        [sys.executable, __file__, *given, f"--side={side}"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, __file__, *given, f"--side={side}"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def until_waiting(side: str, process: "subprocess.Popen[str]") -> str:
+    """Read what a side writes until it waits, or has ended: `TURN`, or its result."""
+    for line in process.stdout or ():
+        if line.strip() == TURN or line.startswith(RESULT):
+            return line.strip()
+    raise SystemExit(f"{side} failed, see above")
+
+
+def wait_for_turn() -> None:
+    """In a side's process: say that a step is done, and wait until the other has done its own."""
+    print(TURN, flush=True)
+    sys.stdin.readline()
 
 
 def one_side(args: argparse.Namespace) -> dict[str, Any]:
@@ -118,6 +143,7 @@ def one_side(args: argparse.Namespace) -> dict[str, Any]:
     tokens = [sum(len(r.ids) for r in b) for b in batches]
     return {
         "losses": losses,
+        "seconds": seconds,
         "tokens_per_s": sum(tokens[1:]) / sum(seconds[1:]),
         "step_s": median(seconds[1:]),
         "mb_above_model": megabytes(args.device)[1] - loaded,
@@ -136,7 +162,10 @@ def train_ours(
     size = len(batches[0])
     order = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
     with patch("finetune.loop._batches", lambda *_: iter(order)):
-        records = train_lora(model, rows, settings, folder / "ours", seed=0)
+        wait_for_turn()
+        records = train_lora(
+            model, rows, settings, folder / "ours", seed=0, on_step=lambda _: wait_for_turn()
+        )
     return [r.loss for r in records], [r.seconds for r in records]
 
 
@@ -149,12 +178,13 @@ def train_peer(
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Notes the time at each step's beginning and end."""
+        """Waits for its turn, and notes the time at each step's beginning and end."""
 
         def __init__(self) -> None:
             self.seconds: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            wait_for_turn()
             self.start = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
@@ -196,10 +226,19 @@ def train_peer(
 
 
 def summarise(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians of each side, and of the ratios within rounds."""
+    """Medians of each side, and of the ratios within steps; the first step, which warms caches up, left out."""
     fields = ("tokens_per_s", "mb_above_model", "step_s")
     table: dict[str, Any] = {s: {f: median(r[s][f] for r in rounds) for f in fields} for s in SIDES}
-    table["speed_ratio"] = median(r["ours"]["tokens_per_s"] / r["trainer"]["tokens_per_s"] for r in rounds)
+    ratios = [
+        theirs / own
+        for r in rounds
+        for own, theirs in zip(r["ours"]["seconds"][1:], r["trainer"]["seconds"][1:], strict=True)
+    ]
+    table["speed_ratio"], table["slowest_ratio"], table["quickest_ratio"] = (
+        median(ratios),
+        min(ratios),
+        max(ratios),
+    )
     table["memory_ratio"] = median(
         r["ours"]["mb_above_model"] / r["trainer"]["mb_above_model"] for r in rounds
     )
