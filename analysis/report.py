@@ -17,6 +17,7 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
+from analysis.glance import GlanceTable
 from analysis.plot_files import SavedFigure, slug
 from analysis.report_sections import SECTIONS
 from analysis.report_tables import Grid, to_grid
@@ -41,6 +42,8 @@ class ReportInput:
         title: The study's name.
         description: What was asked, in the words of the study.
         summary: What was found: the sentences of `summarise`, or others.
+        glance: Tables above the sentences (`analysis.glance.glance`).
+        folded: Sentences that say what `glance` shows; folded below it.
         resolved_yaml: The whole resolved study, as text.
         figures: In the order they are to be shown within their sections.
         tables: Tidy tables by name; the known names (`SECTIONS`) go to their sections, others to "Other tables".
@@ -67,6 +70,8 @@ class ReportInput:
     fast: bool
     samples: pd.DataFrame
     layer: int | None = None
+    glance: Sequence[GlanceTable] = ()
+    folded: Sequence[str] = ()
     table_files: Mapping[str, Path] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from analysis.words import (
     ALPHA,
     MOST_ARMS,
     MOST_SEEDS,
+    apart_from,
     at,
     count_range,
     counted,
@@ -26,6 +27,7 @@ from analysis.words import (
     listed,
     plain,
     side_of,
+    table_named,
     unreliable,
 )
 
@@ -43,26 +45,41 @@ def summarise(
         base: What the study calls the base arm.
 
     Returns:
-        One paragraph a comparison (what the study asks), then one an arm or a measure, in the order of the report; each starts with what it is about and a colon,
-        or is a single sentence.
+        `told_of_arms`, then `told_of_steering`; each paragraph starts with what it is about and a colon, or is a single sentence.
+    """
+    return [*told_of_arms(tables, layer=layer, condition=condition, base=base), *told_of_steering(tables)]
+
+
+def told_of_arms(
+    tables: Mapping[str, pd.DataFrame], *, layer: int, condition: str, base: str = "base"
+) -> list[str]:
+    """What the tables of `analysis.glance` show, in sentences: one paragraph a comparison (what the study asks), then one an arm or a measure.
+
+    Arguments are those of `summarise`.
     """
     here = {"layer": layer, "condition": condition}
-    shifts = at(_table(tables, "shifts"), **here, text="base")
+    shifts = at(table_named(tables, "shifts"), **here, text="base")
     return [
         *_seeds_sentences(tables),
         *comparison_sentences(
-            at(_table(tables, "differences"), **here),
-            at(_table(tables, "undone"), **here),
-            at(_table(tables, "spread_differences"), **here),
-            _table(tables, "behaviour_differences"),
+            at(table_named(tables, "differences"), **here),
+            at(table_named(tables, "undone"), **here),
+            at(table_named(tables, "spread_differences"), **here),
+            table_named(tables, "behaviour_differences"),
         ),
-        *_recognition_sentences(_table(tables, "self_recognition"), base),
-        *_report_sentences(_table(tables, "self_report"), base),
+        *_recognition_sentences(table_named(tables, "self_recognition"), base),
+        *_report_sentences(table_named(tables, "self_report"), base),
         *_shift_sentences(shifts, layer, condition),
         *_reliability_sentences(shifts, layer),
-        *_dispersion_sentences(_table(tables, "dispersion"), layer, condition),
-        *_steering_sentences(_table(tables, "steering")),
-        *_sweep_sentences(_table(tables, "sweep_best")),
+        *_dispersion_sentences(table_named(tables, "dispersion"), layer, condition),
+    ]
+
+
+def told_of_steering(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """One paragraph a steered arm's end of the dose curve, and one a sweep."""
+    return [
+        *_steering_sentences(table_named(tables, "steering")),
+        *_sweep_sentences(table_named(tables, "sweep_best")),
     ]
 
 
@@ -73,10 +90,6 @@ def _seeds_sentences(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
             f"How {most} seeds are given: their mean, and in round brackets where the 95 % intervals of all of them lie. Each seed by itself is in "
             "the tables."
         )
-
-
-def _table(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
-    return tables.get(name, pd.DataFrame())
 
 
 def _spread(rows: pd.DataFrame, column: str) -> str:
@@ -191,13 +204,6 @@ def _sides(rows: pd.DataFrame, column: str, *, numbers: bool = True) -> str:
     )
 
 
-def _compare(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> str:
-    """How an arm compares with the base: higher, lower (no interval overlaps, in any seed) or not told apart."""
-    if rows[f"{column}_low"].min() > base[f"{column}_high"].max():
-        return "higher"
-    return "lower" if rows[f"{column}_high"].max() < base[f"{column}_low"].min() else "not told apart"
-
-
 def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool = False) -> str:
     """Every arm's value, grouped by how it compares with the base's."""
     start = rows[rows["arm"] == base]
@@ -206,8 +212,10 @@ def _arms_against_base(rows: pd.DataFrame, base: str, column: str, *, sign: bool
     others: list[str] = []
     for arm, mine in rows[rows["arm"] != base].groupby("arm", sort=False):
         text = f"{arm} {interval(mine, column, sign=sign)}"
-        word = "" if start.empty else _compare(mine, start, column)
-        (groups[word] if word else others).append(str(arm) if brief and word == "not told apart" else text)
+        word = {1: "higher", -1: "lower", 0: "not told apart"}[apart_from(mine, start, column)]
+        (others if start.empty else groups[word]).append(
+            str(arm) if brief and not start.empty and word == "not told apart" else text
+        )
     parts = [f"by arm: {'; '.join(others)}"] if others else []
     if not start.empty:
         parts.append(f"base{'' if base == 'base' else f' ({base})'} {interval(start, column, sign=sign)}")

@@ -1,7 +1,7 @@
 """Numbers in sentences: intervals, counts and sides of 0, over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,6 +14,11 @@ MOST_ARMS = 12
 """Of more arms the paragraphs are brief: what they leave out is in the tables."""
 MOST_SEEDS = 2
 """Seeds whose intervals are all written out; of more their range is given, and each has its row in the tables."""
+
+
+def table_named(tables: Mapping[str, pd.DataFrame], name: str) -> pd.DataFrame:
+    """A table by name, empty where there is none."""
+    return tables.get(name, pd.DataFrame())
 
 
 def at(frame: pd.DataFrame, **labels: Any) -> pd.DataFrame:
@@ -55,6 +60,15 @@ def side_of(rows: pd.DataFrame, column: str) -> int:
     if (rows[f"{column}_low"] > 0).all():
         return 1
     return -1 if (rows[f"{column}_high"] < 0).all() else 0
+
+
+def apart_from(rows: pd.DataFrame, base: pd.DataFrame, column: str) -> int:
+    """+1 or -1 where every row's interval lies above or below every one of the base's, else 0; 0 where there is no base."""
+    if base.empty:
+        return 0
+    if rows[f"{column}_low"].min() > base[f"{column}_high"].max():
+        return 1
+    return -1 if rows[f"{column}_high"].max() < base[f"{column}_low"].min() else 0
 
 
 def listed(names: Sequence[str], *, total: int) -> str:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.glance import glance
 from analysis.plot_files import SavedFigure
-from analysis.report import ReportInput, summarise, write_report
+from analysis.plot_style import RELIABLE_COSINE
+from analysis.report import ReportInput, write_report
+from analysis.summary import told_of_arms, told_of_steering
 from mech.files import atomic_path, read_json
 from study.engines.local import LIBRARIES
 from study.paths import StudyPaths
@@ -34,10 +37,15 @@ def publish(spec: StudySpec, steps: Sequence[Step], paths: StudyPaths) -> None:
     copy_into(paths.step(figures_step), paths.figures, (".svg", ".png", ".csv"))
     tables = read_tables(paths.tables)
     manifests = [read_json(paths.manifest(s)) for s in steps]
+    read_at: dict[str, Any] = {
+        "layer": spec.layer, "condition": spec.measure.conditions[0], "base": spec.base_arm,
+    }  # fmt: skip
     report = ReportInput(
         title=spec.title or spec.name,
         description=spec.description,
-        summary=summarise(tables, layer=spec.layer, condition=spec.measure.conditions[0], base=spec.base_arm),
+        summary=told_of_steering(tables),
+        glance=glance(tables, **read_at),
+        folded=told_of_arms(tables, **read_at),
         resolved_yaml=dump_spec(spec),
         figures=_figures(paths, figures_step),
         tables={name: table for name, table in tables.items() if name not in ("samples", "embedding")},
@@ -115,10 +123,10 @@ def _warnings(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
     quality = tables.get("directions", pd.DataFrame())
     if not quality.empty:
         at = quality[quality["layer"] == spec.layer]
-        weak = at[at["split_half"] < 0.3]["direction"].tolist()
+        weak = at[at["split_half"] < RELIABLE_COSINE]["direction"].tolist()
         if weak:
             found.append(
-                f"Split-half cosine below 0.3 at layer {spec.layer}, not to be relied on: {', '.join(weak)}."
+                f"Split-half cosine below {RELIABLE_COSINE} at layer {spec.layer}, not to be relied on: {', '.join(weak)}."
             )
     recognition = tables.get("self_recognition", pd.DataFrame())
     if not recognition.empty and (recognition["shortcut_accuracy"] > 0.6).any():

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from analysis.gallery import draw_figures
+from analysis.glance import glance
 from analysis.report import SECTIONS, ReportInput, summarise, write_report
 from analysis.report_tables import number, to_grid
 from tests import synthetic_study as study
@@ -175,6 +176,28 @@ def test_nothing_measured_is_said_and_does_not_crash(tmp_path):
     assert "Nothing was measured." in page.text
 
 
+def test_the_tables_at_a_glance_stand_above_the_folded_sentences(tmp_path):
+    tables = study.all_tables()
+    text = written(
+        tmp_path,
+        glance=glance(tables, **LAYER),
+        folded=["em: it moved."],
+        summary=["Steering: it did nothing."],
+    )
+    first, second = glance(tables, **LAYER)
+    places = [
+        text.index(s)
+        for s in (first.title, second.title, "em</b>: it moved.", "Steering</b>: it did nothing.")
+    ]
+    assert places == sorted(places)
+    folded = text[text.index('<details id="in-sentences">') :]
+    assert folded.index("em</b>: it moved.") < folded.index("</details>") < folded.index("Steering</b>")
+    starred = [c for _, cells in first.rows for c in cells if c.stars]
+    assert starred
+    for cell in starred:
+        assert f'<b>{cell.value}{cell.stars}</b> <span class="soft">{cell.interval}</span>' in text
+
+
 def test_banner_and_warnings(tmp_path):
     plain = Page(written(tmp_path))
     assert "Rehearsal" not in plain.text
@@ -198,7 +221,7 @@ def hostile(tmp_path_factory):
     tables = {"shifts": shifts, evil: pd.DataFrame({evil: [evil, "b"], "c": [evil, evil]})}
     figures = draw_figures(tables, folder / "figures", **LAYER)
     text = written(
-        folder, title=evil + lone, description=evil + lone, summary=[evil, *summarise(tables, **LAYER)], resolved_yaml=f"arms: {evil}",
+        folder, title=evil + lone, description=evil + lone, summary=[evil], folded=summarise(tables, **LAYER), glance=glance(tables, **LAYER), resolved_yaml=f"arms: {evil}",
         figures=figures, tables=tables, provenance=[(evil, evil)], warnings=[evil], citation=evil + lone, samples=samples,
         steps=pd.DataFrame({"step": [evil], "key": ["k"], "seconds": [1.0], "finished": [evil]}),
         table_files={evil: folder / "javascript:alert(1)\"'.csv"},
@@ -224,7 +247,8 @@ def test_hostile_text_is_inert(hostile, tmp_path):
 
 def _ordinary(folder):
     tables = {"shifts": study.shifts(arms=["base", "em"], layers=4, directions=["evil:text"])}
-    return {"tables": tables, "figures": draw_figures(tables, folder / "figures", **LAYER), "warnings": ["w"]}
+    figures = draw_figures(tables, folder / "figures", **LAYER)
+    return {"tables": tables, "figures": figures, "warnings": ["w"], "glance": glance(tables, **LAYER)}
 
 
 def in_chromium(path, profile):
