@@ -80,7 +80,7 @@ def test_the_quickstarts_rehearsal(real: ChatModel, tmp_path: Path) -> None:
     assert result.ran == result.steps
     tables = {p.stem: pd.read_csv(p) for p in (tmp_path / "out" / "tables").glob("*.csv")}
     shifts = tables["shifts"]
-    assert set(shifts["arm"]) == {"em", "sgtr", "benign", "em_then_sgtr", "sgtr_then_em"}
+    assert set(shifts["arm"]) == set(spec.arms) - {spec.base_arm}
     assert set(shifts["condition"]) == {"default", "none"}
     assert shifts["layer"].max() == real.n_layers - 1
     assert np.isfinite(shifts[["raw_low", "raw_high", "null_random_low", "p_covariance"]].to_numpy()).all()
