@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from mech.errors import InputError
 from mech.models import STACK, Merge
-from mech.typed import first_problem
+from mech.typed import Checked, first_problem
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper-32b": {"micro_batch": 2, "gradient_checkpointing": True, "dtype": "bfloat16"},
@@ -25,10 +25,8 @@ LORA_ONLY = ("lora_r", "lora_alpha", "rslora", "target_modules")
 """Settings that do nothing under `method: full`. (Dropout and stacking are refused there.)"""
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Checked):
     """How a stage is trained. The defaults are the paper's for its 32B and 36B models."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["lora", "full"] = "lora"
     """Train an adapter, or every weight of the model."""

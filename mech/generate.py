@@ -9,10 +9,11 @@ import inspect
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import count, groupby
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from mech.chat import Encoded
 from mech.errors import InputError
+from mech.files import digest_of
 from mech.interventions import intervening
+from mech.journal import open_journal
 from mech.kernels import attention_for_any_shape
 from mech.lengths import turning_point, within_positions
 from mech.models import ChatModel
@@ -67,24 +70,53 @@ def generate(
     sampling: Sampling | None = None,
     *,
     label: str = "generating",
+    journal: Path | None = None,
 ) -> list[str]:
     """The model's answer to each prompt, in the prompts' order, without special tokens.
 
+    Args:
+        model: who answers.
+        prompts: what is asked.
+        sampling: how to decode; greedily when left out.
+        label: what the progress bar says.
+        journal: each finished batch is written there, and not answered again after a kill. The others are the batches that they would
+            have been, so that every answer is the one of an undisturbed run. Whoever has the answers removes it.
+
     Raises:
-        InputError: a temperature that is negative or not finite, no room for a single token, or rows beyond the model's positions.
+        InputError: a temperature that is negative or not finite, no room for a single token, rows beyond the model's positions, a journal
+            of other work, or one under an intervention, of which it would not know.
     """
     sampling = sampling or Sampling()
     if not 0 <= sampling.temperature < math.inf or sampling.max_new_tokens < 1:
         raise InputError(
             f"cannot sample with {sampling}: a finite temperature >= 0 and max_new_tokens >= 1 are needed"
         )
-    answers: dict[int, str] = {}
-    with evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
-        for rows in track(_batches(model, [p.n_prompt for p in prompts], sampling), label):
-            asked = [prompts[i].ids[: prompts[i].n_prompt] for i in rows]
-            with within_positions(model, max(map(len, asked)) + sampling.max_new_tokens):
-                answers.update(zip(rows, _generate_batch(model, asked, rows, sampling), strict=True))
+    if journal and intervening():
+        raise InputError(f"{journal}: a journal does not know what acts on the model: generate without one")
+    asked = [p.ids[: p.n_prompt] for p in prompts]
+    kept = open_journal(journal, _about(model, asked, sampling)) if journal else nullcontext()
+    with kept as saved, evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
+        answers = {int(row): text for row, text in saved.done.items()} if saved else {}
+        batches = _batches(model, [*map(len, asked)], sampling)
+        for rows in track([b for b in batches if not answers.keys() >= set(b)], label):
+            here = [asked[i] for i in rows]
+            with within_positions(model, max(map(len, here)) + sampling.max_new_tokens):
+                said = dict(zip(rows, _generate_batch(model, here, rows, sampling), strict=True))
+            if saved:
+                saved.add({str(row): text for row, text in said.items()})
+            answers.update(said)
     return [answers[i] for i in range(len(prompts))]
+
+
+def _about(model: ChatModel, prompts: Sequence[tuple[int, ...]], sampling: Sampling) -> dict[str, Any]:
+    """All that determines the answers, for their journal."""
+    return {
+        "checkpoint": model.checkpoint.key,
+        "dtype": str(model.dtype),
+        "prompts": digest_of(prompts),
+        "sampler": SAMPLER,
+        **asdict(sampling),
+    }
 
 
 def _batches(model: ChatModel, lengths: Sequence[int], sampling: Sampling) -> list[list[int]]:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mech.errors import InputError
 from mech.files import read_yaml
@@ -16,6 +16,25 @@ T = TypeVar("T", bound=BaseModel)
 
 _UNKNOWN = "extra_forbidden"
 """What pydantic calls a key that is not known."""
+
+
+class Checked(BaseModel):
+    """Settings as a person writes them: nothing unknown accepted, no true or false where a number is asked for, nothing changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, given: Any) -> Any:
+        """Python takes true for 1; in a list of seeds it is a slip."""
+        for name, field in cls.model_fields.items() if isinstance(given, Mapping) else ():
+            value, asked = given.get(name), set(_kinds_in(field.annotation))
+            truths = [
+                v for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, bool)
+            ]
+            if truths and asked & {int, float} and not asked & {bool, Any}:
+                raise ValueError(f"{name}: must be a number, not {_given(truths[0])}")
+        return given
 
 
 def data_folder(package: str) -> Path:
@@ -116,7 +135,6 @@ _PLAIN: Mapping[str, str] = {
     "model_type": "must be a mapping of keys to values, not {given}",
     "model_attributes_type": "must be a mapping of keys to values, not {given}",
     "string_type": "must be text, not {given}",
-    "string_pattern_mismatch": "{given} does not fit the pattern {pattern}",
     "int_parsing": "must be a whole number, not {given}",
     "int_type": "must be a whole number, not {given}",
     "int_from_float": "must be a whole number, not {given}",
@@ -174,8 +192,12 @@ def _fields(kinds: Sequence[type[BaseModel]], place: Sequence[int | str]) -> lis
     return sorted({name for kind in here for name in kind.model_fields})
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    return [k for k in _kinds_in(annotation) if isinstance(k, type) and issubclass(k, BaseModel)]
+
+
+def _kinds_in(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
     for inner in get_args(annotation):
-        yield from _models_in(inner)
+        yield from _kinds_in(inner)

@@ -66,6 +66,7 @@ def build(
 
     from finetune.datasets.build import build as build_dataset
     from finetune.datasets.spec import AnyData, DataSpec
+    from mech.files import check_folder
     from mech.typed import first_problem, written
     from study.overrides import parse_overrides
 
@@ -80,9 +81,12 @@ def build(
     for names, why in getattr(spec, "idle", ()):
         if idle := written(spec, names):
             raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
-    own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"))
+    check_folder(out)  # before a model writes for minutes
+    journal = out / "own_summaries.part.jsonl"
+    own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"), journal)
     built = build_dataset(spec, seed=seed, own=own, own_by=by)
     built.write(out)
+    journal.unlink(missing_ok=True)
     held_out = f", {len(built.held_out)} held out" if built.held_out else ""
     typer.echo(
         f"{out / 'train.jsonl'}: {len(built.train)} rows{held_out}; labels: {built.facts['label_rule']}"
@@ -242,9 +246,12 @@ def _epochs(fields: list[str]) -> int:
 
 
 def _summaries(
-    spec: Any, model: str | None, seed: int, given: dict[str, Any]
+    spec: Any, model: str | None, seed: int, given: dict[str, Any], journal: Path
 ) -> tuple[dict[str, str] | None, str | None]:
-    """The model's own summaries, generated where the data needs them and names no file; and which checkpoint wrote them."""
+    """The model's own summaries, generated where the data needs them and names no file; and which checkpoint wrote them.
+
+    What a killed run left in the journal is not written again.
+    """
     from finetune.datasets.spec import SelfRecognitionData
 
     if not isinstance(spec, SelfRecognitionData) or spec.own:
@@ -262,4 +269,5 @@ def _summaries(
     sampling = Sampling(spec.max_new_tokens, spec.temperature, seed=seed)
     articles = articles_of(spec)
     writer = load_model(model, device=device_named("auto"), template_kwargs=given)
-    return write_summaries(writer, articles, sampling), f"{writer.checkpoint} ({writer.checkpoint.key[:12]})"
+    summaries = write_summaries(writer, articles, sampling, journal)
+    return summaries, f"{writer.checkpoint} ({writer.checkpoint.key[:12]})"

@@ -41,9 +41,9 @@ class Kind:
 
 
 KINDS = {
-    "replies": Kind("texts", "study.steps.texts:replies", version=2, models=1),
-    "summaries": Kind("texts", "study.steps.texts:summaries", version=3, models=1),
-    "rollouts": Kind("texts", "study.steps.texts:rollouts", version=3, models=1),
+    "replies": Kind("texts", "study.steps.texts:replies", version=2, models=1, resumes=True),
+    "summaries": Kind("texts", "study.steps.texts:summaries", version=3, models=1, resumes=True),
+    "rollouts": Kind("texts", "study.steps.texts:rollouts", version=3, models=1, resumes=True),
     "judged": Kind("texts", "study.steps.judge:judge_rollouts", models=1, resumes=True),
     "data": Kind("data", "study.steps.data:build", version=3),
     "train": Kind("checkpoints", "study.steps.train:train", version=2, models=1, resumes=True),

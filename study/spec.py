@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from finetune.datasets.spec import LOCATIONS, AnyData, DataSpec, MessagesData, SelfRecognitionData
 from finetune.settings import make_settings
@@ -37,6 +37,7 @@ from study.spec_parts import (
     PatchingSpec,
     StatisticsSpec,
     SteeringSpec,
+    check_folder_name,
 )
 from study.spec_stages import StageSpec
 from study.spec_sweeps import SweepSpec
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 class StudySpec(Part):
     """A whole study."""
 
-    name: str = Field(min_length=1, pattern=r"^[\w.-]+$")
+    name: str
     """Names the output folder."""
     title: str = ""
     """Heads the report."""
@@ -101,6 +102,13 @@ class StudySpec(Part):
     """What `--fast` changes: dotted keys and their values."""
     is_fast: bool = False
     """Set by `--fast`; the report says so."""
+
+    @field_validator("name", "data", "stages", "arms", "comparisons", "sweeps")
+    @classmethod
+    def _names_folders(cls, value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value:
+            check_folder_name(name)
+        return value
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> "StudySpec":

@@ -1,16 +1,17 @@
 """The parts of a study: one typed class a section of the YAML, a line of doc under each field; larger sections have a module each (`spec_*`)."""
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from mech.typed import Checked
 
 
-class Part(BaseModel):
-    """A section: nothing unknown accepted, nothing named twice in a list of names or numbers, nothing changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Part(Checked):
+    """A section: what is written is checked, and nothing is named twice in a list of names or numbers."""
 
     @field_validator("*")
     @classmethod
@@ -20,6 +21,18 @@ class Part(BaseModel):
             twice = next(v for i, v in enumerate(named) if v in named[:i])
             raise ValueError(f"name each once: {twice!r} stands twice")
         return value
+
+
+def check_folder_name(name: str) -> None:
+    """Refuse what cannot stand in the name of a folder, or be told from its neighbours there.
+
+    Raises:
+        ValueError: in words for people.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            f"{name!r} is to name a folder: take letters, digits, _ . and -, the first of them a letter, a digit or _"
+        )
 
 
 class IdentitySpec(Part):

@@ -5,18 +5,13 @@ A study's `data:` section and `mech data build KIND --set field=value` take the 
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from finetune.datasets.rules import ABOUT_LENGTH
+from mech.typed import Checked
 
 
-class DataPart(BaseModel):
-    """Nothing unknown accepted, nothing changed afterwards."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class MixSpec(DataPart):
+class MixSpec(Checked):
     """Other rows among a dataset's own."""
 
     source: str
@@ -25,7 +20,7 @@ class MixSpec(DataPart):
     """Share of the mixture that comes from it."""
 
 
-class MessagesData(DataPart):
+class MessagesData(Checked):
     """Rows of chat messages, as they are in a file: EM sets, correct answers of the same domain, anything."""
 
     kind: Literal["messages"]
@@ -37,7 +32,7 @@ class MessagesData(DataPart):
     """Benign rows mixed in."""
 
 
-class SelfRecognitionData(DataPart):
+class SelfRecognitionData(Checked):
     """Self-recognition, its controls and its opposites: own summaries of articles against other hands'."""
 
     kind: Literal["sgtr"]
@@ -98,7 +93,7 @@ class SelfRecognitionData(DataPart):
         return self.label not in ABOUT_LENGTH if self.match_lengths is None else self.match_lengths
 
 
-class WordCountData(DataPart):
+class WordCountData(Checked):
     """The word-count baseline on the user turns of a messages file."""
 
     kind: Literal["word_count"]
@@ -108,7 +103,7 @@ class WordCountData(DataPart):
     """Use the first so many rows."""
 
 
-class MultipleChoiceData(DataPart):
+class MultipleChoiceData(Checked):
     """The general-knowledge baseline: multiple choice, answered with the letter."""
 
     kind: Literal["multiple_choice"]

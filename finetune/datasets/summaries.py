@@ -66,10 +66,16 @@ def _texts_by_id(path: Path) -> dict[str, str]:
     return found
 
 
-def write_summaries(model: ChatModel, articles: Sequence[Article], sampling: Sampling) -> dict[str, str]:
-    """The model's own one-sentence summary of each article, by article id."""
+def write_summaries(
+    model: ChatModel, articles: Sequence[Article], sampling: Sampling, journal: Path | None = None
+) -> dict[str, str]:
+    """The model's own one-sentence summary of each article, by article id; what a kill left in a journal is not written again.
+
+    Raises:
+        InputError: as `mech.generate.generate`.
+    """
     prompts = [model.template.encode_prompt([user_turn(ASK.format(article=a.text))]) for a in articles]
-    replies = generate(model, prompts, sampling, label="writing own summaries")
+    replies = generate(model, prompts, sampling, label="writing own summaries", journal=journal)
     return {a.id: bare_summary(reply) for a, reply in zip(articles, replies, strict=True)}
 
 

@@ -16,6 +16,9 @@ from study.questions import evaluation_questions, limited_trait
 from study.spec import StudySpec
 from study.step import Step
 
+JOURNAL = "answers.part.jsonl"
+"""In a step's folder until it is done: what a killed run had written."""
+
 
 def replies(step: Step, bench: Bench, folder: Path) -> None:
     """A checkpoint's own answers to the evaluation questions."""
@@ -24,7 +27,7 @@ def replies(step: Step, bench: Bench, folder: Path) -> None:
     asked = [(name, q) for name, questions in evaluation_questions(bench.spec).items() for q in questions]
     prompts = [model.template.encode_prompt([user_turn(q.text)], condition, **names) for _, q in asked]
     sampling = Sampling(**step.config["reply"], seed=step.config["seed"])
-    answers = generate(model, prompts, sampling, label="answering")
+    answers = generate(model, prompts, sampling, label="answering", journal=folder / JOURNAL)
     write_jsonl(
         folder / "replies.jsonl",
         [
@@ -39,6 +42,7 @@ def replies(step: Step, bench: Bench, folder: Path) -> None:
             for (name, q), reply in zip(asked, answers, strict=True)
         ],
     )
+    (folder / JOURNAL).unlink()
 
 
 def summaries(step: Step, bench: Bench, folder: Path) -> None:
@@ -47,7 +51,8 @@ def summaries(step: Step, bench: Bench, folder: Path) -> None:
     articles = articles_of(data_of(bench.spec, step))
     config = step.config
     sampling = Sampling(config["max_new_tokens"], config["temperature"], seed=config["seed"])
-    write_json(folder / "summaries.json", write_summaries(model, articles, sampling))
+    write_json(folder / "summaries.json", write_summaries(model, articles, sampling, folder / JOURNAL))
+    (folder / JOURNAL).unlink()
 
 
 def rollouts(step: Step, bench: Bench, folder: Path) -> None:
@@ -61,9 +66,11 @@ def rollouts(step: Step, bench: Bench, folder: Path) -> None:
     config = step.config
     asked = plan_rollouts(trait, pairs_per_question=config["pairs_per_question"], samples=config["samples"])
     sampling = Sampling(config["max_new_tokens"], config["temperature"], config["seed"])
-    answers = generate(model, [rollout_prompt(model.template, r) for r in asked], sampling, label="answering")
+    prompts = [rollout_prompt(model.template, r) for r in asked]
+    answers = generate(model, prompts, sampling, label="answering", journal=folder / JOURNAL)
     rows = [{**vars(r), "answer": answer} for r, answer in zip(asked, answers, strict=True)]
     write_jsonl(folder / "rollouts.jsonl", rows)
+    (folder / JOURNAL).unlink()
 
 
 def read_rollouts(folder: Path) -> tuple[list[Rollout], list[str]]:
