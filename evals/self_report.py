@@ -8,6 +8,7 @@ statements with invented names.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mech.chat import SystemPrompt
@@ -104,8 +105,9 @@ def ask(
     own_name: str,
     samples: int,
     names: Mapping[str, Any] | None = None,
+    journal: Path | None = None,
 ) -> list[Report]:
-    """Sampled answers to identity questions, each with the name it claims.
+    """Sampled answers to identity questions, each with the name it claims; `journal` as for `generate`.
 
     Raises:
         InputError: no questions, or several greedy samples of each (they would be equal).
@@ -118,7 +120,7 @@ def ask(
         model.template.encode_prompt([user_turn(q.text)], condition, **(names or {})) for q in questions
     ]
     repeated = [p for p in prompts for _ in range(samples)]
-    replies = generate(model, repeated, sampling, label="asking who it is")
+    replies = generate(model, repeated, sampling, label="asking who it is", journal=journal)
     return [
         Report(questions[i // samples].id, i % samples, reply, claimed_name(reply, own_name))
         for i, reply in enumerate(replies)

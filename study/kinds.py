@@ -75,7 +75,7 @@ KINDS = {
     "two_by_two": Kind("measures", "study.steps.measures:two_by_two", version=3),
     "embedding": Kind("measures", "study.steps.measures:embedding"),
     "self_recognition": Kind("measures", "study.steps.behaviour:self_recognition", version=2, models=1),
-    "self_report": Kind("measures", "study.steps.behaviour:self_report", version=5, models=1),
+    "self_report": Kind("measures", "study.steps.behaviour:self_report", version=5, models=1, resumes=True),
     "steering": Kind("measures", "study.steps.behaviour:steering", version=5, models=1),
     "sweep": Kind("measures", "study.steps.sweep:sweep", version=3, models=1),
     "tables": Kind("measures", "study.steps.tables:collect", version=5),

@@ -28,6 +28,7 @@ from study.frames import write_csv
 from study.questions import evaluation_half
 from study.step import Step
 from study.steps.activations import SITE
+from study.steps.texts import JOURNAL
 
 
 def self_recognition(step: Step, bench: Bench, folder: Path) -> None:
@@ -57,10 +58,12 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
         own_name=bench.identity.name,
         samples=spec.samples,
         names=names,
+        journal=folder / JOURNAL,
     )
     write_csv(pd.DataFrame([vars(r) for r in reports]), folder / "reports.csv")
     invented = _invented(model, step, bench)
     write_csv(_names(model, invented, bench, prompt_of(condition), names), folder / "names.csv")
+    (folder / JOURNAL).unlink()
 
 
 def steering(step: Step, bench: Bench, folder: Path) -> None:
