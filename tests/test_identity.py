@@ -1,6 +1,8 @@
 """Identity directions: contrasts that differ in one thing, planted truths told apart, agreement only where there is any."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from probes.self_report import load_reports, self_report_contrast
 from study.base import find_base
 from study.plan import make_plan
 from study.spec import load_spec
+from study.steps.activations import questions_of
 from tests.tiny_study import save_model, some_directions, write_study
 
 TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
@@ -292,3 +295,32 @@ def test_a_planted_change_of_spread_is_covered_and_none_is_none() -> None:
     same = spread_change(base, base + 3, asked, benign=base)
     for interval in same.values():
         assert interval.estimate == pytest.approx(0, abs=1e-9)
+
+
+def test_intervals_of_spread_cover_where_rows_of_a_question_are_alike() -> None:
+    """24 questions of four rows, two of which are the question's own: rows as units are sure too often, questions are not."""
+    rng, by_question, by_row = np.random.default_rng(4), 0, 0
+    asked = np.repeat(np.arange(24), 4)
+    for _ in range(80):
+        base, tuned = (
+            (rng.standard_normal((24, 6)) * size)[asked] + 0.2 * rng.standard_normal((96, 6))
+            for size in (1.0, np.sqrt(1.5))
+        )
+        truth = np.log((1.5 + 0.04) / (1 + 0.04))
+        for questions in (asked, np.arange(96)):
+            change = spread_change(base, tuned, questions)["log_trace"]
+            held = change.low <= truth <= change.high
+            by_question, by_row = (
+                by_question + (held and questions is asked),
+                by_row + (held and questions is not asked),
+            )
+    assert by_question >= 70, by_question
+    assert by_row <= 64, by_row
+
+
+def test_questions_of_two_sets_with_one_id_are_two() -> None:
+    rows = SimpleNamespace(questions=["q1", "q2", "q1", "q1"])
+    store: Any = SimpleNamespace(
+        rows=rows, metadata={"sets": ["trait:evil", "trait:evil", "trait:kind", "trait:kind"]}
+    )
+    assert questions_of(store) == ["trait:evil/q1", "trait:evil/q2", "trait:kind/q1", "trait:kind/q1"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from activations.capture import Note, Reading, capture_into
-from activations.store import Rows, ShardWriter, WriterOptions
+from activations.store import ActivationStore, Rows, ShardWriter, WriterOptions
 from finetune.datasets.rows import read_jsonl
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
@@ -124,6 +124,12 @@ def write_capture(
         options=WriterOptions(notes=reading.columns),
     ) as writer:
         capture_into(writer, model, encoded, reading)
+
+
+def questions_of(store: ActivationStore) -> list[str]:
+    """The question of each row of a capture, named within its set: two prompt sets or traits may both have a `q1`, which are two questions."""
+    sets = store.metadata["sets"]
+    return [f"{name}/{question}" for name, question in zip(sets, store.rows.questions, strict=True)]
 
 
 def _text_rows(step: Step, bench: Bench, template: ChatTemplate) -> list[ContrastRow]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.behaviour_differences import name_differences, recognition_differences, report_differences
-from analysis.dispersion import spread_change
+from analysis.dispersion import spread, spread_change
+from analysis.stats import Interval
 from analysis.undone import undone as share_undone
 from mech.errors import GuardError
 from study.bench import Bench
 from study.frames import stacked, write_csv
 from study.step import Step
-from study.steps.activations import SITE
+from study.steps.activations import SITE, questions_of
 
 POOLINGS = ("prompt_last", "response_mean")
 
@@ -35,19 +37,41 @@ def undone(step: Step, bench: Bench, folder: Path) -> None:
     write_csv(stacked(frames), folder / "undone.csv")
 
 
-def spread(step: Step, bench: Bench, folder: Path) -> None:
+def dispersion(step: Step, bench: Bench, folder: Path) -> None:
+    """Spread of an arm's activations at the declared layer under every condition, beside the base's and the benign control's."""
+    layer, rows = step.config["layer"], []
+    roles = [step.inputs[role] for role in ("base", "tuned", "benign") if step.inputs[role]]
+    for captures in zip(*roles, strict=True):
+        for pooling in POOLINGS:
+            (base, tuned, *benign), questions = _same_rows(bench, captures, pooling, layer)
+            now, before = spread(tuned), spread(base)
+            changes = spread_change(base, tuned, np.array(questions), benign=benign[0] if benign else None)
+            rows.append({
+                **_place(step, captures[0], pooling, questions), "trace": now.trace, "trace_base": before.trace,
+                "participation": now.participation, "entropy_rank": now.entropy_rank, **_changes(changes),
+            })  # fmt: skip
+    write_csv(pd.DataFrame(rows), folder / "dispersion.csv")
+
+
+def spread_differences(step: Step, bench: Bench, folder: Path) -> None:
     """How much wider or narrower an arm's activations lie than the other's, at the declared layer, under every condition."""
     layer, rows = step.config["layer"], []
     for against, arm in zip(step.inputs["against"], step.inputs["arm"], strict=True):
         for pooling in POOLINGS:
             (other, own), questions = _same_rows(bench, (against, arm), pooling, layer)
-            found = spread_change(other, own, np.array(questions))
-            changes = {k: v for name, change in found.items() for k, v in change.columns(f"d_{name}").items()}
-            rows.append({
-                **step.labels, "condition": arm.config["condition"]["condition"], "pooling": pooling, "layer": layer,
-                "n_questions": len(set(questions)), **changes,
-            })  # fmt: skip
+            changes = _changes(spread_change(other, own, np.array(questions)))
+            rows.append({**_place(step, arm, pooling, questions), **changes})
     write_csv(pd.DataFrame(rows), folder / "spread_differences.csv")
+
+
+def _place(step: Step, capture: Step, pooling: str, questions: Sequence[str]) -> dict[str, Any]:
+    condition = capture.config["condition"]["condition"]
+    at = {"condition": condition, "pooling": pooling, "layer": step.config["layer"]}
+    return {**step.labels, **at, "n_questions": len(set(questions))}
+
+
+def _changes(found: dict[str, Interval]) -> dict[str, Any]:
+    return {k: v for name, change in found.items() for k, v in change.columns(f"d_{name}").items()}
 
 
 def behaviour(step: Step, bench: Bench, folder: Path) -> None:
@@ -80,7 +104,7 @@ def _same_rows(
     for capture in captures:
         with bench.store(capture) as store:
             found.append(store.read(SITE, pooling, layer))
-            asked.append(list(store.rows.questions))
+            asked.append(questions_of(store))
         if asked[-1] != asked[0]:
             raise GuardError(f"{capture.name}: its rows are not those of {captures[0].name}")
     return found, asked[0]

@@ -1,4 +1,4 @@
-"""Steps that ask whether identity directions are one thing, and how widely a checkpoint's activations spread."""
+"""The step that asks whether identity directions are one thing."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.dispersion import spread, spread_change
 from analysis.family import Apart, Member, Part, cosines, transfer, verdicts
-from mech.errors import GuardError
 from probes.adjusted import Taken, clean, refitting
 from probes.contrast import ContrastArrays
 from probes.crossfit import cross_fit, cross_fit_adjusted
@@ -16,7 +14,6 @@ from probes.direction import Direction
 from study.bench import Bench
 from study.frames import write_csv
 from study.step import Step
-from study.steps.activations import SITE
 from study.steps.adjust import evaluation_scores, read_contrast, read_taken
 
 
@@ -83,35 +80,3 @@ def _adjusted(
 
 def _part(rows: ContrastArrays) -> Part:
     return Part(rows.activations[:, 0], rows.signs, rows.questions)
-
-
-def dispersion(step: Step, bench: Bench, folder: Path) -> None:
-    """Spread of an arm's activations under every condition, beside the base's and the benign control's."""
-    layer, rows = step.config["layer"], []
-    benign = step.inputs["benign"] or (None,) * len(step.inputs["base"])
-    for base, tuned, control in zip(step.inputs["base"], step.inputs["tuned"], benign, strict=True):
-        for pooling in ("prompt_last", "response_mean"):
-            h_base, questions = _read(bench, base, pooling, layer)
-            h_tuned, same = _read(bench, tuned, pooling, layer)
-            if same != questions:
-                raise GuardError(f"{tuned.name}: its rows are not those of {base.name}")
-            h_benign = _read(bench, control, pooling, layer)[0] if control else None
-            now, before = spread(h_tuned), spread(h_base)
-            row = {
-                **step.labels, "condition": base.config["condition"]["condition"],
-                "pooling": pooling, "layer": layer, "n_questions": len(set(questions)), "trace": now.trace,
-                "trace_base": before.trace, "participation": now.participation, "entropy_rank": now.entropy_rank,
-            }  # fmt: skip
-            for name, change in spread_change(h_base, h_tuned, np.array(questions), benign=h_benign).items():
-                row |= {
-                    f"d_{name}": change.estimate,
-                    f"d_{name}_low": change.low,
-                    f"d_{name}_high": change.high,
-                }
-            rows.append(row)
-    write_csv(pd.DataFrame(rows), folder / "dispersion.csv")
-
-
-def _read(bench: Bench, capture: Step, pooling: str, layer: int) -> tuple[np.ndarray, list[str]]:
-    with bench.store(capture) as store:
-        return store.read(SITE, pooling, layer), list(store.rows.ids)

@@ -18,7 +18,7 @@ from probes.direction import Direction
 from study.bench import Bench
 from study.frames import write_csv
 from study.step import Step
-from study.steps.activations import SITE
+from study.steps.activations import SITE, questions_of
 from study.steps.adjust import read_contrast
 from study.steps.paraphrases import paraphrased
 
@@ -197,7 +197,7 @@ def _read(
     with bench.store(capture) as store:
         sets = enumerate(store.metadata["sets"])
         rows = [i for i, name in sets if asked == (name if name.startswith("trait:") else PROMPT_SETS)]
-        every = store.rows.questions
+        every = questions_of(store)
         questions = [every[i] for i in rows]
         if like is not None and questions != list(like):
             raise GuardError(f"{capture.name}: its rows are not those it is compared with")
