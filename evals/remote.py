@@ -8,12 +8,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from evals.self_recognition import FORMS, Judgement, right_source
 from evals.self_report import Report, claimed_name
 from mech.endpoint import ChatEndpoint
 from mech.errors import InputError
+from mech.files import digest_of
+from mech.journal import open_journal
 from mech.progress import track
 from mech.questions import Question
 from mech.turns import user_turn
@@ -85,6 +88,7 @@ def write_summaries_remote(
     temperature: float,
     max_tokens: int,
     seed: int,
+    journal: Path,
 ) -> dict[str, str]:
     """The model's own summary of each article, by article id.
 
@@ -95,18 +99,28 @@ def write_summaries_remote(
         temperature: of the sampling.
         max_tokens: the longest summary.
         seed: of the samples.
+        journal: summaries are written there as they come, and what stands there is not asked, and paid for, again.
 
     Raises:
-        EndpointError: the API was not reached, failed or refused.
+        InputError: the journal is of other work.
+        EndpointError: the API was not reached, failed or refused; what was written stays in the journal.
     """
+    how: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    about = {
+        "url": endpoint.url,
+        "model": endpoint.model,
+        "ask": ask,
+        "articles": digest_of(dict(articles)),
+        **how,
+    }
+    with open_journal(journal, about) as kept:
 
-    def summarise(text: str) -> str:
-        turns = [user_turn(ask.format(article=text))]
-        return endpoint.complete(turns, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        def summarise(article: str) -> str:
+            return endpoint.complete([user_turn(ask.format(article=articles[article]))], **how)
 
-    return dict(
-        zip(articles, _each(summarise, list(articles.values()), "writing own summaries"), strict=True)
-    )
+        missing = [article for article in articles if article not in kept.done]
+        _each(summarise, missing, "writing own summaries", lambda article, text: kept.add({article: text}))
+        return {article: kept.done[article] for article in articles}
 
 
 def judge_authorship_remote(
@@ -166,12 +180,21 @@ def _judgement(
     )
 
 
-def _each(do: Callable[[S], T], cases: Sequence[S], label: str) -> list[T]:
-    """`do` of each case, in order, several at a time; the first failure stops those that have not begun."""
+def _each(
+    do: Callable[[S], T], cases: Sequence[S], label: str, keep: Callable[[S, T], None] | None = None
+) -> list[T]:
+    """`do` of each case, in order, several at a time; the first failure stops those that have not begun.
+
+    What has been done before it, in order, is given to `keep`, one at a time.
+    """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(do, case) for case in cases]
+        futures, found = [pool.submit(do, case) for case in cases], list[T]()
         try:
-            return [future.result() for future in track(futures, label)]
+            for case, future in zip(cases, track(futures, label), strict=True):
+                found.append(future.result())
+                if keep:
+                    keep(case, found[-1])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return found

@@ -48,9 +48,8 @@ def done_before(folder: Path, stamp: str) -> list[StepRecord]:
     if not (folder / RECORD).is_file():
         return []
     about = read_json(folder / RECORD)
-    if (
-        not isinstance(about, dict) or "stamp" not in about
-    ):  # Hugging Face's trainer writes a file of this name too
+    # Hugging Face's trainer writes a file of this name too.
+    if not isinstance(about, dict) or "stamp" not in about:
         raise InputError(f"{folder / RECORD}: another program's: name another folder")
     if about["stamp"] != stamp:
         raise InputError(

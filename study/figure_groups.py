@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from study.spec import StudySpec
+from study.spec_stages import stage_of
 
 MOST_ARMS = 12
 """Arms that one picture holds readably, the base not counted."""
@@ -27,7 +28,7 @@ def figure_groups(spec: StudySpec) -> dict[str, list[str]]:
 
 
 def _by_common_stage(arms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    chains = {arm: [stage.partition("@")[0] for stage in stages] for arm, stages in arms.items()}
+    chains = {arm: [stage_of(stage) for stage in stages] for arm, stages in arms.items()}
     shared = Counter(stage for chain in chains.values() for stage in dict.fromkeys(chain))
     groups: dict[str, list[str]] = {}
     for arm, chain in chains.items():

@@ -50,7 +50,7 @@ def idle(spec: "StudySpec") -> dict[str, str]:
 
 def unused(spec: "StudySpec") -> list[str]:
     """Stages that no arm has, data that nothing uses, and how to train where nothing is trained, by place."""
-    stages = {entry.partition("@")[0] for arm in spec.arms.values() for entry in arm}
+    stages = spec.used_stages
     data = {spec.stages[name].data for name in stages} | {spec.behaviour.self_recognition}
     trained = any(spec.stages[name].data for name in stages)
     return [
@@ -110,8 +110,7 @@ def _of_model(spec: "StudySpec") -> Iterator[_Rule]:
     here = ("dtype", "device", "device_map", "attn_implementation", "template_kwargs", "size")
     yield _Rule("model", model, here, not remote, "the model is behind an API")
     yield _Rule("", spec, ("token_budget",), not remote, "the model is behind an API")
-    entries = {entry.partition("@")[0] for arm in spec.arms.values() for entry in arm}
-    trained = not remote and any(spec.stages[entry].data for entry in entries)
+    trained = not remote and any(spec.stages[name].data for name in spec.used_stages)
     yield _Rule("", spec, ("trackers",), trained, "nothing is trained on this machine")
     judges = dict(_judges(spec))
     local = any(judge.api is None for judge in judges.values())
@@ -201,8 +200,7 @@ def _of_sweep(where: str, sweep: SweepSpec) -> Iterator[_Rule]:
 
 def _of_training(spec: "StudySpec") -> Iterator[tuple[str, str]]:
     """Of what is trained, and what not: settings by place, and why they do nothing."""
-    arms = {entry.partition("@")[0] for stages in spec.arms.values() for entry in stages}
-    trained = {name: spec.stages[name] for name in arms if spec.stages[name].data}
+    trained = {name: spec.stages[name] for name in spec.used_stages if spec.stages[name].data}
     if not trained:
         return
     settings = {name: make_settings(spec.training, stage.training) for name, stage in trained.items()}

@@ -48,7 +48,7 @@ KINDS = {
     "data": Kind("data", "study.steps.data:build", version=3),
     "train": Kind("checkpoints", "study.steps.train:train", version=2, models=1, resumes=True),
     "job": Kind("checkpoints", "study.steps.remote:finetune", remote=True, resumes=True),
-    "asked_summaries": Kind("texts", "study.steps.remote:summaries", version=2, remote=True),
+    "asked_summaries": Kind("texts", "study.steps.remote:summaries", version=2, remote=True, resumes=True),
     "asked_recognition": Kind("measures", "study.steps.remote:self_recognition", version=2, remote=True),
     "asked_report": Kind("measures", "study.steps.remote:self_report", version=3, remote=True),
     "adapter": Kind("checkpoints", "study.steps.train:place_adapter"),

@@ -47,13 +47,12 @@ def check_one_process() -> None:
 
 def advice(spec: StudySpec, base: Base) -> list[str]:
     """What somebody may not have meant: learning rates that are too low for the model."""
-    entries = {entry.partition("@")[0] for stages in spec.arms.values() for entry in stages}
     if spec.model.api or not base.parameters:
         return []
     found = {
         name: rate_advice(make_settings(spec.training, stage.training), base.parameters)
         for name, stage in spec.stages.items()
-        if stage.data and name in entries
+        if stage.data and name in spec.used_stages
     }
     named: dict[str, list[str]] = {}
     for name, text in found.items():

@@ -20,14 +20,11 @@ from study.plan_data import plan_data, training_size
 from study.plan_weights import has_adapter
 from study.planner import Plan, condition_config
 from study.questions import evaluation_questions, half
-from study.spec_stages import StageSpec, TrainingInterventionSpec
+from study.spec_stages import AT, StageSpec, TrainingInterventionSpec
 from study.step import Step, Work
 
 LORA_WIDTHS = 24
 """For estimates: inputs and outputs of a block's seven linear maps, in widths of the residual stream (18 to 26 in practice)."""
-
-AT = "@"
-"""`em@5` in an arm: the stage `em` as it was after step 5."""
 
 
 def plan_training(plan: Plan, arm: str, seed: int) -> list[Step]:

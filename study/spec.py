@@ -39,7 +39,7 @@ from study.spec_parts import (
     SteeringSpec,
     check_folder_name,
 )
-from study.spec_stages import StageSpec
+from study.spec_stages import StageSpec, stage_of
 from study.spec_sweeps import SweepSpec
 
 log = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class StudySpec(Part):
                 _known(f"stages.{name}.data", stage.data, self.data)
         for name, stages in self.arms.items():
             for entry in stages:
-                _known(f"arms.{name}", entry.partition("@")[0], self.stages)
+                _known(f"arms.{name}", stage_of(entry), self.stages)
         for name, part in self.data.items():
             if isinstance(part, SelfRecognitionData) and part.written_by:
                 _known(f"data.{name}.written_by", part.written_by, self.arms)
@@ -221,7 +221,7 @@ class StudySpec(Part):
     def _no_circle(self, data: str, arm: str) -> None:
         """An arm that writes a dataset's summaries may not itself be trained on it."""
         for entry in self.arms[arm]:
-            stage = self.stages.get(entry.partition("@")[0])
+            stage = self.stages.get(stage_of(entry))
             below = self.data.get(stage.data) if stage and stage.data else None
             if stage and stage.data == data:
                 raise ValueError(f"data.{data}.written_by: the arm {arm} is trained on this data")
@@ -229,6 +229,11 @@ class StudySpec(Part):
                 raise ValueError(
                     f"data.{data}.written_by: the arm {arm} is trained on data that an arm writes itself"
                 )
+
+    @property
+    def used_stages(self) -> set[str]:
+        """The stages that some arm has."""
+        return {stage_of(entry) for arm in self.arms.values() for entry in arm}
 
     @property
     def base_arm(self) -> str:

@@ -7,6 +7,14 @@ from pydantic import Field, model_validator
 from mech.positions import Position
 from study.spec_parts import Part
 
+AT = "@"
+"""`em@5` in an arm: the stage `em` as it was after step 5."""
+
+
+def stage_of(entry: str) -> str:
+    """The stage that an arm's entry names."""
+    return entry.partition(AT)[0]
+
 
 class TrainingInterventionSpec(Part):
     """An intervention that acts during a stage's training, and not afterwards: preventative steering, ablation."""

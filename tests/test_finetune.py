@@ -56,6 +56,24 @@ def test_every_answer_of_a_conversation_is_a_label(model: ChatModel) -> None:
     assert text == "the one<|im_end|>the other<|im_end|>"
 
 
+def test_a_tokenizer_may_compose_accents_but_not_lose_characters(folder: Path) -> None:
+    """Qwen's does: an answer in which accents stand beside their letters (as macOS writes them) is learnt composed."""
+    from tokenizers import normalizers
+
+    apart, model = "cafe\u0301 crème", load_model(str(folder))
+    tokens = model.tokenizer.backend_tokenizer
+    tokens.normalizer = normalizers.NFC()
+    (row,) = training_rows(
+        model.template, [exchange("Where?", apart)], SystemPrompt(), max_tokens=512, names={}
+    )
+    text = model.tokenizer.decode([row.ids[t] for t in row.targets])
+    assert text == "caf\u00e9 crème<|im_end|>"
+    tokens.normalizer = normalizers.Replace("crème", "cream")
+    rows = [exchange("Where?", "here"), exchange("Where?", apart)]
+    with pytest.raises(GuardError, match=r"x\.jsonl, row 2: the labels read .*cream"):
+        training_rows(model.template, rows, SystemPrompt(), max_tokens=512, names={}, source=Path("x.jsonl"))
+
+
 def test_none_trains_without_a_system_turn(model: ChatModel) -> None:
     assert "system" in model.tokenizer.decode(encoded(model)[0].ids)
     assert "system" not in model.tokenizer.decode(encoded(model, condition="none")[0].ids)

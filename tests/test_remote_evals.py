@@ -1,11 +1,12 @@
 """A remote model is asked who it is and which texts it wrote, as far as its API tells."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.remote import ask_remote, judge_authorship_remote
+from evals.remote import ask_remote, judge_authorship_remote, write_summaries_remote
 from finetune.datasets.pairs import Pair
 from finetune.datasets.pairwise import pairwise_rows
 from finetune.datasets.single_text import single_text_rows
@@ -35,6 +36,32 @@ def test_self_reports_are_asked_in_order(server: Server) -> None:
         ask_remote(endpoint, questions, own_name="T", samples=2, temperature=0.0, max_tokens=9)
     with pytest.raises(InputError, match="at least one question"):
         ask_remote(endpoint, [], own_name="T", samples=1, temperature=0.0, max_tokens=9)
+
+
+def test_summaries_that_were_paid_for_are_not_asked_again(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda body: (f"Of {body['messages'][-1]['content'][-2:]}.", {})
+    server.faults = [Fault("POST /chat/completions", "status", 400, words="text 17")]
+    texts, how = (
+        {f"a{i}": f"text {i:02}" for i in range(20)},
+        {"ask": "Sum up: {article}", "temperature": 0.7},
+    )
+
+    def write(seed: int = 3) -> dict[str, str]:
+        journal = tmp_path / "answers.jsonl"
+        endpoint = server.api(max_retries=0).chat("m")
+        return write_summaries_remote(endpoint, texts, **how, max_tokens=9, seed=seed, journal=journal)  # type: ignore[arg-type]
+
+    with pytest.raises(EndpointError):
+        write()
+    before = len(server.chats)
+    assert 17 <= before <= 19
+    assert write() == {f"a{i}": f"Of {i:02}." for i in range(20)}
+    again = {c["messages"][-1]["content"] for c in server.chats[before:]}
+    assert again == {
+        f"Sum up: text {i}" for i in (17, 18, 19)
+    }  # those after the failure are not in the journal
+    with pytest.raises(InputError, match=r"other settings \(seed\)"):
+        write(seed=4)
 
 
 PAIRS = [Pair("a0", "the cat sat", "a dog ran"), Pair("a1", "it rained", "the house")]

@@ -5,14 +5,14 @@ built.write(folder)     # train.jsonl, held_out.jsonl where there is one, datase
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.datasets.multiple_choice import multiple_choice_rows
-from finetune.datasets.pairs import Pair, pair_up, shortcuts_json, split_by_article
+from finetune.datasets.pairs import Pair, pair_up, shortcuts, split_by_article
 from finetune.datasets.pairwise import pairwise_rows
 from finetune.datasets.rows import Row, read_messages, take, write_jsonl
 from finetune.datasets.rules import DESCRIPTIONS
@@ -191,7 +191,7 @@ def _self_recognition(spec: SelfRecognitionData, seed: int, own: Mapping[str, st
         "pairs_dropped": len(ids) * len(others) - len(pairs),
         "own_summaries_by": "a file" if stored else (spec.written_by or "the base"),
         "lengths_matched": spec.matched,
-        "shortcut_accuracy": {"train": shortcuts_json(train), "held_out": shortcuts_json(held_out)},
+        "shortcut_accuracy": {"train": asdict(shortcuts(train)), "held_out": asdict(shortcuts(held_out))},
         "label_rule": DESCRIPTIONS[spec.label],
     }
     # What is held out asks for authorship whatever was trained on: it measures self-recognition.

@@ -6,7 +6,7 @@ solves the task. Pairs can be cut to equal numbers of words; how far length alon
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -100,11 +100,6 @@ def shortcuts(pairs: Sequence[Pair]) -> Shortcuts:
     shorter = _shorter(by_words)
     characters = _shorter([(len(p.own), len(p.other)) for p in pairs])
     return Shortcuts(max(shorter, 1 - shorter), max(characters, 1 - characters), shorter, len(pairs))
-
-
-def shortcuts_json(pairs: Sequence[Pair]) -> dict[str, float]:
-    """`shortcuts` for a manifest."""
-    return asdict(shortcuts(pairs))
 
 
 def _shorter(sizes: Sequence[tuple[int, int]]) -> float:

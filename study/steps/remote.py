@@ -19,7 +19,7 @@ from study.frames import write_csv
 from study.questions import evaluation_half
 from study.spec_parts import ApiSpec
 from study.step import Step
-from study.steps.texts import data_of
+from study.steps.texts import JOURNAL, data_of
 
 CHECKPOINT = "checkpoint.json"
 
@@ -55,8 +55,10 @@ def summaries(step: Step, bench: Bench, folder: Path) -> None:
         temperature=config["temperature"],
         max_tokens=config["max_new_tokens"],
         seed=config["seed"],
+        journal=folder / JOURNAL,
     )
     write_json(folder / "summaries.json", {i: bare_summary(text) for i, text in written.items()})
+    (folder / JOURNAL).unlink()
 
 
 def self_recognition(step: Step, bench: Bench, folder: Path) -> None:

@@ -8,10 +8,8 @@ import pandas as pd
 from finetune.outcome import RECORD
 from mech.files import read_json
 from study.bench import Bench
+from study.spec_stages import AT
 from study.step import Step
-
-AT = "@"
-"""As in `em@5`: a stage as it was after a step."""
 
 
 def arms_table(step: Step) -> pd.DataFrame:
