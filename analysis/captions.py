@@ -37,7 +37,7 @@ _NOTES: dict[str, tuple[str, str]] = {
     "comparison_differences": (
         (
             "The arm's projection minus the other arm's on the same text, in SD of the base's projection over texts. Diamond: the base, "
-            "where nothing would be left of the other arm's own shift. Grey names: unreliable directions (split-half below 0.3)"
+            "where nothing would be left of the other arm's own shift (none where that is the base). Grey names: unreliable directions (split-half below 0.3)"
         ),
         f"{_BOOTSTRAP}. Grey bars: the middle 95 % of differences along random unit directions",
     ),
@@ -53,7 +53,8 @@ _NOTES: dict[str, tuple[str, str]] = {
         "The arm's value minus the other arm's, on the same articles, questions and self-statements",
         (
             "95 % intervals: Newcombe's for paired rates at the effective sample size (accuracy, own-name rate), jackknife (distinct "
-            "names, entropy), studentised bootstrap or CR2 t, the wider (the rest), clustered by article or question. 0: no difference"
+            "names, entropy; none where every reply claims the same), studentised bootstrap or CR2 t, the wider (the rest), clustered by "
+            "article or question. 0: no difference"
         ),
     ),
     "dispersion_by_condition": (
@@ -152,8 +153,8 @@ _NOTES: dict[str, tuple[str, str]] = {
     ),
     "direction_quality": (
         (
-            "Split-half cosine: the median cosine between the directions from two halves of the questions, the ceiling of "
-            "any cosine with it. AUROC: on questions held out from the fit"
+            "Split-half cosine: the median cosine between the directions from two halves of the questions: how far to "
+            "believe a direction. AUROC: on questions held out from the fit"
         ),
         "Bars: 95 % interval of the AUROC",
     ),

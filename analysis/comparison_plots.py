@@ -25,8 +25,10 @@ from analysis.plot_frame import (
     panels,
 )
 from analysis.plot_rows import name_rows, points, seed_places
-from analysis.plot_style import FAINT, GREY, INK, RELIABLE_COSINE, ArmStyle, arm_styles, arms_in, styled
+from analysis.plot_style import FAINT, GREY, INK, RELIABLE_COSINE, ArmStyle, arms_in, styled
 from analysis.plot_table import directions_in, need, numbers, select, single
+
+DASHES = ("-", "--", "-.", ":")
 
 
 @styled
@@ -37,7 +39,7 @@ def comparison_differences(
 
     One panel a comparison, directions down the axis, a point a seed with its interval. Grey: where random directions fall (the widest
     over seeds). Diamond: where the base lies, as the other arm's own shift with its sign changed (mean over seeds): a difference
-    that reaches it leaves nothing of that shift. Names of directions that are not reliable are grey.
+    that reaches it leaves nothing of that shift; none where the other arm is the base. Names of directions that are not reliable are grey.
 
     Args:
         frame: The `differences` table.
@@ -66,8 +68,12 @@ def comparison_differences(
     axis_labels(cells, x="difference (SD of the base's projection)", y="")
     keys: list[Any] = [
         Patch(color=FAINT, lw=0, label="random directions, 95 %"),
-        Line2D([], [], color=INK, ls="", marker="D", mfc="none", markersize=5, label="the base (nothing left of the other arm's shift)"),
-    ]  # fmt: skip
+    ]
+    if not all(map(_from_base, compared.values())):
+        label_of_base = "the base (nothing left of the other arm's shift)"
+        keys.append(
+            Line2D([], [], color=INK, ls="", marker="D", mfc="none", markersize=5, label=label_of_base)
+        )
     key(figure, keys, columns=2)
     head(figure, title, held_fixed(rows))
     return figure
@@ -81,39 +87,48 @@ def _difference_panel(axes: Any, rows: pd.DataFrame, names: Sequence[str], style
         low, high = (mine[f"null_random_{end}"] / mine["base_sd"] for end in ("low", "high"))
         axes.barh(place, high.max() - low.min(), left=low.min(), height=0.7, color=FAINT, lw=0, zorder=0)
         points(axes, mine, "sd", seed_places(place, len(mine)), style, style.colour)
-        axes.plot(-mine["before_sd"].mean(), place, ls="", marker="D", mfc="none", mec=INK, markersize=5)
+        if not _from_base(rows):
+            axes.plot(-mine["before_sd"].mean(), place, ls="", marker="D", mfc="none", mec=INK, markersize=5)
     name_rows(axes, [label(d, 34) for d in names])
     axes.grid(visible=False, axis="y")
 
 
+def _from_base(rows: pd.DataFrame) -> bool:
+    """Whether the other arm is the base, which is nowhere shifted from itself."""
+    return bool((rows["before_sd"] == 0).all())
+
+
 @styled
-def undone_by_layer(frame: pd.DataFrame, *, condition: str, layer: int | None = None) -> Figure:
+def undone_by_layer(
+    frame: pd.DataFrame, *, condition: str, layer: int | None = None, arms: Sequence[str] | None = None
+) -> Figure:
     """How much of the other arm's change an arm lacks, and how far from the base it ends, against the layer.
 
     One row of panels a pooling: the share undone on the left (1: back beside the base, 0: nothing undone), the distance from the base
-    over the other arm's on the right. A line a seed with its interval, a colour a comparison; gaps are layers at which the change itself
-    is not told apart from none.
+    over the other arm's on the right. A line a seed with its interval, in the arm's colour, dashed where an earlier comparison has the
+    same arm; gaps are layers at which the change itself is not told apart from none.
 
     Args:
         frame: The `undone` table.
         condition: System prompt condition.
         layer: The layer declared before the run; marked by a vertical line where given.
+        arms: The study's arms, for colours.
     """
     title = "Is the change undone? Share of the way back to the base, layer by layer"
     rows = select(frame, condition=condition)
     if rows.empty:
         return not_measured(title)
     poolings, compared = list(dict.fromkeys(rows["pooling"])), _comparisons(rows)
-    styles = arm_styles([*compared], base="")
+    styles, dashes = arms_in(rows, arms), _dashes(compared)
     figure, cells = panels(2 * len(poolings), columns=2, sharex=True, size=(4.2, 2.6))
     keys = {}
     for place, (pooling, column) in enumerate((p, c) for p in poolings for c in ("undone", "distance")):
         axes = cells[place]
         for name, mine in compared.items():
-            style = styles[name]
-            keys[name] = Line2D([], [], color=style.colour, label=_named(name, mine))
+            style = styles[str(mine["arm"].iloc[0])]
+            keys[name] = Line2D([], [], color=style.colour, ls=dashes[name], label=_named(name, mine))
             for _, line in mine[mine["pooling"] == pooling].sort_values("layer").groupby("seed"):
-                axes.plot(line["layer"], line[column], color=style.colour, lw=1.5)
+                axes.plot(line["layer"], line[column], color=style.colour, ls=dashes[name], lw=1.5)
                 low, high = (numbers(line, f"{column}_{end}") for end in ("low", "high"))
                 axes.fill_between(line["layer"], low, high, color=style.colour, alpha=0.2, lw=0)
         what = "share undone" if column == "undone" else "distance from the base / the other arm's"
@@ -126,6 +141,12 @@ def undone_by_layer(frame: pd.DataFrame, *, condition: str, layer: int | None = 
     key(figure, [*keys.values(), *layer_key(layer)], columns=3)
     head(figure, title, f"system prompt: {label(condition, 40)} · text read by all: the base's replies")
     return figure
+
+
+def _dashes(compared: dict[str, pd.DataFrame]) -> dict[str, str]:
+    """A line style for each comparison: those of one arm differ, since they share its colour."""
+    arms = [str(mine["arm"].iloc[0]) for mine in compared.values()]
+    return {name: DASHES[arms[:i].count(arms[i]) % len(DASHES)] for i, name in enumerate(compared)}
 
 
 def _room(rows: pd.DataFrame, column: str) -> tuple[float, float]:

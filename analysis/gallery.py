@@ -139,7 +139,7 @@ def _comparison_drawings(
         options = {"layer": layer, "condition": condition, "arms": arms}
         yield "comparison_differences", "comparison_differences", rows, plots.comparison_differences, options
     if not (rows := _rows(tables, "undone", condition=condition)).empty:
-        options = {"layer": layer, "condition": condition}
+        options = {"layer": layer, "condition": condition, "arms": arms}
         yield "undone_by_layer", "undone_by_layer", rows, plots.undone_by_layer, options
     if not (rows := _rows(tables, "behaviour_differences")).empty:
         yield (

@@ -123,8 +123,8 @@ _QUALITY = (
 def direction_quality(frame: pd.DataFrame, *, layer: int | None = None) -> Figure:
     """How far the directions can be trusted, by layer: reliability, held-out separation, relative size.
 
-    A row of panels for personas and one for identity. Left, split-half cosine: the ceiling of every cosine with
-    this direction (below 0.3: unreliable). Middle, AUROC on held-out questions with its interval. Right, norm
+    A row of panels for personas and one for identity. Left, split-half cosine: how far to believe the
+    direction (below 0.3: unreliable). Middle, AUROC on held-out questions with its interval. Right, norm
     over the mean activation's norm.
 
     Args:
@@ -174,9 +174,9 @@ def _quality_row(cells: list[Any], frame: pd.DataFrame, styles: dict[str, ArmSty
             else:
                 axes.plot(mine["layer"], mine[column], **look)
     half, auroc, norm = cells
-    half.axhspan(min(0.0, float(frame["split_half"].min())), RELIABLE_COSINE, color="#F2F2F2", zorder=0)
+    half.axhspan(-1.1, RELIABLE_COSINE, color="#F2F2F2", zorder=0)
     half.text(0.02, 0.02, "unreliable below 0.3", transform=half.transAxes, color="#555555", fontsize=8)
-    half.set_ylim(top=1.03)
+    half.set_ylim(min(0.0, float(frame["split_half"].min())) - 0.04, 1.03)
     auroc.axhline(0.5, color=INK, lw=0.9, ls="--")
     auroc.set_ylim(top=1.03)
     norm.set_ylim(bottom=0)

@@ -79,5 +79,5 @@ KINDS = {
     "steering": Kind("measures", "study.steps.behaviour:steering", version=5, models=1),
     "sweep": Kind("measures", "study.steps.sweep:sweep", version=3, models=1),
     "tables": Kind("measures", "study.steps.tables:collect", version=5),
-    "figures": Kind("measures", "study.steps.figures:draw", version=4),
+    "figures": Kind("measures", "study.steps.figures:draw", version=5),
 }

@@ -351,3 +351,28 @@ def test_the_family_matrices_show_numbers_and_who_agrees():
     assert placed[3, 0] == "0.20\u2212"  # direction 3 on contrast 0, and not the other way round
     assert placed[0, 3] == "0.50"
     assert len(cells) == len(frame)
+
+
+def test_held_against_the_base_no_diamond_is_drawn():
+    frame = study.differences()
+    from_base = frame["comparison"] == "prevention"
+    frame.loc[from_base, ["before_sd", "before_sd_low", "before_sd_high"]] = 0.0
+
+    def diamonds(of):
+        figure = plots.comparison_differences(of, layer=15, condition="none", arms=study.ARMS)
+        told = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
+        drawn = [sum(line.get_marker() == "D" for line in axes.get_lines()) for axes in figure.axes]
+        return drawn, any("the base" in text for text in told)
+
+    assert diamonds(frame) == ([len(study.DIRECTIONS), 0], True)
+    assert diamonds(frame[from_base]) == ([0], False)
+
+
+def test_a_share_undone_has_its_arms_colour_and_a_second_one_of_the_arm_is_dashed():
+    frame = study.undone()
+    again = frame[frame["comparison"] == "reversal"].assign(comparison="beyond_control", against="benign")
+    figure = plots.undone_by_layer(pd.concat([frame, again]), condition="none", layer=15, arms=study.ARMS)
+    styles = arm_styles(study.ARMS)
+    lines = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()[:3]]
+    reversal, prevention = (styles[arm].colour for arm in ("em_then_sgtr", "sgtr_then_em"))
+    assert lines == [(reversal, "-"), (prevention, "-"), (reversal, "--")]
