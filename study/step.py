@@ -51,7 +51,7 @@ class Step:
     """One node of the plan."""
 
     kind: str
-    """Which function runs it (`study.steps.KINDS`)."""
+    """Which function runs it (`study.kinds.KINDS`)."""
     name: str
     """What a person calls it; unique within the plan."""
     config: Mapping[str, Any]
