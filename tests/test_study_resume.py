@@ -16,6 +16,7 @@ from study.engines import local
 from study.run import run_study
 from study.spec import load_spec
 from study.step import Step
+from study.steps.texts import JOURNAL
 from tests.conftest import MadeOnce
 from tests.forks import FORKS
 from tests.tiny_study import STUDY, changed_copy, steps_of, tables
@@ -130,6 +131,7 @@ def test_a_full_disk_loses_nothing(
         with pytest.raises(local.StepFailedError, match=r"replies/base.*No space left"):
             run_study(spec, out)
     assert not list(out.rglob("manifest.json"))
-    assert not list(out.rglob(".*.part"))
+    assert len([*out.rglob(f".*.part/{JOURNAL}")]) == 1  # what was answered is not answered again
     run_study(spec, out)
+    assert not list(out.rglob(".*.part"))
     assert_same_tables(out, small_finished)
