@@ -94,6 +94,25 @@ def test_parts_that_are_not_what_the_block_adds_are_refused(name: str, model: Ch
         other.hf(input_ids=torch.tensor([[5, 6]]))
 
 
+def test_gemma_4_differs_from_hugging_face_by_rounding_alone(model: ChatModel) -> None:
+    """Its attention multiplies scores by 1 over heads of 512: rounding grows as in no other architecture, on both sides alike."""
+    from transformers import Gemma4TextConfig
+
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    single = made(Gemma4TextConfig(**GROUPED, sliding_window=8, layer_types=kinds), model)
+    double = ChatModel(copy.deepcopy(single.hf).double(), model.tokenizer, model.checkpoint)
+    rows = conversations(single, 4)
+    ours, exact = (capture(m, rows, poolings=["tokens"])["resid_post", "tokens"] for m in (single, double))
+    for i, row in enumerate(rows):
+        for layer, (theirs, true) in enumerate(
+            zip(blocks_output(single, row), blocks_output(double, row), strict=True)
+        ):
+            scale = float(true.abs().max())
+            assert np.abs(exact[i][:, layer] - true.numpy()).max() <= 1e-6 * scale
+            rounding = float((theirs - true).abs().max())
+            assert np.abs(ours[i][:, layer] - true.numpy()).max() <= 3 * rounding + 1e-6 * scale
+
+
 def test_streams_and_heads_that_differ_are_refused(model: ChatModel) -> None:
     from transformers import Gemma3nTextConfig
 
