@@ -214,7 +214,10 @@ def _seeds_differ(tables: Mapping[str, pd.DataFrame], names: Sequence[str]) -> b
 
 def _laid_out(title: str, corner: str, measures: Measures, *, several_seeds: bool) -> GlanceTable:
     """Arms or comparisons side by side, or one below the other where they are many."""
-    items = list(dict.fromkeys(name for cells in measures.values() for name in cells))
+    fullest = sorted(
+        measures.values(), key=len, reverse=True
+    )  # a measure that some lack does not say their order
+    items = list(dict.fromkeys(name for cells in fullest for name in cells))
     legend = (
         f"In brackets {'where the 95 % intervals of all seeds lie, behind their mean' if several_seeds else 'the 95 % interval'}. "
         "Along a direction, * says that the interval excludes 0 and random directions do not show as much (p < .05), ** that directions with the "

@@ -95,6 +95,14 @@ def test_comparisons_say_what_they_compare_and_what_they_undid():
     assert {m for m in measures for label, _ in table.rows if f"difference in {m}" in label} == measures
 
 
+def test_a_comparison_without_a_share_undone_keeps_its_place():
+    both = study.differences()
+    (table,) = at_a_glance(differences=both, undone=study.undone(names=("prevention",)))
+    assert [name.partition(":")[0] for name in table.header[1:]] == ["reversal", "prevention"]
+    _, cells = row(table, "share of the other arm's change undone at prompt_last")
+    assert cells["reversal: em_then_sgtr − em"] == Cell()
+
+
 def test_an_interval_that_is_not_known_is_said_to_be_so_and_a_missing_number_is_a_blank():
     rows = study.behaviour_differences(names=("reversal", "prevention"))
     measure = rows["measure"].iloc[0]
