@@ -14,7 +14,7 @@ from finetune.fused_norm import fused_norms
 from finetune.labels import TrainingRow
 from finetune.settings import TrainSettings
 from finetune.state import StepRecord
-from finetune.targets import check_reached, say_what_stays, unfit
+from finetune.targets import check_in_memory, check_reached, say_what_stays, unfit
 from finetune.team import Team
 from finetune.training import Trainable, TrainOptions, checkpointing, train
 from mech.checkpoint import write_parent
@@ -120,6 +120,7 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
         raise InputError(f"target_modules {targets}: {error}") from error
     say_what_stays(model)
     try:
+        check_in_memory(adapted)
         if not isinstance(targets, str):
             check_reached(adapted, ADAPTER)
         if settings.shard:

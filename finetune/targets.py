@@ -28,6 +28,18 @@ def unfit(model: ChatModel) -> list[str] | None:
     return [*routers, *past] or None
 
 
+def check_in_memory(adapted: Any) -> None:
+    """Refuse a fresh adapter on maps that are offloaded: it lies where their placeholders do, and holds nothing.
+
+    Raises:
+        InputError: some of what is to be trained lies on torch's device `meta`.
+    """
+    if any(p.is_meta for p in adapted.parameters() if p.requires_grad):
+        raise InputError(
+            "layers that are offloaded cannot be trained on: give `device_map` or `max_memory` room to hold them in memory"
+        )
+
+
 def check_reached(adapted: Any, name: str) -> None:
     """Refuse targets whose adapters would train nothing, or act only in part.
 

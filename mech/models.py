@@ -20,7 +20,7 @@ from mech.errors import GuardError, InputError
 from mech.extras import require
 from mech.fetch import read_gguf
 from mech.modes import evaluating
-from mech.pretrained import load_config, load_tokenizer, load_weights
+from mech.pretrained import input_device, load_config, load_tokenizer, load_weights
 from mech.resolve import resolve
 from mech.stacks import merged, merged_by_map, merges_by_map, stacked
 
@@ -94,7 +94,7 @@ class ChatModel:
     @property
     def device(self) -> torch.device:
         """Where inputs go: the device of the embedding."""
-        return torch.device(self.causal.get_input_embeddings().weight.device)
+        return input_device(self.causal.get_input_embeddings())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,7 +129,7 @@ class ChatModel:
         """
         self.check_head()
         head: Any = self.causal.get_output_embeddings()
-        logits: Tensor = head(hidden.to(head.weight.device))
+        logits: Tensor = head(hidden.to(input_device(head)))
         return self._after_head.apply(logits) if self._after_head else logits
 
     def check_head(self) -> None:
@@ -169,7 +169,7 @@ class ChatModel:
             expected = self.causal(input_ids=probe, use_cache=False).logits.float()
             hidden = self.decoder(input_ids=probe, use_cache=False).last_hidden_state
             head = self.causal.get_output_embeddings()
-            plain = head(hidden.to(head.weight.device))
+            plain = head(hidden.to(input_device(head)))
         found = {
             way: float((way.apply(plain).float() - expected).abs().max()) for way in _ways_after_head(text)
         }

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mech.modes import evaluating, training
+from mech.pretrained import input_device
 
 
 def used_past(causal: nn.Module, maps: Mapping[str, nn.Module], *, in_training: bool) -> list[str]:
@@ -33,7 +34,7 @@ def used_past(causal: nn.Module, maps: Mapping[str, nn.Module], *, in_training: 
     weights = {name: weight for name, m in maps.items() if (weight := _weight(m)) is not None}
     if not weights:
         return []
-    watch = _Watch(set(weights.values()))
+    watch = _Watch({weight: _tensor(maps[name]) for name, weight in weights.items()})
     with ExitStack() as stack:
         for name, weight in weights.items():
             before, after = watch.calls_of(weight)
@@ -46,14 +47,20 @@ def used_past(causal: nn.Module, maps: Mapping[str, nn.Module], *, in_training: 
 
 def _weight(module: Any) -> int | None:
     """Which tensor a module's weight is, an adapter or not around it; None where it has none of that name."""
+    weight = _tensor(module)
+    return None if weight is None else id(weight)
+
+
+def _tensor(module: Any) -> Tensor | None:
     weight = getattr(getattr(module, "base_layer", module), "weight", None)
-    return id(weight) if isinstance(weight, Tensor) else None
+    return weight if isinstance(weight, Tensor) else None
 
 
 class _Watch(TorchFunctionMode):
     """Sees every operation of torch's, and notes which weights have a part in one while nobody calls their map."""
 
-    def __init__(self, weights: set[int]) -> None:
+    def __init__(self, weights: Mapping[int, Tensor | None]) -> None:
+        """Keep the weights themselves: offloading puts others in their place, and a tensor that nobody holds gives its id to the next."""
         super().__init__()
         self.found: set[int] = set()
         self._weights = weights
@@ -92,7 +99,7 @@ def _flat(values: tuple[Any, ...] | list[Any]) -> Iterator[Any]:
 @torch.no_grad()
 def _run(causal: Any, *, in_training: bool) -> None:
     size = causal.config.get_text_config().vocab_size
-    ids = torch.arange(3, 8, device=causal.get_input_embeddings().weight.device).unsqueeze(0) % size
+    ids = torch.arange(3, 8, device=input_device(causal.get_input_embeddings())).unsqueeze(0) % size
     with evaluating(causal):
         causal(input_ids=ids, use_cache=False)
     if in_training:

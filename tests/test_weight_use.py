@@ -13,7 +13,9 @@ from activations.capture import capture
 from finetune.lora import train_lora
 from mech.adapters import linear_maps
 from mech.errors import InputError
+from mech.generate import Sampling, generate
 from mech.models import ChatModel, load_model
+from mech.score import response_logprobs
 from mech.weight_use import used_past
 from tests.architectures import SHAPE, WIDE, made
 from tests.plain_hooks import assert_close, conversations
@@ -129,3 +131,33 @@ def test_a_map_that_nothing_comes_to_is_told_of(
     caplog.clear()
     train_lora(model, encoded(model), SETTINGS, tmp_path / "b", seed=0)
     assert "still zero" not in caplog.text
+
+
+@pytest.fixture
+def on_disk(model: ChatModel, tmp_path: Path) -> ChatModel:
+    """Every layer on disk, brought to the CPU to compute."""
+    model.hf.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    return load_model(
+        str(tmp_path / "model"), device_map={"": "disk"}, offload_folder=str(tmp_path / "offloaded")
+    )
+
+
+def test_offloaded_weights_are_not_taken_for_others(on_disk: ChatModel, model: ChatModel) -> None:
+    """What is put in a weight's place for a while must not get its id: it would be left out of trainings unseen."""
+    assert {p.device.type for p in on_disk.hf.parameters()} == {"meta"}
+    assert found(on_disk) == []
+    rows = conversations(model, 3)
+    here, there = (capture(m, rows)["resid_post", "prompt_last"] for m in (model, on_disk))
+    assert_close(there, here)
+    for a, b in zip(response_logprobs(on_disk, rows), response_logprobs(model, rows), strict=True):
+        torch.testing.assert_close(a, b)
+    sampling = Sampling(max_new_tokens=4)
+    assert generate(on_disk, rows, sampling) == generate(model, rows, sampling)
+
+
+def test_a_training_on_offloaded_weights_is_refused(on_disk: ChatModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="offloaded cannot be trained on"):
+        train_lora(on_disk, encoded(on_disk), SETTINGS, tmp_path / "adapter", seed=0)
+    assert not any("lora" in name for name, _ in on_disk.hf.named_parameters())
+    assert not list(tmp_path.glob("adapter/*.safetensors"))
