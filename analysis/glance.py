@@ -137,7 +137,7 @@ def _comparisons(tables: Mapping[str, pd.DataFrame], here: Mapping[str, Any]) ->
         found[f"distance left at {pooling} (the other arm's is 1, n = {n})"] = left
     found |= _along_directions(at(along, **here), "comparison", "difference along")
     for pooling, mine in _each(at(spread, **here), "pooling"):
-        label = f"difference in spread at {pooling} (log trace)"
+        label = f"difference in spread at {pooling} (log trace, n = {counted(mine['n_questions'].min(), 'question')})"
         found[label] = _cells(mine, "comparison", "d_log_trace", signed, _excludes_zero("d_log_trace"))
     for measure, mine in _each(behaviour, "measure"):
         unit = mine["unit"].iloc[0]
