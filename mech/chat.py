@@ -46,6 +46,12 @@ class Encoded:
         }
         return whose | {name: (start, stop) for name, start, stop in self.marked}
 
+    def until(self, end: int) -> "Encoded":
+        """The row without its tokens from `end` on; `text` and marked spans stay those of the whole row."""
+        n_prompt = min(self.n_prompt, end)
+        n_response = min(self.n_response, end - n_prompt)
+        return replace(self, ids=self.ids[:end], n_prompt=n_prompt, n_response=n_response)
+
 
 class ChatTemplate:
     """A tokenizer's chat template, understood.
