@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.rows import read_messages
+from finetune.datasets.rows import placed_messages
 from finetune.labels import training_rows
 from finetune.settings import TrainSettings
 from finetune.stages import trainer
@@ -28,9 +28,8 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
     )
     data, condition = bench.folder(step.inputs["data"][0]) / "train.jsonl", step.config["condition"]
     prompt, limit, names = prompt_of(condition), settings.max_tokens, bench.names(condition)
-    encoded = training_rows(
-        model.template, read_messages(data), prompt, max_tokens=limit, names=names, source=data
-    )
+    rows, places = placed_messages(data)
+    encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names, places=places)
     acting = [
         _intervention(spec, bench.direction(direction))
         for spec, direction in zip(step.config["interventions"], step.inputs["directions"], strict=True)
