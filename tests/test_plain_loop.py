@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from finetune.datasets.rows import write_jsonl
+from finetune.labels import training_rows
+from finetune.loss import summed_loss
 from finetune.settings import make_settings
 from finetune.stages import run_stage
-from mech.models import load_model
+from mech.chat import SystemPrompt
+from mech.interventions import Add, intervene
+from mech.models import ChatModel, load_model
+from mech.packed_attention import packed_attention
+from mech.positions import Position
 from mech.quiet import quiet_peft
 from tests.tiny_training import weights
 
@@ -108,3 +114,36 @@ def test_uneven_conversations_are_a_plain_loop(
     assert ours.keys() == adapter.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, adapter[name], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "prompt_last", "response"])
+def test_steering_finds_its_tokens_in_conversations(
+    model: ChatModel, vector: Tensor, positions: Position
+) -> None:
+    """Several answers a row, packed, shared and padded: against a hook of our own on each row by itself."""
+    model.check_head()
+    end, block, expected = model.tokenizer.convert_tokens_to_ids("<|im_end|>"), model.blocks[1], 0.0
+    for ids, learnt in (by_hand(model.tokenizer, turns) for turns in CONVERSATIONS):
+        places = {
+            "all": list(range(len(ids))),
+            "prompt": [t for t in range(len(ids)) if t not in learnt],
+            "prompt_last": [t - 1 for t in learnt if t - 1 not in learnt],
+            "response": [t for t in learnt if ids[t] != end],
+        }[positions]
+        added = torch.zeros(len(ids), 1)
+        added[places] = 1.0
+        handle = block.register_forward_hook(lambda _m, _i, out, added=added: out + added * vector)
+        with torch.no_grad():
+            said = model.hf(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        handle.remove()
+        expected -= sum(float(said[t - 1, ids[t]]) for t in learnt)
+    rows = [{"messages": turns} for turns in CONVERSATIONS]
+    encoded = training_rows(model.template, rows, SystemPrompt(), max_tokens=900, names={})
+    for packed, share in ((True, True), (True, False), (False, True)):
+        with (
+            torch.no_grad(),
+            packed_attention(model),
+            intervene(model, Add(vector, [1], positions=positions)),
+        ):
+            ours = float(summed_loss(model, encoded, packed=packed, share=share))
+        assert ours == pytest.approx(expected, rel=1e-5)
