@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune.datasets.build import build
+from finetune.datasets.check import check_rows, read_template
 from finetune.datasets.multiple_choice import multiple_choice_rows
 from finetune.datasets.rows import exchange, read_jsonl, read_messages
 from finetune.datasets.spec import MessagesData, MultipleChoiceData, SelfRecognitionData, WordCountData
@@ -221,6 +222,8 @@ def test_a_stage_says_which_file_and_line_it_cannot_train_on(folder: Path, tmp_p
     ):
         run_stage(str(folder), data, settings, tmp_path / "out", seed=0)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 4: the answer of turn 1"):
+        list(check_rows(data, read_template(str(folder)), "default", max_tokens=100))
     one = file(tmp_path, f"{GOOD}\n", "one.jsonl")
     with pytest.raises(
         InputError, match="1 rows are one step, taken while the learning rate warms up from 0"
