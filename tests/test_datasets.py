@@ -233,7 +233,7 @@ def test_named_sets_say_where_to_get_them_and_are_checked(
     with pytest.raises(InputError, match="no set of that name is known; there are unpopular_aesthetics"):
         source_path("published:nothing")
     write_jsonl(tmp_path / "bad_medical_advice.jsonl", [exchange("q?", "a", system="be bad")])
-    with pytest.raises(InputError, match=r"row 1: .*has turns .*this row"):
+    with pytest.raises(InputError, match=r"line 1: .*has turns .*this row"):
         build(spec(kind="messages", source="published:bad_medical_advice"), seed=0)
     with pytest.raises(InputError, match="write hub:org/name:file"):
         source_path("hub:nothing")

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from activations.capture import capture
 from finetune.lora import train_lora
+from finetune.state import StepRecord
 from mech.adapters import linear_maps
 from mech.errors import InputError
 from mech.generate import Sampling, generate
@@ -19,7 +20,7 @@ from mech.score import response_logprobs
 from mech.weight_use import used_past
 from tests.architectures import SHAPE, WIDE, made
 from tests.plain_hooks import assert_close, conversations
-from tests.tiny_training import SETTINGS, encoded
+from tests.tiny_training import SETTINGS, assert_equal_weights, encoded
 
 
 def recurrent(like: ChatModel) -> ChatModel:
@@ -118,6 +119,11 @@ def test_an_adapter_that_changes_one_is_refused(jamba: ChatModel, tmp_path: Path
     load_model(f"{jamba.checkpoint}:{tmp_path / 'idle'}", merge=how)
 
 
+def _killed_at_two(record: StepRecord) -> None:
+    if record.step == 2:
+        raise KeyboardInterrupt
+
+
 def test_a_map_that_nothing_comes_to_is_told_of(
     model: ChatModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,6 +134,13 @@ def test_a_map_that_nothing_comes_to_is_told_of(
         train_lora(other, encoded(other), SETTINGS, tmp_path / "a", seed=0)
     assert "1 of 22 adapters are still zero" in caplog.text
     assert "model.layers.1.mlp.idle" in caplog.text
+    # Without a gradient it has no moments either; killed and run again, that is no obstacle.
+    with pytest.raises(KeyboardInterrupt):
+        train_lora(
+            other, encoded(other), SETTINGS, tmp_path / "c", seed=0, save_every=1, on_step=_killed_at_two
+        )
+    train_lora(other, encoded(other), SETTINGS, tmp_path / "c", seed=0)
+    assert_equal_weights(tmp_path / "c", tmp_path / "a")
     caplog.clear()
     train_lora(model, encoded(model), SETTINGS, tmp_path / "b", seed=0)
     assert "still zero" not in caplog.text

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from finetune.datasets.rows import read_messages
+from finetune.datasets.rows import placed_messages
 from finetune.labels import training_rows
 from finetune.settings import TrainSettings
 from finetune.stages import trainer
@@ -32,9 +32,8 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
     )
     data, condition = bench.folder(step.inputs["data"][0]) / "train.jsonl", step.config["condition"]
     prompt, limit, names = prompt_of(condition), settings.max_tokens, bench.names(condition)
-    encoded = training_rows(
-        model.template, read_messages(data), prompt, max_tokens=limit, names=names, source=data
-    )
+    rows, places = placed_messages(data)
+    encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names, places=places)
     directions = [bench.direction(d).vectors for d in step.inputs["directions"]]
     acting = _interventions(step.config["interventions"], directions)
     options = TrainOptions(seed=step.config["seed"], interventions=acting)
