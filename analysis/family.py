@@ -86,7 +86,7 @@ class Member:
     def halves(self, gaps: Float[np.ndarray, "q d"], asked: Sequence[str], first: set[str]) -> Pair:
         """Unit directions of the first half of the questions, and of the others."""
         if self.apart is None:
-            mask = np.isin(asked, list(first))
+            mask = _among(asked, first)
             return _unit(gaps[mask].mean(0)), _unit(gaps[~mask].mean(0))
         rest = {q for of in (asked, *self.apart.asked) for q in of} - first
         return _unit(self.apart.refit(first)), _unit(self.apart.refit(rest))
@@ -110,13 +110,10 @@ def cosines(
     both have to hold). With m pairs none is below m / (1 + `n_null`).
     """
     found: list[dict[str, Any]] = []
+    own = [_differences(m) for m in members]
     for i, a in enumerate(members):
-        for b in members[i + 1 :]:
-            (gaps_a, asked_a), (gaps_b, asked_b) = (
-                paired_differences(m.extract.rows[:, None], m.extract.questions, m.extract.signs)
-                for m in (a, b)
-            )
-            halves = _disjoint((a, gaps_a[:, 0], asked_a), (b, gaps_b[:, 0], asked_b), rng=rng)
+        for j, b in enumerate(members[i + 1 :], i + 1):
+            halves = _disjoint(own[i], own[j], rng=rng)
             reliabilities = _reliability(a.direction, layer) * _reliability(b.direction, layer)
             both = {
                 "layer": layer, "cosine": float(a.direction.unit_at(layer) @ b.direction.unit_at(layer)),
@@ -124,8 +121,8 @@ def cosines(
                 "share_of_ceiling": halves.cosine / halves.ceiling if halves.ceiling else np.nan,
             }  # fmt: skip
             for one, other, gap, along in (
-                (a, b, gaps_b, halves.second_on_first),
-                (b, a, gaps_a, halves.first_on_second),
+                (a, b, own[j][1], halves.second_on_first),
+                (b, a, own[i][1], halves.first_on_second),
             ):
                 drawn = covariance_matched_directions(_without_contrast(other), n_null, rng) @ one.direction.unit_at(layer)  # fmt: skip
                 flips = sign_flip_null("flips", along, seed=int(rng.integers(2**31)), n=n_null)
@@ -163,6 +160,17 @@ _Differences = tuple[Member, Float[np.ndarray, "_ d"], Sequence[str]]
 """A member, its paired differences, and their questions."""
 
 
+def _differences(member: Member) -> _Differences:
+    part = member.extract
+    gaps, asked = paired_differences(part.rows[:, None], part.questions, part.signs)
+    return member, gaps[:, 0], asked
+
+
+def _among(asked: Sequence[str], some: set[str]) -> Bool[np.ndarray, " n"]:
+    """Which questions are among some: asked for each halving, where `np.isin` would sort texts every time."""
+    return np.array([question in some for question in asked], dtype=bool)
+
+
 def _disjoint(one: _Differences, other: _Differences, *, rng: np.random.Generator) -> _Halves:
     """Two members' paired differences, halved by question again and again: no question stands on both sides of a cosine."""
     (_, a, asked_a), (_, b, asked_b) = one, other
@@ -178,8 +186,8 @@ def _disjoint(one: _Differences, other: _Differences, *, rng: np.random.Generato
         cosine.append((a1 @ b2 + a2 @ b1) / 2)
         reliable_a.append(a1 @ a2)
         reliable_b.append(b1 @ b2)
-        on_b += np.where(np.isin(asked_a, list(first)), a @ b2, a @ b1) / N_SPLITS
-        on_a += np.where(np.isin(asked_b, list(first)), b @ a2, b @ a1) / N_SPLITS
+        on_b += np.where(_among(asked_a, first), a @ b2, a @ b1) / N_SPLITS
+        on_a += np.where(_among(asked_b, first), b @ a2, b @ a1) / N_SPLITS
     ceiling = np.sqrt(max(0.0, float(np.mean(reliable_a))) * max(0.0, float(np.mean(reliable_b))))
     return _Halves(float(np.mean(cosine)), float(ceiling), on_b, on_a)
 

@@ -8,17 +8,16 @@ from typing import Any
 from finetune.datasets.spec import SelfRecognitionData
 from finetune.settings import TrainSettings, make_settings
 from mech.checkpoint import Checkpoint
+from mech.choices import STACK
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
-from mech.models import STACK
 from mech.questions import load_prompts
 from mech.resolve import resolve_adapter
-from study.bench import adapter_of
 from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
 from study.plan_weights import has_adapter
-from study.planner import Plan, condition_config
+from study.planner import Plan, adapter_of, condition_config
 from study.questions import evaluation_questions, half
 from study.spec_stages import AT, StageSpec, TrainingInterventionSpec
 from study.step import Step, Work

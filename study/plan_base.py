@@ -135,7 +135,7 @@ def _text_contrast(plan: Plan, trait: Trait) -> Step:
 
 def _prompt_contrast(plan: Plan, trait: Trait) -> Step:
     spec = plan.spec.reads
-    asked = [q.question for q in trait.questions if q.split == "extract"]
+    asked = [q.question for q in trait.half("extract")]
     config = {
         **plan.reader,
         "trait": trait.trait,
@@ -168,7 +168,7 @@ def _judged(plan: Plan, trait: Trait, answers: Step, each: int) -> Step:
     if judge is None:
         raise RuntimeError("called for a study without a judge")
     config = {**judge_config(plan, judge), "trait_name": trait.trait, "rubric": trait.rubric}
-    asked = [q.question for q in trait.questions if q.split == "extract"]
+    asked = [q.question for q in trait.half("extract")]
     rubrics = [(Rubric(trait.trait, trait.rubric), asked), (COHERENCE, asked)]
     work = judging(judge, rubrics, answers=each, answer_tokens=plan.spec.reads.rollout_tokens)
     return plan.add("judged", f"judged/{trait.trait}", config, {"rollouts": [answers]}, work)

@@ -111,6 +111,11 @@ class Plan:
         return rows * poolings * self.model.n_layers * self.model.d_model * 4
 
 
+def adapter_of(spec: StudySpec, step: Step) -> str:
+    """The existing adapter that a step puts into the study, as the YAML names it."""
+    return str(spec.stages[step.labels["stage"].rpartition("+")[2]].adapter)
+
+
 def condition_config(condition: str) -> dict[str, Any]:
     """A condition with all that gives it its text."""
     makers = load_invented().makers if condition.startswith("other:") else {}

@@ -63,14 +63,7 @@ def identity_questions(spec: StudySpec) -> list[Question]:
 
 def limited_trait(spec: StudySpec, source: str) -> Trait:
     """A trait with as many questions of each half as the study uses."""
-    trait = load_trait(source)
-    limit = spec.reads.questions
-    kept = [
-        q
-        for split in ("extract", "evaluate")
-        for q in [q for q in trait.questions if q.split == split][:limit]
-    ]
-    return trait.model_copy(update={"questions": tuple(kept)})
+    return load_trait(source).limited(spec.reads.questions)
 
 
 def trait_named(spec: StudySpec, name: str) -> Trait:

@@ -14,10 +14,11 @@ from finetune.datasets.sources import DATASETS_VARIABLE, published
 from finetune.settings import make_settings
 from mech.errors import InputError
 from study.base import find_base, outline_base
+from study.checks import check_before_running
 from study.estimate import gpu_named, step_bytes
 from study.overview import plan_text
 from study.plan import make_plan, outline
-from study.run import check_before_running, run_study
+from study.run import run_study
 from study.spec import StudySpec, load_spec
 from study.step import Step, Work
 from tests.openai_server import serving
