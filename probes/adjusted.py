@@ -161,7 +161,7 @@ class _Fits:
     """Rows of a contrast and of those projected out, one below the other; a fit is a weight for each."""
 
     parts: Sequence[ContrastArrays]
-    asked: Sequence[Int[np.ndarray, "_"]]
+    asked: Sequence[Int[np.ndarray, " _"]]
     """Of each contrast's rows, which question they belong to, as a number."""
     covariates: Mapping[str, Float[np.ndarray, " n"]]
     gram: Float[np.ndarray, "layers rows rows"]
