@@ -78,9 +78,10 @@ class Bench:
         return self._loaded[key]
 
     def release(self) -> None:
-        """Unload the model."""
-        self._loaded.clear()
-        gc.collect()
+        """Unload the model, where one is loaded."""
+        if self._loaded:
+            self._loaded.clear()
+            gc.collect()  # models hold themselves in circles
 
     @property
     def identity(self) -> Identity:

@@ -183,7 +183,7 @@ def test_ctrl_c_is_one_line_and_the_next_run_goes_on(
     model, rows = save_model(tmp_path / "model"), tmp_path / "rows.jsonl"
     write_jsonl(rows, [exchange(f"What of {i}?", f"the cat {i}") for i in range(8)])
     command = [sys.executable, "-c", HEARING, "finetune", str(model), str(rows), "--out", str(tmp_path / "out"),
-               "--preset", "small-135m", "--set", "lora_r=2", "--save-every", "1", "--set", "epochs=300"]  # fmt: skip
+               "--preset", "small-135m", "--set", "lora_r=2", "--save-every", "1", "--set", "epochs=150"]  # fmt: skip
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 100
     while not (tmp_path / "out" / "resume.safetensors").is_file():
@@ -199,6 +199,6 @@ def test_ctrl_c_is_one_line_and_the_next_run_goes_on(
     assert "Traceback" not in said
     assert [f.name for f in (tmp_path / "out").iterdir()] == ["resume.safetensors"]
     caplog.set_level(logging.INFO, "finetune")
-    assert call(*command[3:]).exit_code == 0
-    assert re.search(r"going on after step \d+ of 300", caplog.text)
+    assert call(*command[3:], "--save-every", "150").exit_code == 0
+    assert re.search(r"going on after step \d+ of 150", caplog.text)
     assert (tmp_path / "out" / "trainer_state.json").is_file()

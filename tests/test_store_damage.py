@@ -27,7 +27,7 @@ def facts(store: ActivationStore) -> str:
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def sound(request, tmp_path_factory):
     """A file with many links (more than eight, which HDF5 keeps differently) and several chunks."""
-    path = tmp_path_factory.mktemp("damage") / "a.h5"
+    path = tmp_path_factory.mktemp("damage") / f"{request.param}.h5"
     rows = make_rows(N)
     values = make_values(rows, ["mean", "tokens"], range(11))
     write_file(path, rows, values, dtype=request.param)
@@ -65,7 +65,10 @@ def test_a_flipped_bit_never_gives_wrong_data(sound, tmp_path):
     path, expected_facts, expected = sound
     raw, rng, damaged = path.read_bytes(), np.random.default_rng(0), tmp_path / "b.h5"
     payload, structure = regions(path)
-    picked = [*range(48), *rng.choice(structure, 150, replace=False), *rng.choice(payload, 30, replace=False)]
+    # All but the payload is alike in both precisions: the superblock and most of the headers are gone through once.
+    whole = path.name == "float32.h5"
+    picked = [*(range(48) if whole else ()), *rng.choice(structure, 150 if whole else 40, replace=False)]
+    picked += [*rng.choice(payload, 30, replace=False)]
     outcomes = []
     for at in map(int, picked):
         flipped = bytearray(raw)
@@ -73,7 +76,7 @@ def test_a_flipped_bit_never_gives_wrong_data(sound, tmp_path):
         damaged.write_bytes(flipped)
         outcomes.append(outcome(damaged, expected_facts, expected))
     assert set(outcomes) <= {"same", "same, reported", "refused"}, dict(zip(picked, outcomes, strict=True))
-    assert outcomes.count("refused") > 100
+    assert outcomes.count("refused") > 0.4 * len(picked)
 
 
 def test_damaged_columns_are_not_missing_columns(tmp_path):
