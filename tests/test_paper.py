@@ -276,9 +276,8 @@ def test_a_condition_is_checked_where_the_model_is_not_here(monkeypatch: pytest.
 
 
 def less_of(study: str, y: str, prompt: str) -> list[str]:
-    """The study's patching, monitoring and sweeps, of the strand's arms and of one trait by its written answers."""
-    first = f"{y}_{prompt}"
-    arms = ["unpop", first, f"unpop_then_{first}", f"{first}_then_unpop"]
+    """The study's patching, monitoring and sweeps, of an arm of one stage and one of two, and of one trait by its written answers."""
+    arms = ["unpop", f"unpop_then_{y}_{prompt}"]
     sweeps = load_spec(STUDIES / f"{study}.yaml", SMALL).sweeps
     kept = {}
     for name in ("evil", "evil_written", "name"):

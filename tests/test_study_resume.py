@@ -13,8 +13,6 @@ import pytest
 from analysis.gallery import draw_figures
 from analysis.plot_files import SavedFigure
 from study.engines import local
-from study.estimate import this_machine
-from study.kinds import KINDS
 from study.paths import JOURNAL
 from study.run import run_study
 from study.spec import load_spec
@@ -94,11 +92,7 @@ def _run(yaml_file: str, out: str, ran: str) -> None:
 def test_killed_in_every_kind_of_step_it_goes_on(home: Path, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     # In the order in which kinds first come up: a kind met earlier would be done, and not be run again.
-    kinds = list(dict.fromkeys(step.kind for step in steps_of(home / "study.yaml")))
-    this_machine()  # measured here, and libraries loaded, once for all children
-    for kind in kinds:
-        KINDS[kind].load()
-    for kind in kinds:
+    for kind in dict.fromkeys(step.kind for step in steps_of(home / "study.yaml")):
         child = FORKS.Process(target=_run_and_die, args=(str(home / "study.yaml"), str(out), kind))
         child.start()
         child.join()
