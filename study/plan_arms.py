@@ -18,7 +18,7 @@ from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
 from study.plan_weights import has_adapter
 from study.planner import Plan, adapter_of, condition_config
-from study.questions import evaluation_questions, half
+from study.questions import half
 from study.spec_stages import AT, StageSpec, TrainingInterventionSpec
 from study.step import Step, Work
 
@@ -160,6 +160,8 @@ def _intervention(plan: Plan, spec: TrainingInterventionSpec) -> dict[str, objec
 
 
 def _directions(plan: Plan, interventions: Sequence[TrainingInterventionSpec]) -> list[Step]:
+    if not interventions:
+        return []
     known = {s.config["direction"]: s for s in plan.steps if s.kind == "direction"}
     for wanted in interventions:
         if wanted.direction not in known:
@@ -196,7 +198,7 @@ def plan_capture(
     plan: Plan, label: str, chain: Sequence[Step], condition: str, replies: Step, text: str
 ) -> Step:
     """One checkpoint reading one text under one condition, all layers."""
-    n_rows = sum(map(len, evaluation_questions(plan.spec).values()))
+    n_rows = sum(map(len, plan.asked.values()))
     config = {
         **plan.reader,
         **plan.noted,

@@ -15,7 +15,7 @@ from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
 from study.plan_judges import judge_config, judging
 from study.planner import Plan, condition_config
-from study.questions import evaluation_questions, identity_questions, limited_trait
+from study.questions import identity_questions, limited_trait
 from study.spec_directions import DirectionSpec
 from study.step import Step, Work
 
@@ -26,7 +26,7 @@ WHOLE_TURN = ("presence:none", "presence:empty")
 def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
     """An arm's own answers to the evaluation questions, under the first measuring condition."""
     spec = plan.spec
-    questions = [q for asked in evaluation_questions(spec).values() for q in asked]
+    questions = [q for asked in plan.asked.values() for q in asked]
     config = {
         **plan.reader,
         "questions": digest_of([q.model_dump() for q in questions]),

@@ -18,8 +18,8 @@ def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
         prompts = load_prompts(source)
         sets[prompts.name] = half(prompts.questions, "evaluate", spec.measure.questions)
     for trait in map(load_trait, spec.reads.traits):
-        asked = [Question(id=q.id, split=q.split, text=q.question) for q in trait.questions]
-        sets[f"trait:{trait.trait}"] = half(asked, "evaluate", spec.measure.questions)
+        asked = trait.half("evaluate", spec.measure.questions)
+        sets[f"trait:{trait.trait}"] = [Question(id=q.id, split=q.split, text=q.question) for q in asked]
     return sets
 
 
