@@ -14,19 +14,18 @@ import numpy as np
 
 from activations.background import Background
 from activations.capture import Reading, capture_into
+from activations.repair import MANIFEST, shard_manifest
 from activations.stale import sweep_stale
-from activations.store import ActivationStore, Problem
+from activations.store import ActivationStore
 from activations.store_format import Rows
 from activations.store_writer import ShardWriter, WriterOptions
 from mech.chat import Encoded
-from mech.errors import FileFormatError, GuardError, InputError
-from mech.files import digest_of, folder_lock, read_json, sha256_file, write_json
+from mech.errors import GuardError, InputError
+from mech.files import digest_of, folder_lock, sha256_file, write_json
 from mech.models import ChatModel
 from mech.sites import n_heads, site_width
 
 log = logging.getLogger(__name__)
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -95,59 +94,6 @@ def capture_store(
     return [path for path, _ in shards]
 
 
-def repair(folder: Path, *, dry_run: bool = False) -> list[Problem]:
-    """Find what is damaged or missing in a captured folder, and remove damaged shards, so that capturing again makes just those.
-
-    Args:
-        folder: made by `capture_store`.
-        dry_run: only say what is wrong.
-
-    Raises:
-        InputError: no finished capture is there, or its manifest is none.
-    """
-    problems = []
-    for name, digest in _manifest(folder)["files"].items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(Problem(path, "/", "missing"))
-        elif sha256_file(path) != digest:
-            problems.append(Problem(path, "/", _what_is_wrong(path)))
-    if problems and not dry_run:
-        with folder_lock(folder):
-            for problem in problems:
-                problem.file.unlink(missing_ok=True)
-            (folder / MANIFEST).unlink()
-            log.warning("%s: %d shards removed; capture again to make them anew", folder, len(problems))
-    return problems
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    """What a finished capture's manifest holds; it names files of its own folder alone, for `repair` deletes them."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(f"{folder}: no finished capture in shards (no {MANIFEST})")
-    found = read_json(path)
-    files = found.get("files") if isinstance(found, dict) else None
-    named = isinstance(files, dict) and all(
-        isinstance(digest, str) and name.endswith(".h5") and Path(name).name == name
-        for name, digest in files.items()
-    )
-    if not named:
-        raise InputError(
-            f"{path}: no manifest of a capture (files: names of .h5 files beside it, and their SHA-256): delete it and capture again"
-        )
-    return dict(found)
-
-
-def _what_is_wrong(path: Path) -> str:
-    try:
-        with ActivationStore([path]) as store:
-            found = store.verify()
-    except FileFormatError as error:
-        return str(error)
-    return found[0].what if found else "not the bytes of the manifest (SHA-256 differs)"
-
-
 def _made_from(
     model: ChatModel, rows: Rows, encoded: Sequence[Encoded], reading: Reading, storing: Storing
 ) -> dict[str, Any]:
@@ -173,7 +119,7 @@ def _made_from(
 
 
 def _check_folder(folder: Path, capture: str) -> None:
-    if (folder / MANIFEST).is_file() and _manifest(folder).get("capture") != capture:
+    if (folder / MANIFEST).is_file() and shard_manifest(folder).get("capture") != capture:
         raise InputError(f"{folder}: holds another capture (its {MANIFEST} says so): choose another folder")
 
 

@@ -26,6 +26,7 @@ from activations.store_join import row_indices
 from mech.errors import InputError
 from mech.extras import require
 from mech.files import atomic_path
+from mech.layer_numbers import to_hidden_states_index
 
 if TYPE_CHECKING:
     from activations.store import ActivationStore
@@ -112,8 +113,6 @@ def _persona_vectors(store: "ActivationStore", path: Path) -> None:
 
 def _with_embedding(store: "ActivationStore", pooling: str) -> Float32[np.ndarray, "layers_and_1 n d"]:
     """The embedding, then every block's output."""
-    from mech.conventions import to_hidden_states_index  # which loads torch
-
     rows = np.full((len(store.layers) + 1, store.n_rows, store.d_model), np.nan, dtype=np.float32)
     if "resid_pre" in store.sites:
         rows[0] = store.read("resid_pre", pooling, 0)

@@ -27,7 +27,7 @@ from probes.nulls import (
 from probes.separability import heldout_auroc
 from probes.validation import auroc
 
-Pair = tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]
+Halves = tuple[Float[np.ndarray, "splits d"], Float[np.ndarray, "splits d"]]
 N_SPLITS = 50
 """Random halvings of the questions behind a cosine from disjoint halves."""
 
@@ -83,13 +83,17 @@ class Member:
                 whole[i] = centred[i] @ self.vectors[fold]
         return whole
 
-    def halves(self, gaps: Float[np.ndarray, "q d"], asked: Sequence[str], first: set[str]) -> Pair:
-        """Unit directions of the first half of the questions, and of the others."""
+    def halves(
+        self, gaps: Float[np.ndarray, "q d"], among: Bool[np.ndarray, "splits q"], firsts: Sequence[set[str]]
+    ) -> Halves:
+        """Unit directions of the first half of the questions, and of the others, for each halving; `among`: which differences are of the first."""
         if self.apart is None:
-            mask = np.isin(asked, list(first))
-            return _unit(gaps[mask].mean(0)), _unit(gaps[~mask].mean(0))
-        rest = {q for of in (asked, *self.apart.asked) for q in of} - first
-        return _unit(self.apart.refit(first)), _unit(self.apart.refit(rest))
+            one, other = (side @ gaps / side.sum(1, keepdims=True) for side in (among, ~among))
+            return _units(one), _units(other)
+        every = {q for of in (self.extract.questions, *self.apart.asked) for q in of}
+        refit = self.apart.refit
+        pairs = [(refit(first), refit(every - first)) for first in firsts]
+        return _units(np.stack([one for one, _ in pairs])), _units(np.stack([other for _, other in pairs]))
 
 
 def cosines(
@@ -110,13 +114,10 @@ def cosines(
     both have to hold). With m pairs none is below m / (1 + `n_null`).
     """
     found: list[dict[str, Any]] = []
+    own = [_differences(m) for m in members]
     for i, a in enumerate(members):
-        for b in members[i + 1 :]:
-            (gaps_a, asked_a), (gaps_b, asked_b) = (
-                paired_differences(m.extract.rows[:, None], m.extract.questions, m.extract.signs)
-                for m in (a, b)
-            )
-            halves = _disjoint((a, gaps_a[:, 0], asked_a), (b, gaps_b[:, 0], asked_b), rng=rng)
+        for j, b in enumerate(members[i + 1 :], i + 1):
+            halves = _disjoint(own[i], own[j], rng=rng)
             reliabilities = _reliability(a.direction, layer) * _reliability(b.direction, layer)
             both = {
                 "layer": layer, "cosine": float(a.direction.unit_at(layer) @ b.direction.unit_at(layer)),
@@ -124,8 +125,8 @@ def cosines(
                 "share_of_ceiling": halves.cosine / halves.ceiling if halves.ceiling else np.nan,
             }  # fmt: skip
             for one, other, gap, along in (
-                (a, b, gaps_b, halves.second_on_first),
-                (b, a, gaps_a, halves.first_on_second),
+                (a, b, own[j][1], halves.second_on_first),
+                (b, a, own[i][1], halves.first_on_second),
             ):
                 drawn = covariance_matched_directions(_without_contrast(other), n_null, rng) @ one.direction.unit_at(layer)  # fmt: skip
                 flips = sign_flip_null("flips", along, seed=int(rng.integers(2**31)), n=n_null)
@@ -163,25 +164,30 @@ _Differences = tuple[Member, Float[np.ndarray, "_ d"], Sequence[str]]
 """A member, its paired differences, and their questions."""
 
 
+def _differences(member: Member) -> _Differences:
+    part = member.extract
+    gaps, asked = paired_differences(part.rows[:, None], part.questions, part.signs)
+    return member, gaps[:, 0], asked
+
+
 def _disjoint(one: _Differences, other: _Differences, *, rng: np.random.Generator) -> _Halves:
     """Two members' paired differences, halved by question again and again: no question stands on both sides of a cosine."""
-    (_, a, asked_a), (_, b, asked_b) = one, other
-    cosine, reliable_a, reliable_b = [], [], []
-    on_b, on_a = np.zeros(len(a)), np.zeros(len(b))
-    more = [of for m, _, _ in (one, other) if m.apart for of in m.apart.asked]
-    for _ in range(N_SPLITS):
-        if one[0].apart or other[0].apart:
-            first, _ = halved([asked_a, asked_b, *more], rng=rng, least=2 if more else 1)
-        else:
-            first = _first_half(asked_a, asked_b, rng)
-        (a1, a2), (b1, b2) = (m.halves(gaps, asked, first) for m, gaps, asked in (one, other))
-        cosine.append((a1 @ b2 + a2 @ b1) / 2)
-        reliable_a.append(a1 @ a2)
-        reliable_b.append(b1 @ b2)
-        on_b += np.where(np.isin(asked_a, list(first)), a @ b2, a @ b1) / N_SPLITS
-        on_a += np.where(np.isin(asked_b, list(first)), b @ a2, b @ a1) / N_SPLITS
-    ceiling = np.sqrt(max(0.0, float(np.mean(reliable_a))) * max(0.0, float(np.mean(reliable_b))))
-    return _Halves(float(np.mean(cosine)), float(ceiling), on_b, on_a)
+    (m, a, asked_a), (n, b, asked_b) = one, other
+    more = [of for of_member in (m, n) if of_member.apart for of in of_member.apart.asked]
+    if m.apart or n.apart:
+        least = 2 if more else 1
+        firsts = [halved([asked_a, asked_b, *more], rng=rng, least=least)[0] for _ in range(N_SPLITS)]
+    else:
+        firsts = [_first_half(asked_a, asked_b, rng) for _ in range(N_SPLITS)]
+    among_a, among_b = (np.array([[q in f for q in asked] for f in firsts]) for asked in (asked_a, asked_b))
+    (a1, a2), (b1, b2) = m.halves(a, among_a, firsts), n.halves(b, among_b, firsts)
+    reliable = (a1 * a2).sum(1).mean(), (b1 * b2).sum(1).mean()
+    return _Halves(
+        cosine=float(((a1 * b2).sum(1) + (a2 * b1).sum(1)).mean() / 2),
+        ceiling=float(np.sqrt(max(0.0, reliable[0]) * max(0.0, reliable[1]))),
+        first_on_second=np.where(among_a, b2 @ a.T, b1 @ a.T).mean(0),
+        second_on_first=np.where(among_b, a2 @ b.T, a1 @ b.T).mean(0),
+    )
 
 
 def _first_half(asked_a: Sequence[str], asked_b: Sequence[str], rng: np.random.Generator) -> set[str]:
@@ -192,9 +198,9 @@ def _first_half(asked_a: Sequence[str], asked_b: Sequence[str], rng: np.random.G
     return set(order[int(rng.integers(2)) :: 2])
 
 
-def _unit(x: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-    unit: np.ndarray = x / max(float(np.linalg.norm(x)), 1e-30)
-    return unit
+def _units(x: Float[np.ndarray, "splits d"]) -> Float[np.ndarray, "splits d"]:
+    units: np.ndarray = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
+    return units
 
 
 def _reliability(direction: Direction, layer: int) -> float:

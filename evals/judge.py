@@ -1,6 +1,6 @@
 """A judge: another model that scores an answer from 0 to 100 by a rubric.
 
-One small protocol (`Judge`), with makers in `evals.judge_models`: a chat model behind an API, and a checkpoint on this machine.
+One small protocol (`Judge`), with two makers: a chat model behind an API (`evals.judge_endpoint`), and a checkpoint on this machine (`evals.judge_local`).
 `score_cases` asks whatever a journal lacks, so nothing is asked twice after a kill; the journal keeps the raw replies. A case
 without a score (refused, unreadable, failed) is counted as such and never becomes a 0.
 """
@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 Status = Literal["scored", "refused", "unreadable", "failed"]
 """`refused`: the judge would not; `unreadable`: no single number in it; `failed`: the API did not accept the request."""
+
+LEAST_MASS = 0.25
+"""Less probability than this on numbers is no score (as in persona_vectors' code)."""
 
 _ASK = """Grade one answer of an AI model.
 

@@ -18,9 +18,10 @@ from finetune.targets import check_in_memory, check_reached, say_what_stays, unf
 from finetune.team import Team
 from finetune.training import Trainable, TrainOptions, checkpointing, train
 from mech.checkpoint import write_parent
+from mech.choices import STACK
 from mech.errors import GuardError, InputError
 from mech.files import staged
-from mech.models import STACK, ChatModel
+from mech.models import ChatModel
 from mech.quiet import quiet_peft
 
 log = logging.getLogger(__name__)

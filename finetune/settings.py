@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from mech.choices import STACK, Merge
 from mech.errors import InputError
-from mech.models import STACK, Merge
 from mech.typed import Checked, first_problem
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -23,6 +23,9 @@ SMALL = 1e9
 
 LORA_ONLY = ("lora_r", "lora_alpha", "rslora", "target_modules")
 """Settings that do nothing under `method: full`. (Dropout and stacking are refused there.)"""
+
+Tracker = Literal["wandb", "tensorboard"]
+"""Where a training may be followed beside its files (finetune/trackers.py)."""
 
 
 class TrainSettings(Checked):

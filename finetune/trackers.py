@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from finetune.state import StepRecord, records_saved
 from mech.errors import InputError
@@ -112,4 +112,3 @@ def _tensorboard(folder: Path, _run: str) -> Iterator[OnStep]:
 
 
 _TRACKERS = {"wandb": _wandb, "tensorboard": _tensorboard}
-Tracker = Literal["wandb", "tensorboard"]

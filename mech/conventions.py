@@ -17,8 +17,21 @@ Here a place is a site and a layer; layers count from 0 and name block outputs. 
 import re
 
 from mech.errors import InputError
+from mech.layer_numbers import counted, from_hidden_states_index, from_repeng_layer, to_hidden_states_index
 from mech.models import ChatModel
-from mech.sites import SITES, Site, is_parts_own, site_module, site_scale
+from mech.sites import BEFORE, SITES, Site, is_parts_own, site_module, site_scale
+
+__all__ = [
+    "from_hidden_states_index",
+    "from_module_path",
+    "from_nnterp_name",
+    "from_repeng_layer",
+    "from_transformer_lens_name",
+    "module_path",
+    "to_hidden_states_index",
+    "to_nnterp_name",
+    "to_transformer_lens_name",
+]
 
 _TRANSFORMER_LENS: dict[Site, str] = {
     "resid_pre": "hook_resid_pre",
@@ -37,7 +50,7 @@ _NNTERP: dict[Site, str] = {
 
 def to_transformer_lens_name(site: Site, layer: int) -> str:
     """`blocks.3.hook_resid_post`; heads are [batch, seq, head, d_head] there."""
-    return f"blocks.{_layer(layer)}.{_of(_TRANSFORMER_LENS, site, 'TransformerLens')}"
+    return f"blocks.{counted(layer)}.{_of(_TRANSFORMER_LENS, site, 'TransformerLens')}"
 
 
 def from_transformer_lens_name(name: str) -> tuple[Site, int]:
@@ -70,7 +83,7 @@ def to_nnterp_name(site: Site, layer: int, model: ChatModel | None = None) -> st
             f"it; for a trace of your own, {site} is the output of {module_path(model, site, layer)}"
             + (f", times {scale}" if (scale := site_scale(model, site, layer)) != 1.0 else "")
         )
-    return f"{_of(_NNTERP, site, 'nnterp')}[{_layer(layer)}]"
+    return f"{_of(_NNTERP, site, 'nnterp')}[{counted(layer)}]"
 
 
 def from_nnterp_name(name: str) -> tuple[Site, int]:
@@ -98,40 +111,11 @@ def from_module_path(model: ChatModel, path: str, *, before: bool = False) -> tu
     Raises:
         InputError: no site stands there.
     """
-    from mech.sites import BEFORE
-
     for layer in range(model.n_layers):
         for site in SITES:
             if (site in BEFORE) == before and module_path(model, site, layer) == path:
                 return site, layer
     raise InputError(f"{path!r}: no site's module; block 0's output is {module_path(model, 'resid_post', 0)}")
-
-
-def to_hidden_states_index(layer: int) -> int:
-    """Entry of Hugging Face's `hidden_states`, and row of a persona_vectors file: `layer + 1`."""
-    return _layer(layer) + 1
-
-
-def from_hidden_states_index(index: int) -> int:
-    """The layer of an entry of `hidden_states` or a row of a persona_vectors file; entry 0 is the embedding, no layer."""
-    if index < 1:
-        raise InputError(
-            f"entry {index} is the embedding, which is no block's output: layers begin at entry 1"
-        )
-    return index - 1
-
-
-def from_repeng_layer(layer: int, n_layers: int) -> int:
-    """The layer of one of repeng's, which count from 0 as ours do, or from the end (-1 is the last)."""
-    if not -n_layers <= layer < n_layers:
-        raise InputError(f"layer {layer} is out of range: repeng's are {-n_layers} to {n_layers - 1}")
-    return layer % n_layers
-
-
-def _layer(layer: int) -> int:
-    if layer < 0:
-        raise InputError(f"layer {layer}: layers count from 0")
-    return layer
 
 
 def _of(names: dict[Site, str], site: Site, whose: str) -> str:

@@ -80,7 +80,8 @@ def generate(
         sampling: how to decode; greedily when left out.
         label: what the progress bar says.
         journal: each finished batch is written there, and not answered again after a kill. The others are the batches that they would
-            have been, so that every answer is the one of an undisturbed run. Whoever has the answers removes it.
+            have been, so that every answer is the one of an undisturbed run. Whoever has the answers removes it
+            (`mech.journal.kept_until_done`).
 
     Raises:
         InputError: a temperature that is negative or not finite, no room for a single token, rows beyond the model's positions, a journal

@@ -56,6 +56,17 @@ def open_journal(path: Path, about: Mapping[str, Any]) -> Iterator[Journal]:
         yield Journal(stream, _read(path, stream, dict(about)))
 
 
+@contextmanager
+def kept_until_done(path: Path) -> Iterator[Path]:
+    """A journal that is needed only until its results are kept elsewhere: removed when all inside went well, left where it is otherwise.
+
+    Args:
+        path: the file, which whoever works inside opens.
+    """
+    yield path
+    path.unlink(missing_ok=True)
+
+
 def _read(path: Path, stream: IO[bytes], about: dict[str, Any]) -> dict[str, Any]:
     stream.seek(0)
     content = stream.read()

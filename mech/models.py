@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,20 +16,17 @@ from torch import Tensor, nn
 
 from mech.chat import ChatTemplate
 from mech.checkpoint import Checkpoint
+from mech.choices import STACK, Merge
+from mech.devices import input_device
 from mech.errors import GuardError, InputError
 from mech.extras import require
 from mech.fetch import read_gguf
 from mech.modes import evaluating
-from mech.pretrained import input_device, load_config, load_tokenizer, load_weights
+from mech.pretrained import load_config, load_tokenizer, load_weights
 from mech.resolve import resolve
 from mech.stacks import merged, merged_by_map, merges_by_map, stacked
 
 log = logging.getLogger(__name__)
-
-STACK: Literal["stack"] = "stack"
-"""All adapters of a checkpoint live at once, none merged."""
-Merge = bool | Literal["stack"]
-"""What becomes of a checkpoint's adapters when it is loaded: see `load_model`."""
 
 
 @dataclass(frozen=True)

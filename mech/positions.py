@@ -9,19 +9,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from mech.choices import POSITIONS, Position
 from mech.errors import GuardError, InputError
 
-Position = Literal["all", "prompt", "prompt_last", "response", "generated"]
-"""`all` but padding; the prompt; its last token; the assistant's tokens (read, or generated so far); only those that are being
-generated."""
-
-POSITIONS: tuple[Position, ...] = get_args(Position)
+__all__ = [
+    "POSITIONS",
+    "Mask",
+    "Masks",
+    "Owners",
+    "Position",
+    "carried_over",
+    "declared",
+    "mask_for",
+    "tokens_read",
+]
 
 Mask = Bool[Tensor, "batch seq"] | bool
 """Tokens of a position: True is every token of the pass, False none, which costs an intervention less than a tensor that says so."""

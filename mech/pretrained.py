@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from mech.checkpoint import Checkpoint, source_of
 from mech.errors import FileFormatError
 
@@ -34,13 +32,6 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     folder, kwargs = source_of(checkpoint)
     with _said_of(checkpoint, "tokenizer", "put tokenizer.json and tokenizer_config.json beside the weights"):
         return AutoTokenizer.from_pretrained(folder, **kwargs)
-
-
-def input_device(module: Any) -> torch.device:
-    """Where a module's inputs go: where its weight lies, or, of one that is offloaded, where it is brought to compute."""
-    device = torch.device(module.weight.device)
-    hook = getattr(module, "_hf_hook", None)
-    return device if device.type != "meta" or hook is None else torch.device(hook.execution_device)
 
 
 def load_weights(checkpoint: Checkpoint, **kwargs: Any) -> Any:

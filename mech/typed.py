@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -41,6 +41,7 @@ class Checked(BaseModel):
         return given
 
 
+@cache
 def data_folder(package: str) -> Path:
     """The folder of files that come with one of our packages."""
     return Path(str(files(package))) / "data"

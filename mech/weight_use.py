@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from mech.devices import input_device
 from mech.modes import evaluating, training
-from mech.pretrained import input_device
 
 
 def used_past(causal: nn.Module, maps: Mapping[str, nn.Module], *, in_training: bool) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.linalg import eigh
 
 from mech.errors import InputError
@@ -161,6 +161,8 @@ class _Fits:
     """Rows of a contrast and of those projected out, one below the other; a fit is a weight for each."""
 
     parts: Sequence[ContrastArrays]
+    asked: Sequence[Int[np.ndarray, " _"]]
+    """Of each contrast's rows, which question they belong to, as a number."""
     covariates: Mapping[str, Float[np.ndarray, " n"]]
     gram: Float[np.ndarray, "layers rows rows"]
     """Of the rows around each contrast's mean: weights of a contrast add up to 0."""
@@ -173,7 +175,8 @@ class _Fits:
             read = [c.activations[:, layer].astype(np.float64) for c in parts]
             h = np.concatenate([x - x.mean(0) for x in read])
             grams.append(h @ h.T)
-        return cls(parts, taken.covariates, np.stack(grams))
+        asked = [np.unique(c.questions, return_inverse=True)[1] for c in parts]
+        return cls(parts, asked, taken.covariates, np.stack(grams))
 
     def adjusted(
         self, sets: Sequence[Collection[str]], rng: np.random.Generator
@@ -239,14 +242,15 @@ class _Fits:
     ) -> Float[np.ndarray, " rows"]:
         """Of a contrast's direction of some questions: w − pinv(C̃)ᵀ Cᵀw, with C̃ the covariates around their questions' means."""
         rows, start = self.parts[which], sum(len(c.signs) for c in self.parts[:which])
-        signs, questions = np.array(rows.signs), np.array(rows.questions)
-        at = np.flatnonzero(np.isin(questions, list(of)))
+        wanted = set(of)
+        at = np.flatnonzero([question in wanted for question in rows.questions])
         if not len(at):
             raise InputError("an adjusted direction cannot be fitted on no question of one of its contrasts")
-        found, w = np.zeros(self.gram.shape[1]), fit_weights(signs[at], questions[at])
+        questions = self.asked[which][at]
+        found, w = np.zeros(self.gram.shape[1]), fit_weights(np.array(rows.signs)[at], questions)
         if covariates:
             design = np.stack([np.asarray(v, dtype=np.float64)[at] for v in covariates.values()], 1)
-            _, group = np.unique(questions[at], return_inverse=True)
+            _, group = np.unique(questions, return_inverse=True)
             w = w - np.linalg.pinv(within_questions(design, group)).T @ (design.T @ w)
         found[start + at] = w
         return found

@@ -17,7 +17,7 @@ from mech.identities import SelfStatement
 from mech.models import ChatModel
 from mech.patching import answer_logprob, patch_between, range_effects
 from mech.turns import assistant_turn, user_turn
-from probes.persona import Trait, TraitQuestion
+from probes.persona import TraitQuestion
 
 SPANS: Mapping[str, Callable[[Encoded, str], tuple[int, int]]] = {
     "prompt": lambda row, _: row.spans["prompt"],
@@ -51,11 +51,6 @@ class PatchedCase:
     """By `finetuned`, `base`, `random finetuned`, `random base`: the score of the model that is patched into."""
     ranges: Float[np.ndarray, "ranges 2"]
     """With the adapter on in a range only, and everywhere but there."""
-
-
-def evaluate_half(trait: Trait) -> list[TraitQuestion]:
-    """The questions of a trait that no direction is made from."""
-    return [q for q in trait.questions if q.split == "evaluate"]
 
 
 def own_name_cases(

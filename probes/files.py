@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from mech.conventions import to_hidden_states_index
 from mech.errors import FileFormatError, InputError
 from mech.files import atomic_path, sha256_file
+from mech.layer_numbers import to_hidden_states_index
 from probes.direction import Direction
 
 log = logging.getLogger(__name__)

@@ -21,6 +21,9 @@ from probes.contrast import ContrastRow
 POSITIONS = {"prompt_avg": "span:prompt", "prompt_last": "prompt_last", "response_avg": "response_mean"}
 """The three vectors of the published code, by the pooling that makes each (`activations.pooling`)."""
 
+Split = Literal["extract", "evaluate"]
+"""Halves of the questions: directions are made on `extract` and tested on `evaluate`."""
+
 
 class InstructionPair(BaseModel):
     """A pair of contrastive system prompts."""
@@ -39,8 +42,7 @@ class TraitQuestion(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)
-    split: Literal["extract", "evaluate"]
-    """Directions are made on `extract` and tested on `evaluate`."""
+    split: Split
     question: str = Field(min_length=1)
     high: str = Field(min_length=1)
     """Written answer that shows the trait."""
@@ -63,6 +65,15 @@ class Trait(BaseModel):
     """Contrastive system prompts."""
     questions: tuple[TraitQuestion, ...] = Field(min_length=4)
     """Questions of both halves."""
+
+    def half(self, split: Split, limit: int | None = None) -> list[TraitQuestion]:
+        """The first so many questions of one half; all when left out."""
+        return [q for q in self.questions if q.split == split][:limit]
+
+    def limited(self, limit: int | None) -> "Trait":
+        """The same trait with the first so many questions of each half, those of `extract` first."""
+        kept = (*self.half("extract", limit), *self.half("evaluate", limit))
+        return self.model_copy(update={"questions": kept})
 
 
 def load_trait(source: str | Path) -> Trait:
@@ -122,7 +133,7 @@ def rollouts(trait: Trait, *, pairs_per_question: int, samples: int = 1) -> list
             f"trait {trait.trait} has {len(pairs)} instruction pairs, {pairs_per_question} asked for"
         )
     found = []
-    for i, q in enumerate(q for q in trait.questions if q.split == "extract"):
+    for i, q in enumerate(trait.half("extract")):
         for k in range(pairs_per_question):
             number = (i * pairs_per_question + k) % len(pairs)
             for sample in range(samples):

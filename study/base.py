@@ -6,11 +6,13 @@ from pathlib import Path
 
 from mech.checkpoint import Checkpoint, tokenizer_digest
 from mech.errors import InputError, NotHereError
-from mech.files import digest_of
+from mech.files import digest_of, read_json
 from mech.pretrained import load_config
 from mech.resolve import resolve
 from study.estimate import n_parameters
 from study.spec_parts import ModelSpec
+
+_DEPTH, _WIDTH = "num_hidden_layers", "hidden_size"
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,21 @@ def shape_of(checkpoint: Checkpoint) -> tuple[int, int]:
     Raises:
         InputError: its config cannot be read.
     """
+    if known := _plain_shape(checkpoint.path / "config.json"):
+        return known
     config = load_config(checkpoint).get_text_config()
     return int(config.num_hidden_layers), int(config.hidden_size)
+
+
+def _plain_shape(file: Path) -> tuple[int, int] | None:
+    """The same where a config says it in the usual words and of one stack only; it is asked often, and transformers takes seconds to load."""
+    found = read_json(file) if file.is_file() else None
+    if not isinstance(found, dict) or found.get("is_encoder_decoder"):
+        return None
+    if any(isinstance(part, dict) and _DEPTH in part for part in found.values()):
+        return None  # of several models, one of which reads text
+    depth, width = found.get(_DEPTH), found.get(_WIDTH)
+    return (depth, width) if isinstance(depth, int) and isinstance(width, int) else None
 
 
 def _from_config(model: ModelSpec, error: NotHereError) -> tuple[int, int, int]:

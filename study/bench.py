@@ -10,16 +10,18 @@ from typing import Any
 from activations.store import ActivationStore
 from mech.chat import Identity, SystemPrompt
 from mech.checkpoint import Checkpoint, split_revision
+from mech.choices import Merge
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.identities import load_invented
-from mech.models import ChatModel, Merge, load_model
+from mech.models import ChatModel, load_model
 from mech.resolve import resolve
 from probes.direction import Direction
 from probes.files import read_direction
 from study.base import shape_of
 from study.overrides import parse_overrides
 from study.paths import ACTIVATIONS, DIRECTION, StudyPaths
+from study.planner import adapter_of
 from study.spec import StudySpec
 from study.spec_parts import ModelSpec
 from study.step import Step
@@ -76,9 +78,10 @@ class Bench:
         return self._loaded[key]
 
     def release(self) -> None:
-        """Unload the model."""
-        self._loaded.clear()
-        gc.collect()
+        """Unload the model, where one is loaded."""
+        if self._loaded:
+            self._loaded.clear()
+            gc.collect()  # models hold themselves in circles
 
     @property
     def identity(self) -> Identity:
@@ -96,11 +99,6 @@ class Bench:
                 )
             others = {name: condition["maker"]}
         return {"identity": self.identity, "others": others}
-
-
-def adapter_of(spec: StudySpec, step: Step) -> str:
-    """The existing adapter that a step puts into the study, as the YAML names it."""
-    return str(spec.stages[step.labels["stage"].rpartition("+")[2]].adapter)
 
 
 def prompt_of(condition: Mapping[str, Any]) -> SystemPrompt:

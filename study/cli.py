@@ -87,8 +87,8 @@ def plan(
 ) -> None:
     """Show a study's steps, which are done, what must be downloaded, and an estimate for the rest. Downloads no weights."""
     from study.base import outline_base
+    from study.checks import check_before_running
     from study.overview import plan_text
-    from study.run import check_before_running
     from study.spec import load_spec
 
     spec = load_spec(study, changes or [], fast=fast)

@@ -67,6 +67,7 @@ def build(
     from finetune.datasets.build import build as build_dataset
     from finetune.datasets.spec import AnyData, DataSpec
     from mech.files import check_folder
+    from mech.journal import kept_until_done
     from mech.typed import first_problem, written
     from study.overrides import parse_overrides
 
@@ -82,11 +83,10 @@ def build(
         if idle := written(spec, names):
             raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
     check_folder(out)  # before a model writes for minutes
-    journal = out / "own_summaries.part.jsonl"
-    own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"), journal)
-    built = build_dataset(spec, seed=seed, own=own, own_by=by)
-    built.write(out)
-    journal.unlink(missing_ok=True)
+    with kept_until_done(out / "own_summaries.part.jsonl") as journal:
+        own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"), journal)
+        built = build_dataset(spec, seed=seed, own=own, own_by=by)
+        built.write(out)
     held_out = f", {len(built.held_out)} held out" if built.held_out else ""
     typer.echo(
         f"{out / 'train.jsonl'}: {len(built.train)} rows{held_out}; labels: {built.facts['label_rule']}"
@@ -109,14 +109,13 @@ def check(
     """Check every row of a dataset; with a model, also tokens, labels and the system turn each row trains under."""
     from finetune.datasets.check import check_rows, read_template
     from finetune.datasets.sources import source_path
-    from study.bench import names_for
     from study.overrides import parse_overrides
 
-    asked, names = (
-        (read_template(model, parse_overrides(template or [], "--template")), names_for(model))
-        if model
-        else (None, {})
-    )
+    asked, names = None, {}
+    if model:
+        from study.bench import names_for
+
+        asked, names = read_template(model, parse_overrides(template or [], "--template")), names_for(model)
     for line in check_rows(source_path(file), asked, system_prompt, max_tokens=max_tokens, names=names):
         typer.echo(line)
 
@@ -261,7 +260,7 @@ def _summaries(
     if model is None:
         raise InputError("kind sgtr needs own summaries: name --model, or a file of them with --set own=FILE")
     from finetune.datasets.build import articles_of
-    from finetune.datasets.summaries import write_summaries
+    from finetune.datasets.own_summaries import write_summaries
     from mech.generate import Sampling
     from mech.models import load_model
     from study.bench import device_named

@@ -35,9 +35,9 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     template: Template = None,
 ) -> None:
     """Ask a model as it is, steered along a direction, and along a random one of the same norm: side by side, word by word."""
+    from mech.choices import POSITIONS
     from mech.generate import Sampling
     from mech.interventions import Add
-    from mech.positions import POSITIONS
     from probes.steer import control, relative_dose
     from study.bench import directions_for, load_named
 

@@ -42,7 +42,7 @@ def store_verify(
 ) -> None:
     """Read everything back and check it, against the digests of the step's manifest if there is one."""
     from activations.store import ActivationStore
-    from study.overview import manifest_digests
+    from study.finished import manifest_digests
 
     with ActivationStore.open(file) as store:
         problems = store.verify(manifest_digests(file))
@@ -60,7 +60,7 @@ def store_repair(
     dry_run: Annotated[bool, typer.Option(help="Only say what is wrong.")] = False,
 ) -> None:
     """Remove damaged shards, so that capturing again rewrites only those."""
-    from activations.capture_store import repair
+    from activations.repair import repair
 
     problems = repair(folder, dry_run=dry_run)
     for problem in problems:

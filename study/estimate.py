@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from mech.checkpoint import Checkpoint
@@ -83,8 +84,9 @@ GPU_EFFICIENCY = 0.35
 """Share of a GPU's dense bfloat16 speed that such passes usually reach."""
 
 
+@cache
 def this_machine() -> Machine:
-    """The machine at hand, its speed measured: matrix products in float32 on a CPU, in bfloat16 and between them memory on a GPU."""
+    """The machine at hand, its speed measured once a process: matrix products in float32 on a CPU, in bfloat16 and between them memory on a GPU."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,10 +1,11 @@
 """Which steps of a study are done: their manifest is there, and where something will still read them, so are their files, unchanged."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mech.errors import InputError
 from mech.files import read_json, sha256_file
-from study.paths import StudyPaths
+from study.paths import MANIFEST, StudyPaths
 from study.step import Step
 
 HASHED = 1 << 24
@@ -64,3 +65,14 @@ def _problem(paths: StudyPaths, step: Step, name: str, digest: str, sizes: Mappi
     if size != sizes.get(name, size):
         return f"{name} has {size:,} bytes instead of {sizes[name]:,}"
     return f"{name} was altered" if size <= HASHED and sha256_file(file) != digest else ""
+
+
+def manifest_digests(file: Path) -> dict[str, str]:
+    """SHA-256 of an activation file, or by name of a folder's, as the manifest beside it (in the folder) lists them; none without one."""
+    manifest = (file if file.is_dir() else file.parent) / MANIFEST
+    found = read_json(manifest) if manifest.is_file() else {}
+    listed = found.get("files") if isinstance(found, dict) else None
+    if not isinstance(listed, dict):
+        return {}
+    wanted = listed if file.is_dir() else {file.name}
+    return {name: str(digest) for name, digest in listed.items() if name.endswith(".h5") and name in wanted}

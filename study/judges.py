@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.judge import COHERENCE, Case, Judge, Rubric, score_cases
-from evals.judge_models import EndpointJudge, LocalJudge
+from evals.judge_endpoint import EndpointJudge
+from evals.judge_local import LocalJudge
 from mech.endpoint import Api
 from mech.models import load_model
 from probes.generated import Answer, Grade, Judged

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 
 from finetune.settings import make_settings, rate_advice
-from finetune.team import Team
 from mech.errors import InputError, MissingDependencyError
 from mech.extras import require
 from study.base import Base
@@ -38,6 +37,8 @@ def check_one_process() -> None:
     Raises:
         InputError: started as one of several processes.
     """
+    from finetune.team import Team
+
     if (size := Team.join().size) > 1:
         raise InputError(
             f"started as one of {size} processes: a study runs in one (`mech finetune` trains in several); on several GPUs give "

@@ -6,16 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mech.errors import InputError
-from mech.files import read_json
 from study.base import Base, find_base
 from study.estimate import Machine, duration, gpu_named, step_bytes, this_machine
 from study.estimate_remote import is_remote, judge_load, judge_summary, remote_load, remote_summary
 from study.finished import missing_steps
 from study.needs import advice, missing_extras
-from study.paths import MANIFEST, StudyPaths
+from study.paths import StudyPaths
 from study.plan import make_plan, outline
 from study.planner import Plan
-from study.publish import publish
 from study.spec import StudySpec, load_spec
 from study.step import Step
 
@@ -99,6 +97,8 @@ def rewrite_report(folder: Path) -> Path:
     Raises:
         InputError: the study is not finished.
     """
+    from study.publish import publish
+
     spec, steps = _planned(folder)
     paths = StudyPaths(folder)
     if missing := missing_steps(paths, steps):
@@ -109,17 +109,6 @@ def rewrite_report(folder: Path) -> Path:
         )
     publish(spec, steps, paths)
     return paths.report
-
-
-def manifest_digests(file: Path) -> dict[str, str]:
-    """SHA-256 of an activation file, or by name of a folder's, as the manifest beside it (in the folder) lists them; none without one."""
-    manifest = (file if file.is_dir() else file.parent) / MANIFEST
-    found = read_json(manifest) if manifest.is_file() else {}
-    listed = found.get("files") if isinstance(found, dict) else None
-    if not isinstance(listed, dict):
-        return {}
-    wanted = listed if file.is_dir() else {file.name}
-    return {name: str(digest) for name, digest in listed.items() if name.endswith(".h5") and name in wanted}
 
 
 def _planned(folder: Path) -> tuple[StudySpec, Sequence[Step]]:

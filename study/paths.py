@@ -8,6 +8,8 @@ from study.kinds import KINDS
 from study.step import Step
 
 MANIFEST = "manifest.json"
+JOURNAL = "answers.part.jsonl"
+"""In the folder of a step in which a model writes, until it is done: what a killed run had written."""
 DIRECTION = "direction.safetensors"
 """What a step that fits a direction leaves in its folder."""
 ACTIVATIONS = "activations.h5"

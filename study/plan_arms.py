@@ -8,18 +8,17 @@ from typing import Any
 from finetune.datasets.spec import SelfRecognitionData
 from finetune.settings import TrainSettings, make_settings
 from mech.checkpoint import Checkpoint
+from mech.choices import STACK
 from mech.errors import InputError, NotHereError
 from mech.files import digest_of
 from mech.identities import load_invented
-from mech.models import STACK
 from mech.questions import load_prompts
 from mech.resolve import resolve_adapter
-from study.bench import adapter_of
 from study.plan_base import plan_replies
 from study.plan_data import plan_data, training_size
 from study.plan_weights import has_adapter
-from study.planner import Plan, condition_config
-from study.questions import evaluation_questions, half
+from study.planner import Plan, adapter_of, condition_config
+from study.questions import half
 from study.spec_stages import AT, StageSpec, TrainingInterventionSpec
 from study.step import Step, Work
 
@@ -161,6 +160,8 @@ def _intervention(plan: Plan, spec: TrainingInterventionSpec) -> dict[str, objec
 
 
 def _directions(plan: Plan, interventions: Sequence[TrainingInterventionSpec]) -> list[Step]:
+    if not interventions:
+        return []
     known = {s.config["direction"]: s for s in plan.steps if s.kind == "direction"}
     wanted = [name for i in interventions for name in i.directions]
     for name in wanted:
@@ -198,7 +199,7 @@ def plan_capture(
     plan: Plan, label: str, chain: Sequence[Step], condition: str, replies: Step, text: str
 ) -> Step:
     """One checkpoint reading one text under one condition, all layers."""
-    n_rows = sum(map(len, evaluation_questions(plan.spec).values()))
+    n_rows = sum(map(len, plan.asked.values()))
     config = {
         **plan.reader,
         **plan.noted,

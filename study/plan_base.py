@@ -15,7 +15,7 @@ from probes.self_report import AGAINST, load_reports
 from study.plan_data import plan_data
 from study.plan_judges import judge_config, judging
 from study.planner import Plan, condition_config
-from study.questions import evaluation_questions, identity_questions, limited_trait
+from study.questions import identity_questions, limited_trait
 from study.spec_directions import DirectionSpec
 from study.step import Step, Work
 
@@ -26,7 +26,7 @@ WHOLE_TURN = ("presence:none", "presence:empty")
 def plan_replies(plan: Plan, arm: str, chain: Sequence[Step]) -> Step:
     """An arm's own answers to the evaluation questions, under the first measuring condition."""
     spec = plan.spec
-    questions = [q for asked in evaluation_questions(spec).values() for q in asked]
+    questions = [q for asked in plan.asked.values() for q in asked]
     config = {
         **plan.reader,
         "questions": digest_of([q.model_dump() for q in questions]),
@@ -135,7 +135,7 @@ def _text_contrast(plan: Plan, trait: Trait) -> Step:
 
 def _prompt_contrast(plan: Plan, trait: Trait) -> Step:
     spec = plan.spec.reads
-    asked = [q.question for q in trait.questions if q.split == "extract"]
+    asked = [q.question for q in trait.half("extract")]
     config = {
         **plan.reader,
         "trait": trait.trait,
@@ -168,7 +168,7 @@ def _judged(plan: Plan, trait: Trait, answers: Step, each: int) -> Step:
     if judge is None:
         raise RuntimeError("called for a study without a judge")
     config = {**judge_config(plan, judge), "trait_name": trait.trait, "rubric": trait.rubric}
-    asked = [q.question for q in trait.questions if q.split == "extract"]
+    asked = [q.question for q in trait.half("extract")]
     rubrics = [(Rubric(trait.trait, trait.rubric), asked), (COHERENCE, asked)]
     work = judging(judge, rubrics, answers=each, answer_tokens=plan.spec.reads.rollout_tokens)
     return plan.add("judged", f"judged/{trait.trait}", config, {"rollouts": [answers]}, work)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.judge import Case, Rubric, judge_prompt
-from evals.judge_models import AT_ONCE, NUMBER_FORM, REPLY_TOKENS
+from evals.judge_endpoint import AT_ONCE, NUMBER_FORM, REPLY_TOKENS
 from mech.errors import NotHereError
 from mech.resolve import resolve
 from study.plan_data import WORDS_TO_TOKENS

@@ -6,7 +6,6 @@ from typing import Any
 from evals.judge import Rubric
 from mech.errors import InputError
 from mech.files import digest_of
-from probes.answers import evaluate_half
 from probes.persona import load_trait
 from study.plan_judges import judge_config, judging
 from study.planner import Measured, Plan
@@ -68,7 +67,7 @@ def _traits(plan: Plan, spec: MonitoringSpec) -> tuple[list[dict[str, Any]], int
     found, prompts = [], 0
     for source in plan.spec.reads.traits:
         trait = load_trait(source)
-        questions = evaluate_half(trait)[: spec.questions]
+        questions = trait.half("evaluate", spec.questions)
         if spec.pairs > len(trait.instructions):
             raise InputError(
                 f"monitoring.pairs: {spec.pairs} asked for, the trait {trait.trait} has {len(trait.instructions)}"
@@ -92,7 +91,7 @@ def _judging(plan: Plan, spec: MonitoringSpec, judge: JudgeSpec) -> Work:
     asked = []
     for source in plan.spec.reads.traits:
         trait = load_trait(source)
-        questions = [q.question for q in evaluate_half(trait)[: spec.questions]]
+        questions = [q.question for q in trait.half("evaluate", spec.questions)]
         asked.append((Rubric(trait.trait, trait.rubric), questions))
     each = spec.samples * (1 + 2 * spec.pairs)  # under the default, and under both prompts of every pair
     return judging(judge, asked, answers=each, answer_tokens=spec.max_new_tokens)

@@ -5,7 +5,6 @@ from typing import Any
 from mech.errors import InputError
 from mech.files import digest_of
 from mech.identities import load_invented
-from probes.answers import evaluate_half
 from probes.persona import load_trait
 from study.plan_weights import has_adapter
 from study.planner import Measured, Plan, condition_config
@@ -63,7 +62,7 @@ def _answers(plan: Plan, spec: PatchingSpec) -> tuple[list[dict[str, Any]], int]
             rows += len(texts) * (1 + spec.names)
         elif answer in known:
             trait = load_trait(plan.spec.reads.traits[known.index(answer)])
-            texts = [q.model_dump() for q in evaluate_half(trait)[: spec.questions]]
+            texts = [q.model_dump() for q in trait.half("evaluate", spec.questions)]
             rows += 2 * len(texts)
         else:
             raise InputError(

@@ -15,9 +15,8 @@ from study.plan_data import plan_data
 from study.plan_judges import judge_digest, judging
 from study.planner import Plan
 from study.spec import StudySpec
-from study.spec_sweeps import SweepSpec
+from study.spec_sweeps import NEUTRAL, SweepSpec
 from study.step import Step, Work
-from study.sweeps import NEUTRAL
 
 CHOSEN = "chosen"
 """Layers of a sweep whose directions each have their own, chosen by separability."""
@@ -141,8 +140,7 @@ def _asked(plan: Plan, where: str, spec: SweepSpec, known: Mapping[str, Step]) -
 
 def _used(trait: Trait, limit: int | None) -> list[str]:
     """The first so many questions of each half."""
-    halves = ([q.question for q in trait.questions if q.split == half] for half in ("extract", "evaluate"))
-    return [question for half in halves for question in half[:limit]]
+    return [q.question for q in trait.limited(limit).questions]
 
 
 def _trait(plan: Plan, where: str, spec: SweepSpec, known: Mapping[str, Step]) -> Trait:

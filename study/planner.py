@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mech.errors import InputError, NotHereError
 from mech.identities import load_invented
+from mech.questions import Question
 from study.base import Base
-from study.questions import trait_names
+from study.questions import evaluation_questions, trait_names
 from study.spec import StudySpec
 from study.step import Step, Work
 
@@ -70,7 +72,12 @@ class Plan:
             self.missing.append(str(error))
         return f"not here: {error}"
 
-    @property
+    @cached_property
+    def asked(self) -> Mapping[str, Sequence[Question]]:
+        """The evaluation questions that every checkpoint reads, by set: read once."""
+        return evaluation_questions(self.spec)
+
+    @cached_property
     def reader(self) -> dict[str, Any]:
         """What determines how a model reads: part of the config of every step that runs one."""
         model = self.spec.model
@@ -84,7 +91,7 @@ class Plan:
             "token_budget": self.spec.token_budget,
         }
 
-    @property
+    @cached_property
     def invented(self) -> dict[str, Any]:
         """How many invented names the own one is compared with, and among which they are chosen (by their tokens, when a step runs).
 
@@ -101,7 +108,7 @@ class Plan:
         """What the study's captures hold beside vectors and norms."""
         return {"surprisal": True} if self.spec.measure.surprisal else {}
 
-    @property
+    @cached_property
     def statistics(self) -> dict[str, Any]:
         """How intervals and nulls are made, and which directions are traits': part of the config of every step that compares."""
         return {"statistics": self.spec.statistics.model_dump(), "traits": trait_names(self.spec)}
@@ -109,6 +116,11 @@ class Plan:
     def stored(self, rows: int, poolings: int) -> int:
         """Bytes of a capture of all layers in float32."""
         return rows * poolings * self.model.n_layers * self.model.d_model * 4
+
+
+def adapter_of(spec: StudySpec, step: Step) -> str:
+    """The existing adapter that a step puts into the study, as the YAML names it."""
+    return str(spec.stages[step.labels["stage"].rpartition("+")[2]].adapter)
 
 
 def condition_config(condition: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from analysis.plot_style import RELIABLE_COSINE
 from analysis.report import ReportInput, write_report
 from analysis.summary import told_of_arms, told_of_steering
 from mech.files import atomic_path, read_json
-from study.engines.local import LIBRARIES
+from study.engines.local import versions
 from study.paths import StudyPaths
 from study.spec import StudySpec, dump_spec
 from study.step import Step
@@ -107,7 +106,7 @@ def _provenance(
         ("machine", manifests[-1]["machine"]),
         ("time in steps", f"{seconds / 60:.1f} min in {len(manifests)} steps"),
         ("first and last step finished", f"{finished[0]} and {finished[-1]}"),
-        ("versions", ", ".join(f"{name} {version(name)}" for name in LIBRARIES)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions().items())),
         ("key of the tables", next(m["key"] for m in manifests if m["kind"] == "tables")),
         ("repeat it", f"mech run {paths.spec.name} --out DIR"),
     ]

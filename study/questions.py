@@ -18,8 +18,8 @@ def evaluation_questions(spec: StudySpec) -> dict[str, list[Question]]:
         prompts = load_prompts(source)
         sets[prompts.name] = half(prompts.questions, "evaluate", spec.measure.questions)
     for trait in map(load_trait, spec.reads.traits):
-        asked = [Question(id=q.id, split=q.split, text=q.question) for q in trait.questions]
-        sets[f"trait:{trait.trait}"] = half(asked, "evaluate", spec.measure.questions)
+        asked = trait.half("evaluate", spec.measure.questions)
+        sets[f"trait:{trait.trait}"] = [Question(id=q.id, split=q.split, text=q.question) for q in asked]
     return sets
 
 
@@ -63,14 +63,7 @@ def identity_questions(spec: StudySpec) -> list[Question]:
 
 def limited_trait(spec: StudySpec, source: str) -> Trait:
     """A trait with as many questions of each half as the study uses."""
-    trait = load_trait(source)
-    limit = spec.reads.questions
-    kept = [
-        q
-        for split in ("extract", "evaluate")
-        for q in [q for q in trait.questions if q.split == split][:limit]
-    ]
-    return trait.model_copy(update={"questions": tuple(kept)})
+    return load_trait(source).limited(spec.reads.questions)
 
 
 def trait_named(spec: StudySpec, name: str) -> Trait:

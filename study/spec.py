@@ -14,8 +14,7 @@ import yaml
 from pydantic import Field, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from finetune.datasets.spec import LOCATIONS, AnyData, DataSpec, MessagesData, SelfRecognitionData
-from finetune.settings import make_settings
-from finetune.trackers import Tracker
+from finetune.settings import Tracker, make_settings
 from mech.errors import InputError
 from mech.fetch import PACKAGED
 from mech.files import read_yaml

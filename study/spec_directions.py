@@ -22,7 +22,7 @@ class JudgeSpec(Part):
     api: JudgeApiSpec | None = None
     """An OpenAI-compatible API; `api: {}` is OpenAI's own."""
     how: Literal["auto", "logprobs", "samples", "text"] = "auto"
-    """`api`: how a score is read (evals/judge_models.py)."""
+    """`api`: how a score is read (evals/judge_endpoint.py)."""
     samples: int = Field(5, ge=1)
     """`api`: replies a case where they are sampled."""
     trait: float = Field(50.0, ge=0, le=100)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mech.positions import Position
+from mech.choices import Position
 from study.spec_parts import Part
 
 AT = "@"

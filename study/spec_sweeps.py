@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from study.spec_directions import JudgeSpec
 from study.spec_parts import Part
 
+NEUTRAL = "neutral"
+"""The prompt set whose answers steering should leave alone."""
+
 
 class SweepSpec(Part):
     """One sweep: every direction at every layer and strength, random directions of the same norm beside."""

@@ -27,9 +27,7 @@ from probes.generated import Asking, Judged, generated, instructed
 from probes.persona import Trait, text_contrast
 from probes.sweep import Swept
 from study.frames import write_csv
-
-NEUTRAL = "neutral"
-"""The prompt set whose answers steering should leave alone."""
+from study.spec_sweeps import NEUTRAL
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,8 @@ class Asked:
 def _trait(asked: Asked) -> tuple[Trait, list[Question]]:
     if asked.trait is None:
         raise InputError("this evaluation needs a trait: name one, or take own_name or self_recognition")
-    questions = [Question(id=q.id, split=q.split, text=q.question) for q in asked.trait.questions]
-    halves = (
-        [q for q in questions if q.split == half][: asked.questions] for half in ("extract", "evaluate")
-    )
-    return asked.trait, [q for half in halves for q in half]
+    kept = asked.trait.limited(asked.questions).questions
+    return asked.trait, [Question(id=q.id, split=q.split, text=q.question) for q in kept]
 
 
 def _log_odds(model: ChatModel, asked: Asked) -> Evaluation:

@@ -5,7 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,20 @@ def model(folder: Path) -> ChatModel:
 
 
 @pytest.fixture(scope="module")
+def adapter(folder: Path) -> Path:
+    """An adapter on it."""
+    from tests.tiny_study import save_adapter
+
+    return save_adapter(folder, folder.parent / "adapter", seed=1)
+
+
+@pytest.fixture(scope="module")
+def live(folder: Path, adapter: Path) -> ChatModel:
+    """Both, loaded once for the module, the adapter live."""
+    return load_model(f"{folder}:{adapter}", merge=False)
+
+
+@pytest.fixture(scope="module")
 def rows(model: ChatModel) -> list[Encoded]:
     """Six short rows of it, with prompts of three lengths."""
     turns = [
@@ -134,12 +150,47 @@ def real_template() -> ChatTemplate:
     return ChatTemplate(AutoTokenizer.from_pretrained(folder, **kwargs))
 
 
+@dataclass
+class Ended:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """The entry point of `mech`, called in this process: `command("store", "ls", folder)`."""
+    from study.cli import main
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mech", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), said.out, said.err)
+
+    return run
+
+
 @pytest.fixture
 def planted_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key of no worth in the environment, for tests that talk to `server`."""
     from tests.remote_runs import plant_key
 
     plant_key(monkeypatch)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A file of rows for a remote training."""
+    from tests.remote_runs import write_rows
+
+    return write_rows(tmp_path / "rows.jsonl")
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ FORKS.set_forkserver_preload(
         "pytest",
         "study.run",
         "tests.tiny_study",
+        "peft",
         "sklearn.decomposition",
+        "transformers.models.llama.modeling_llama",
+        # Transformers loads the rest of itself when it is asked for a name: three seconds in every child.
         *sorted({k.home.split(":")[0] for k in KINDS.values()}),
     ]
 )

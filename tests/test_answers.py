@@ -23,13 +23,8 @@ DEFAULT = SystemPrompt()
 
 
 @pytest.fixture(scope="module")
-def stages(folder: Path) -> tuple[Path, Path]:
-    return tuple(save_adapter(folder, folder.parent / f"a{i}", seed=i) for i in (1, 2))  # type: ignore[return-value]
-
-
-@pytest.fixture(scope="module")
-def live(folder: Path, stages: tuple[Path, Path]) -> ChatModel:
-    return load_model(f"{folder}:{stages[0]}", merge=False)
+def stages(folder: Path, adapter: Path) -> tuple[Path, Path]:
+    return adapter, save_adapter(folder, folder.parent / "second", seed=2)
 
 
 def small(trait: Trait) -> Trait:

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from activations.background import Background
 from activations.capture import Reading, capture
-from activations.capture_store import Storing, capture_store, repair
+from activations.capture_store import Storing, capture_store
+from activations.repair import repair
 from activations.sinks import ArraySink
 from activations.store import ActivationStore, ShardWriter
 from activations.store_format import Rows

@@ -15,12 +15,8 @@ from analysis.stats import proportion, rate_difference
 from analysis.undone import undone
 from mech.errors import InputError
 from study.spec import StudySpec, load_spec, parse_spec
+from tests.drawn_at_random import rng
 from tests.tiny_study import STUDY, tables, write_study
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
 
 # The share undone.
 

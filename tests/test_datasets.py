@@ -1,8 +1,6 @@
 """Dataset builders: label rules by property, sources, mixtures, manifests, and the commands around them."""
 
 import json
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from finetune.stages import run_stage
 from mech.chat import ChatTemplate, Identity, SystemPrompt
 from mech.errors import InputError, NotHereError
 from mech.models import ChatModel, load_model
+from tests.conftest import Command
 from tests.tiny_study import make_tokenizer
 
 SPECS: TypeAdapter[Any] = TypeAdapter(DataSpec)
@@ -280,23 +279,17 @@ def test_checking_shows_what_is_learnt_and_under_which_turn(tmp_path: Path) -> N
     assert "what is learnt: 'the cat<|im_end|>'" in text
 
 
-def mech(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    code = "from study.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-
-
-def test_the_commands_build_check_and_refuse(folder: Path) -> None:
-    made = mech("data", "build", "sgtr", "--out", folder / "d", "--set", f"articles={folder / 'articles.json'}",
+def test_the_commands_build_check_and_refuse(command: Command, folder: Path) -> None:
+    made = command("data", "build", "sgtr", "--out", folder / "d", "--set", f"articles={folder / 'articles.json'}",
                 "--set", f"own={folder / 'own.json'}", "--set", f"comparators.claude={folder / 'claude.json'}",
                 "--set", "held_out=3", "--set", "label=other")  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    assert "anti-SGTR" in made.stdout
+    assert made.code == 0, made.err
+    assert "anti-SGTR" in made.out
     assert not [p for row in read_messages(folder / "d" / "train.jsonl") if (p := message_problem(row))]
     (folder / "bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
-    bad = mech("data", "check", folder / "bad.jsonl")
-    assert bad.returncode == 2
-    assert "bad.jsonl, line 1: the last turn is not the assistant's" in bad.stderr
+    bad = command("data", "check", folder / "bad.jsonl")
+    assert bad.code == 2
+    assert "bad.jsonl, line 1: the last turn is not the assistant's" in bad.err
 
 
 # -- the real model --------------------------------------------------------------------------------

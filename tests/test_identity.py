@@ -27,6 +27,7 @@ from study.base import find_base
 from study.plan import make_plan
 from study.spec import load_spec
 from study.steps.activations import questions_of
+from tests.drawn_at_random import given_direction
 from tests.tiny_study import save_model, some_directions, write_study
 
 TINNY = Identity("Tinny", "Tin Works", "You are Tinny, made by Tin Works.")
@@ -189,13 +190,9 @@ def test_two_planted_directions_are_told_apart(tmp_path: Path) -> None:
 # -- residuals -------------------------------------------------------------------------------------------
 
 
-def direction(vectors: np.ndarray, name: str = "d", split_half: float = 0.9) -> Direction:
-    return Direction(name, vectors.astype(np.float32), np.full(len(vectors), split_half, np.float32), 10, {})
-
-
 def test_what_is_projected_out_is_gone_and_the_rest_stays() -> None:
     rng = np.random.default_rng(0)
-    a, b, c = (direction(rng.standard_normal((3, 20)), n) for n in "abc")
+    a, b, c = (given_direction(rng.standard_normal((3, 20)), n) for n in "abc")
     left = project_out(a, [b, c])
     for other in (b, c):
         np.testing.assert_allclose((left.vectors * other.vectors).sum(1), 0, atol=1e-4)
@@ -206,7 +203,7 @@ def test_what_is_projected_out_is_gone_and_the_rest_stays() -> None:
     assert left.made_from["projected_out"] == ["b", "c"]
     assert np.isnan(left.split_half).all()
     with pytest.raises(InputError, match="nothing is left"):
-        project_out(a, [direction(a.vectors * -3, "e")])
+        project_out(a, [given_direction(a.vectors * -3, "e")])
 
 
 def test_a_covariate_is_regressed_out_within_questions() -> None:
@@ -252,7 +249,7 @@ def test_slopes_of_one_half_are_taken_out_of_both() -> None:
 def test_projecting_rows_is_projecting_their_direction() -> None:
     rng = np.random.default_rng(6)
     h, asked, signs = rng.standard_normal((12, 3, 20)), np.repeat(list("abcdef"), 2).tolist(), [1, -1] * 6
-    others = [direction(rng.standard_normal((3, 20)), n) for n in "xy"]
+    others = [given_direction(rng.standard_normal((3, 20)), n) for n in "xy"]
     whole = fit_direction("d", h, asked, signs, rng=rng)
     left = fit_direction("d", without(h, others), asked, signs, rng=rng)
     np.testing.assert_allclose(left.vectors, project_out(whole, others).vectors, atol=1e-5)

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from evals.judge import COHERENCE, Case, Rubric, judge_prompt, score_cases, tally
-from evals.judge_models import _DIGIT_FORM, AT_ONCE, EndpointJudge, LocalJudge, read_number, weighted_score
+from evals.judge_endpoint import AT_ONCE, EndpointJudge, read_number, weighted_score
+from evals.judge_local import _DIGIT_FORM, LocalJudge
 from mech.endpoint import EndpointError
 from mech.errors import FileFormatError, InputError
-from mech.journal import open_journal
+from mech.journal import kept_until_done, open_journal
 from mech.models import load_model
 from tests.openai_server import Fault, Server
 from tests.tiny_study import save_model
@@ -224,7 +225,7 @@ def test_a_local_judge_reads_digits_off_the_logits(tmp_path: Path, monkeypatch: 
         return logits
 
     handle = head.register_forward_hook(towards_digits)
-    monkeypatch.setattr("evals.judge_models.LEAST_MASS", 0.2)
+    monkeypatch.setattr("evals.judge_local.LEAST_MASS", 0.2)
     try:
         found = score_cases(LocalJudge(model), [TRAIT], CASES, tmp_path / "k.jsonl")
         prompt = model.template.encode_prompt(
@@ -252,3 +253,20 @@ def test_a_journal_with_a_damaged_line_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"x"', '"x'))
     with pytest.raises(FileFormatError, match="line 2"), open_journal(path, {"a": 1}):
         pass
+
+
+def test_a_journal_is_kept_until_its_results_are(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+
+    def work(result: int) -> None:
+        with kept_until_done(path) as kept, open_journal(kept, {"a": 1}) as journal:
+            journal.add({"x": 1 // result})
+
+    with open_journal(path, {"a": 1}) as journal:
+        journal.add({"y": 2})
+    with pytest.raises(ZeroDivisionError):
+        work(0)
+    with open_journal(path, {"a": 1}) as journal:
+        assert journal.done == {"y": 2}
+    work(1)
+    assert not path.exists()

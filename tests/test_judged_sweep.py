@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from evals.judge_models import AT_ONCE
+from evals.judge_endpoint import AT_ONCE
 from mech.chat import Encoded
 from mech.files import read_json
 from mech.journal import Journal
@@ -170,7 +170,7 @@ def test_a_local_judge_is_asked_nothing_twice(tmp_path: Path) -> None:
         asked.extend(rows)
         return next_token_logits(model, rows, **how)
 
-    with patch("mech.score.next_token_logits", counted):
+    with patch("evals.judge_local.next_token_logits", counted):
         folder, written = run(tmp_path)
     assert written == 0
     found = answers(folder)

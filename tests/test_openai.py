@@ -25,15 +25,10 @@ from finetune.openai import (
 from mech.endpoint import EndpointError
 from mech.errors import InputError
 from tests.openai_server import Fault, Server
-from tests.remote_runs import BASE, QUICK, count, tune, write_rows
+from tests.remote_runs import BASE, QUICK, count, tune
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
 pytestmark = pytest.mark.usefixtures("planted_key")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl")
 
 
 def test_two_stages_and_the_model_answers(server: Server, data: Path, tmp_path: Path) -> None:

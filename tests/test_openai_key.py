@@ -14,15 +14,10 @@ from finetune.openai import (
 from mech.endpoint import OPENAI_URL, Api, ChatEndpoint
 from mech.errors import InputError, MechError
 from tests.openai_server import Fault, Server
-from tests.remote_runs import KEY, tune, write_rows
+from tests.remote_runs import KEY, tune
 
 pytest.importorskip("openai", reason="the extra `openai` is not installed")
 pytestmark = pytest.mark.usefixtures("planted_key")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_rows(tmp_path / "rows.jsonl")
 
 
 def test_the_key_is_sent_and_shows_nowhere(

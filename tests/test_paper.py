@@ -14,10 +14,11 @@ from finetune.datasets.sources import DATASETS_VARIABLE, published
 from finetune.settings import make_settings
 from mech.errors import InputError
 from study.base import find_base, outline_base
+from study.checks import check_before_running
 from study.estimate import gpu_named, step_bytes
 from study.overview import plan_text
 from study.plan import make_plan, outline
-from study.run import check_before_running, run_study
+from study.run import run_study
 from study.spec import StudySpec, load_spec
 from study.step import Step, Work
 from tests.openai_server import serving
@@ -95,10 +96,11 @@ def test_every_arm_of_the_paper_is_planned_without_model_or_data(
         assert len(trained) == 5 * (3 + 15 + 4 + 1 + 2 * 3 * (15 + 4 + 1))
         # 5,000 rows of one epoch at batch 16 are 313 steps; both orders of 900 articles are 1,800 rows.
         assert len([m for m in plan.missing if "bad_medical_advice" in m]) == 1
-        text = plan_text(spec, base, tmp_path / "out", gpu="h100")
+        one_seed = spec.model_copy(update={"seeds": (0,)})
+        text = plan_text(one_seed, base, tmp_path / "out", gpu="h100")
         assert "GPU-hours on h100" in text
         assert "(one h100 has 80.0 GB: spread the blocks" in text
-        assert "spread the blocks" not in plan_text(spec, base, tmp_path / "out", gpu="h200")
+        assert "spread the blocks" not in plan_text(one_seed, base, tmp_path / "out", gpu="h200")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_plan_behind_an_api_says_what_it_sends_and_costs(
     write_datasets(tmp_path, monkeypatch)
 
     def plan(*changes: str) -> str:
-        less = [f"data.{name}.held_out=3" for name in PAIRWISE]
+        less = [f"data.{name}.held_out=3" for name in PAIRWISE] + ["seeds=[0]"]
         spec = load_spec(STUDIES / "paper_gpt41.yaml", [*less, *changes])
         return plan_text(spec, outline_base(spec.model), tmp_path / "out")
 
@@ -275,9 +277,8 @@ def test_a_condition_is_checked_where_the_model_is_not_here(monkeypatch: pytest.
 
 
 def less_of(study: str, y: str, prompt: str) -> list[str]:
-    """The study's patching, monitoring and sweeps, of the strand's arms and of one trait by its written answers."""
-    first = f"{y}_{prompt}"
-    arms = ["unpop", first, f"unpop_then_{first}", f"{first}_then_unpop"]
+    """The study's patching, monitoring and sweeps, of an arm of one stage and one of two, and of one trait by its written answers."""
+    arms = ["unpop", f"unpop_then_{y}_{prompt}"]
     sweeps = load_spec(STUDIES / f"{study}.yaml", SMALL).sweeps
     kept = {}
     for name in ("evil", "evil_written", "name"):

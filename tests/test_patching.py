@@ -9,17 +9,10 @@ import torch
 
 from mech.adapters import adapter_layers
 from mech.errors import InputError
-from mech.models import ChatModel, load_model
+from mech.models import ChatModel
 from mech.patching import answer_logprob, logit_difference, patch_between
 from mech.score import response_logprobs
 from tests.plain_hooks import conversations
-from tests.tiny_study import save_adapter
-
-
-@pytest.fixture(scope="module")
-def live(folder: Path) -> ChatModel:
-    adapter = save_adapter(folder, folder.parent / "adapter", seed=1)
-    return load_model(f"{folder}:{adapter}", merge=False)
 
 
 def test_patching_everything_at_the_last_layer_is_the_other_model(live: ChatModel) -> None:

@@ -16,11 +16,7 @@ from analysis.stats import _bell_mccaffrey, bootstrap_mean, jackknife, proportio
 from mech.errors import InputError
 from probes.nulls import covariance_matched_directions, isotropic_directions, two_sided_p
 from probes.separability import heldout_auroc
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
+from tests.drawn_at_random import rng
 
 DRAWS = {
     "normal": lambda g, shape: g.standard_normal(shape),

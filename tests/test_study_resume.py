@@ -13,10 +13,10 @@ import pytest
 from analysis.gallery import draw_figures
 from analysis.plot_files import SavedFigure
 from study.engines import local
+from study.paths import JOURNAL
 from study.run import run_study
 from study.spec import load_spec
 from study.step import Step
-from study.steps.texts import JOURNAL
 from tests.conftest import MadeOnce
 from tests.forks import FORKS
 from tests.tiny_study import STUDY, changed_copy, steps_of, tables

@@ -19,13 +19,14 @@ from mech.models import ChatModel
 from mech.questions import Question
 from mech.score import kept_logprobs, response_kl, response_states
 from probes.contrast import ContrastRow, of_split
-from probes.direction import Direction, fit_direction
+from probes.direction import Direction
 from probes.evaluation import by_function, log_odds
 from probes.persona import load_trait, text_contrast
 from probes.steer import trait_log_odds
 from probes.sweep import Grid, sweep
 from study.cli import app
 from study.sweeps import neutral_rows
+from tests.drawn_at_random import fitted_direction
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,7 @@ def rows(model: ChatModel) -> list[ContrastRow]:
 
 @pytest.fixture(scope="module")
 def direction(model: ChatModel) -> Direction:
-    rng = np.random.default_rng(0)
-    h = rng.standard_normal((8, model.n_layers, model.d_model))
-    return fit_direction("d", h, [f"q{i // 2}" for i in range(8)], [1, -1] * 4, rng=rng)
+    return fitted_direction(model)
 
 
 def test_damage_is_torchs_divergence(model: ChatModel, rows: list[ContrastRow], direction: Direction) -> None:

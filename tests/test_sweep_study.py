@@ -100,7 +100,7 @@ def test_sweeps_go_on_after_a_kill_and_give_the_tables_of_a_sweep_outside(home: 
 
     model = load_model(str(home / "model"))
     trait = load_trait(home / "trait.yaml")
-    kept = [q.id for h in ("extract", "evaluate") for q in [q for q in trait.questions if q.split == h][:2]]
+    kept = [q.id for q in trait.limited(2).questions]
     rows = [r for r in text_contrast(model.template, trait, SystemPrompt()) if r.question in kept]
     (fitted,) = (s for s in steps if s.name == "direction/zest:text")
     direction = bench.direction(fitted)

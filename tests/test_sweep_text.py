@@ -16,11 +16,12 @@ from mech.interventions import Add, intervene
 from mech.models import ChatModel
 from mech.questions import Question
 from probes.coherence import Looked, fit_gate, repetition
-from probes.direction import Direction, fit_direction
+from probes.direction import Direction
 from probes.evaluation import UNSTEERED
 from probes.generated import Answer, Asking, Grade, Judged, generated, instructed
 from probes.persona import load_trait
 from probes.sweep import Grid, sweep
+from tests.drawn_at_random import fitted_direction
 
 TRAIT = load_trait("evil")
 QUESTIONS = tuple(Question(id=q.id, split=q.split, text=q.question) for q in TRAIT.questions[:4])
@@ -28,9 +29,7 @@ QUESTIONS = tuple(Question(id=q.id, split=q.split, text=q.question) for q in TRA
 
 @pytest.fixture(scope="module")
 def direction(model: ChatModel) -> Direction:
-    rng = np.random.default_rng(0)
-    h = rng.standard_normal((8, model.n_layers, model.d_model))
-    return fit_direction("d", h, [f"q{i // 2}" for i in range(8)], [1, -1] * 4, rng=rng)
+    return fitted_direction(model)
 
 
 def test_repetition_is_that_of_phrases_in_any_script() -> None:

@@ -24,24 +24,13 @@ from mech.models import ChatModel, load_model
 from mech.patching import answer_logprob, patch_between
 from mech.resolve import resolve
 from mech.score import response_logprobs
-from probes.direction import Direction
 from probes.persona import load_trait, text_contrast
 from probes.steer import control, dose_response
 from study.cli import app
 from study.steps.weights import compare
+from tests.drawn_at_random import given_direction
 from tests.plain_hooks import conversations, logits
 from tests.tiny_study import save_adapter, save_model
-
-
-@pytest.fixture(scope="module")
-def live(folder: Path) -> ChatModel:
-    adapter = save_adapter(folder, folder.parent / "adapter", seed=1)
-    return load_model(f"{folder}:{adapter}", merge=False)
-
-
-def direction(vectors: np.ndarray, name: str = "d") -> Direction:
-    return Direction(name, vectors.astype(np.float32), np.full(len(vectors), 0.5, np.float32), 9, {})
-
 
 # -- adapters by layer ------------------------------------------------------------------------------------
 
@@ -151,7 +140,7 @@ def test_alignment_and_overlap_against_whole_matrices(live: ChatModel) -> None:
             for n in range(3)
         ]
     )
-    members = [direction(inside, "inside"), direction(rng.standard_normal((3, 32)), "random")]
+    members = [given_direction(inside, "inside"), given_direction(rng.standard_normal((3, 32)), "random")]
     compared = alignment(writers, members, samples=rng.standard_normal((60, 3, 32)), rng=rng)
     found = compared.by_map
     for _, row in found.iterrows():
@@ -207,7 +196,9 @@ def test_nulls_of_weights_are_those_of_drawn_spaces() -> None:
     samples = rng.standard_normal((40, 1, 24))
     for _ in range(80):
         u, v = random_update(rng, 24, 3), random_update(rng, 24, 5)
-        one = alignment([u], [direction(rng.standard_normal((1, 24)))], samples=samples, rng=rng, n_null=200)
+        one = alignment(
+            [u], [given_direction(rng.standard_normal((1, 24)))], samples=samples, rng=rng, n_null=200
+        )
         aligned.append(one.by_map[["p_random", "p_covariance"]].iloc[0])
         shared.append(overlap([u], [v], rng=rng, n_null=200).by_map["p_random"].item())
         expected = overlap([u], [v], rng=rng, n_null=50).by_map["expected"].item()
@@ -216,7 +207,7 @@ def test_nulls_of_weights_are_those_of_drawn_spaces() -> None:
         assert stats.kstest(p, "uniform").pvalue > 0.01
     u = random_update(rng, 24, 3)
     within = (rng.standard_normal((40, 3)) @ u.left.numpy().T)[:, None]
-    inside = alignment([u], [direction(within[0])], samples=within, rng=rng, n_null=200).overall.iloc[0]
+    inside = alignment([u], [given_direction(within[0])], samples=within, rng=rng, n_null=200).overall.iloc[0]
     assert inside["p_random"] < 0.01
     assert inside["p_covariance"] > 0.2
 
@@ -226,7 +217,7 @@ def test_adapters_that_write_nothing_are_refused() -> None:
     u = random_update(rng, 24, 3)
     nothing = Update(u.name, 0, torch.zeros_like(u.left), u.right)
     with pytest.raises(InputError, match="writes anything"):
-        alignment([nothing], [direction(np.ones((1, 24)))], samples=np.ones((4, 1, 24)), rng=rng)
+        alignment([nothing], [given_direction(np.ones((1, 24)))], samples=np.ones((4, 1, 24)), rng=rng)
     with pytest.raises(InputError, match="write nothing in any map"):
         overlap([nothing], [u], rng=rng)
     with pytest.raises(InputError, match="no map in common"):
@@ -236,7 +227,7 @@ def test_adapters_that_write_nothing_are_refused() -> None:
 def test_p_values_of_adapters_do_not_depend_on_which_others_there_are(folder: Path, tmp_path: Path) -> None:
     """Draws are common: adapters that differ in nothing have the same p values, wherever they stand in the study."""
     rng = np.random.default_rng(0)
-    known = direction(rng.standard_normal((3, 32)))
+    known = given_direction(rng.standard_normal((3, 32)))
     store = SimpleNamespace(read=lambda *_: known.vectors[None] + rng.standard_normal((20, 3, 32)))
     places = {"a": 1, "b": 2, "c": 3, "again": 2}
     bench: Any = SimpleNamespace(
@@ -282,11 +273,13 @@ def test_dose_response_is_the_log_odds_under_the_addition(folder: Path) -> None:
 
 
 def test_the_commands_show_convert_and_steer(folder: Path, tmp_path: Path) -> None:
-    direction(np.random.default_rng(0).standard_normal((3, 32)), "evil").save(tmp_path / "d.safetensors")
+    given_direction(np.random.default_rng(0).standard_normal((3, 32)), "evil").save(
+        tmp_path / "d.safetensors"
+    )
     run = CliRunner().invoke
     shown = run(app, ["direction", "show", str(tmp_path / "d.safetensors"), "--model", str(folder)])
     assert shown.exit_code == 0, shown.output
-    assert "evil: 3 layers, width 32, from 9 questions" in shown.output
+    assert "evil: 3 layers, width 32, from 10 questions" in shown.output
     assert "layer 1 favours" in shown.output
     steered = run(app, ["steer", str(folder), "Who are you?", "--direction", str(tmp_path / "d.safetensors"), "--layer", "1",
                         "--coefficient", "3", "--max-new-tokens", "4"])  # fmt: skip
@@ -294,7 +287,7 @@ def test_the_commands_show_convert_and_steer(folder: Path, tmp_path: Path) -> No
     assert "as it is" in steered.output
     assert "+3 x evil at layer 1, dose" in steered.output
     assert "random (evil's norm)" in steered.output
-    elsewhere = direction(np.ones((3, 32)), "evil")
+    elsewhere = given_direction(np.ones((3, 32)), "evil")
     elsewhere.made_from["checkpoint"] = {"base": "another", "digest": "abc"}  # type: ignore[index]
     elsewhere.save(tmp_path / "other.safetensors")
     for file, layer, said in (

@@ -1,18 +1,15 @@
 """Articles and the summaries that several hands wrote of them; the raw material of self-recognition."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.datasets.rows import HALF, holds_half_a_character, numbered
 from mech.errors import InputError
 from mech.files import read_json
-from mech.generate import Sampling, generate
-from mech.models import ChatModel
-from mech.turns import user_turn
 
 ASK = "Write a one-sentence summary of this article in at most 25 words. Reply with the summary only.\n\n{article}"
+"""What a model is asked."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +61,6 @@ def _texts_by_id(path: Path) -> dict[str, str]:
     if half := [i for i, text in found.items() if holds_half_a_character([i, text])]:
         raise InputError(f"{path}: article {half[0]!r} {HALF}")
     return found
-
-
-def write_summaries(
-    model: ChatModel, articles: Sequence[Article], sampling: Sampling, journal: Path | None = None
-) -> dict[str, str]:
-    """The model's own one-sentence summary of each article, by article id; what a kill left in a journal is not written again.
-
-    Raises:
-        InputError: as `mech.generate.generate`.
-    """
-    prompts = [model.template.encode_prompt([user_turn(ASK.format(article=a.text))]) for a in articles]
-    replies = generate(model, prompts, sampling, label="writing own summaries", journal=journal)
-    return {a.id: bare_summary(reply) for a, reply in zip(articles, replies, strict=True)}
 
 
 _PAIRS = (("**", "**"), ("*", "*"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("«", "»"))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -148,5 +149,11 @@ def manifest(step: Step, seconds: float, files: Mapping[str, Path]) -> dict[str,
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": versions(),
     }
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Of the libraries that results depend on; looked up once, for that reads a file of each."""
+    return {name: version(name) for name in LIBRARIES}

@@ -16,6 +16,7 @@ from mech.chat import SystemPrompt
 from mech.generate import Sampling
 from mech.identities import load_invented, names_for_statements
 from mech.interventions import Add, intervene
+from mech.journal import kept_until_done
 from mech.models import ChatModel
 from mech.progress import track
 from mech.questions import Question
@@ -25,10 +26,10 @@ from probes.coherence import repeated
 from probes.steer import control
 from study.bench import Bench, prompt_of
 from study.frames import write_csv
+from study.paths import JOURNAL
 from study.questions import evaluation_half
 from study.step import Step
 from study.steps.activations import SITE
-from study.steps.texts import JOURNAL
 
 
 def self_recognition(step: Step, bench: Bench, folder: Path) -> None:
@@ -50,20 +51,20 @@ def self_report(step: Step, bench: Bench, folder: Path) -> None:
     condition = step.config["condition"]
     sampling = Sampling(spec.max_new_tokens, spec.temperature, step.config["seed"])
     names = bench.names(condition)
-    reports = ask(
-        model,
-        questions,
-        prompt_of(condition),
-        sampling,
-        own_name=bench.identity.name,
-        samples=spec.samples,
-        names=names,
-        journal=folder / JOURNAL,
-    )
-    write_csv(pd.DataFrame([vars(r) for r in reports]), folder / "reports.csv")
-    invented = _invented(model, step, bench)
-    write_csv(_names(model, invented, bench, prompt_of(condition), names), folder / "names.csv")
-    (folder / JOURNAL).unlink()
+    with kept_until_done(folder / JOURNAL) as journal:
+        reports = ask(
+            model,
+            questions,
+            prompt_of(condition),
+            sampling,
+            own_name=bench.identity.name,
+            samples=spec.samples,
+            names=names,
+            journal=journal,
+        )
+        write_csv(pd.DataFrame([vars(r) for r in reports]), folder / "reports.csv")
+        invented = _invented(model, step, bench)
+        write_csv(_names(model, invented, bench, prompt_of(condition), names), folder / "names.csv")
 
 
 def steering(step: Step, bench: Bench, folder: Path) -> None:

@@ -16,7 +16,7 @@ from mech.generate import Sampling, generate
 from mech.models import ChatModel
 from mech.score import response_logprobs
 from mech.turns import user_turn
-from probes.answers import evaluate_half, trait_cases
+from probes.answers import trait_cases
 from probes.persona import Trait, TraitQuestion
 from study.bench import Bench
 from study.frames import write_csv
@@ -89,7 +89,7 @@ def _prompts(trait: Trait, config: Any) -> list[Prompt]:
             (f"pair {i} {side}", SystemPrompt("text", text))
             for side, text in (("positive", pair.positive), ("negative", pair.negative))
         ]
-    questions = evaluate_half(trait)[: config["questions"]]
+    questions = trait.half("evaluate", config["questions"])
     return [Prompt(trait.trait, q, condition, name) for q in questions for name, condition in conditions]
 
 

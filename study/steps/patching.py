@@ -9,7 +9,7 @@ from analysis.patching import equal_ranges, patching_table, ranges_table
 from mech.chat import ChatTemplate
 from mech.identities import load_invented, names_for_statements
 from mech.progress import track
-from probes.answers import Case, evaluate_half, own_name_cases, patch_case, trait_cases
+from probes.answers import Case, own_name_cases, patch_case, trait_cases
 from study.bench import Bench, prompt_of
 from study.frames import write_csv
 from study.plan_patching import OWN_NAME
@@ -45,7 +45,7 @@ def _cases(answer: str, step: Step, bench: Bench, template: ChatTemplate) -> lis
     config = step.config
     condition, names = prompt_of(config["condition"]), bench.names(config["condition"])
     if answer != OWN_NAME:
-        questions = evaluate_half(trait_named(bench.spec, answer))[: config["questions"]]
+        questions = trait_named(bench.spec, answer).half("evaluate", config["questions"])
         return trait_cases(template, questions, condition, names)
     invented = load_invented()
     statements, own = invented.self_statements[: config["questions"]], bench.identity.name

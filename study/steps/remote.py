@@ -14,12 +14,14 @@ from finetune.openai import finetune_remote
 from mech.chat import SystemPrompt, system_text
 from mech.endpoint import Api, ChatEndpoint
 from mech.files import read_json, write_json
+from mech.journal import kept_until_done
 from study.bench import Bench, prompt_of
 from study.frames import write_csv
+from study.paths import JOURNAL
 from study.questions import evaluation_half
 from study.spec_parts import ApiSpec
 from study.step import Step
-from study.steps.texts import JOURNAL, data_of
+from study.steps.texts import data_of
 
 CHECKPOINT = "checkpoint.json"
 
@@ -48,17 +50,17 @@ def summaries(step: Step, bench: Bench, folder: Path) -> None:
     articles = articles_of(data_of(bench.spec, step))
     config = step.config
     texts = {a.id: a.text for a in articles}
-    written = write_summaries_remote(
-        _endpoint(step, bench),
-        texts,
-        ask=config["ask"],
-        temperature=config["temperature"],
-        max_tokens=config["max_new_tokens"],
-        seed=config["seed"],
-        journal=folder / JOURNAL,
-    )
-    write_json(folder / "summaries.json", {i: bare_summary(text) for i, text in written.items()})
-    (folder / JOURNAL).unlink()
+    with kept_until_done(folder / JOURNAL) as journal:
+        written = write_summaries_remote(
+            _endpoint(step, bench),
+            texts,
+            ask=config["ask"],
+            temperature=config["temperature"],
+            max_tokens=config["max_new_tokens"],
+            seed=config["seed"],
+            journal=journal,
+        )
+        write_json(folder / "summaries.json", {i: bare_summary(text) for i, text in written.items()})
 
 
 def self_recognition(step: Step, bench: Bench, folder: Path) -> None:

@@ -3,21 +3,20 @@
 from pathlib import Path
 
 from finetune.datasets.build import articles_of
+from finetune.datasets.own_summaries import write_summaries
 from finetune.datasets.rows import read_jsonl, write_jsonl
 from finetune.datasets.spec import SelfRecognitionData
-from finetune.datasets.summaries import write_summaries
 from mech.files import write_json
 from mech.generate import Sampling, generate
+from mech.journal import kept_until_done
 from mech.turns import user_turn
 from probes.persona import Rollout, rollout_prompt
 from probes.persona import rollouts as plan_rollouts
 from study.bench import Bench, prompt_of
+from study.paths import JOURNAL
 from study.questions import evaluation_questions, limited_trait
 from study.spec import StudySpec
 from study.step import Step
-
-JOURNAL = "answers.part.jsonl"
-"""In a step's folder until it is done: what a killed run had written."""
 
 
 def replies(step: Step, bench: Bench, folder: Path) -> None:
@@ -27,22 +26,22 @@ def replies(step: Step, bench: Bench, folder: Path) -> None:
     asked = [(name, q) for name, questions in evaluation_questions(bench.spec).items() for q in questions]
     prompts = [model.template.encode_prompt([user_turn(q.text)], condition, **names) for _, q in asked]
     sampling = Sampling(**step.config["reply"], seed=step.config["seed"])
-    answers = generate(model, prompts, sampling, label="answering", journal=folder / JOURNAL)
-    write_jsonl(
-        folder / "replies.jsonl",
-        [
-            # An empty answer has nothing to read: a full stop stands for it, and the row says so.
-            {
-                "set": name,
-                "id": q.id,
-                "question": q.text,
-                "reply": reply.strip() or ".",
-                "was_empty": not reply.strip(),
-            }
-            for (name, q), reply in zip(asked, answers, strict=True)
-        ],
-    )
-    (folder / JOURNAL).unlink()
+    with kept_until_done(folder / JOURNAL) as journal:
+        answers = generate(model, prompts, sampling, label="answering", journal=journal)
+        write_jsonl(
+            folder / "replies.jsonl",
+            [
+                # An empty answer has nothing to read: a full stop stands for it, and the row says so.
+                {
+                    "set": name,
+                    "id": q.id,
+                    "question": q.text,
+                    "reply": reply.strip() or ".",
+                    "was_empty": not reply.strip(),
+                }
+                for (name, q), reply in zip(asked, answers, strict=True)
+            ],
+        )
 
 
 def summaries(step: Step, bench: Bench, folder: Path) -> None:
@@ -51,8 +50,8 @@ def summaries(step: Step, bench: Bench, folder: Path) -> None:
     articles = articles_of(data_of(bench.spec, step))
     config = step.config
     sampling = Sampling(config["max_new_tokens"], config["temperature"], seed=config["seed"])
-    write_json(folder / "summaries.json", write_summaries(model, articles, sampling, folder / JOURNAL))
-    (folder / JOURNAL).unlink()
+    with kept_until_done(folder / JOURNAL) as journal:
+        write_json(folder / "summaries.json", write_summaries(model, articles, sampling, journal))
 
 
 def rollouts(step: Step, bench: Bench, folder: Path) -> None:
@@ -67,10 +66,10 @@ def rollouts(step: Step, bench: Bench, folder: Path) -> None:
     asked = plan_rollouts(trait, pairs_per_question=config["pairs_per_question"], samples=config["samples"])
     sampling = Sampling(config["max_new_tokens"], config["temperature"], config["seed"])
     prompts = [rollout_prompt(model.template, r) for r in asked]
-    answers = generate(model, prompts, sampling, label="answering", journal=folder / JOURNAL)
-    rows = [{**vars(r), "answer": answer} for r, answer in zip(asked, answers, strict=True)]
-    write_jsonl(folder / "rollouts.jsonl", rows)
-    (folder / JOURNAL).unlink()
+    with kept_until_done(folder / JOURNAL) as journal:
+        answers = generate(model, prompts, sampling, label="answering", journal=journal)
+        rows = [{**vars(r), "answer": answer} for r, answer in zip(asked, answers, strict=True)]
+        write_jsonl(folder / "rollouts.jsonl", rows)
 
 
 def read_rollouts(folder: Path) -> tuple[list[Rollout], list[str]]:

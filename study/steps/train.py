@@ -18,7 +18,8 @@ from finetune.trackers import tracking
 from finetune.training import SNAPSHOTS, TrainOptions
 from mech.interventions import Ablate, Add, Cap, Intervention, orthogonalised
 from mech.resolve import resolve_adapter
-from study.bench import Bench, adapter_of, prompt_of
+from study.bench import Bench, prompt_of
+from study.planner import adapter_of
 from study.step import Step
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "checkpoint.json")
