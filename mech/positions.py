@@ -24,7 +24,7 @@ generated."""
 POSITIONS: tuple[Position, ...] = get_args(Position)
 
 Mask = Bool[Tensor, "batch seq"] | bool
-"""Tokens of a position: True is every token of the pass, False none, which costs an intervention less than a tensor that says so."""
+"""Which tokens have a position. True (every token of the pass) and False (none) stand for whole tensors, and spare an intervention the masking."""
 
 Masks = Mapping[str, Mask] | Mapping[Position, Mask]
 
@@ -41,7 +41,7 @@ class _Declared:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of the pass; None where nothing that was declared has one."""
+        """Batch and sequence length of the pass; None where no tensor was declared that would tell."""
         if self.owners is not None:
             return tuple(self.owners.shape)
         return next((tuple(m.shape) for m in self.masks.values() if isinstance(m, Tensor)), None)
@@ -71,7 +71,7 @@ def declared(masks: Masks, owners: Owners | None = None) -> Iterator[None]:
 
 
 def carried_over() -> AbstractContextManager[None]:
-    """A context in which the present declaration holds again, in whatever thread."""
+    """A context in which the declaration of this moment holds again, also in another thread (context variables do not cross threads)."""
     now = _current.get()
     return nullcontext() if now is None else declared(now.masks, now.owners)
 

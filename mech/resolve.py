@@ -22,7 +22,7 @@ _ELSEWHERE = {
     "http": "an address: name a Hub model as org/name",
     "https": "an address: name a Hub model as org/name",
 }
-"""What stands before a colon and is no base."""
+"""Words before a colon that are not a base model, with what to tell whoever writes them."""
 
 
 def resolve(reference: str, *, download: bool = True) -> Checkpoint:

@@ -48,9 +48,9 @@ class PatchedCase:
     base: float
     finetuned: float
     into: Mapping[str, Float[np.ndarray, "layers spans"]]
-    """By `finetuned`, `base`, `random finetuned`, `random base`: the score of the model that is patched into."""
+    """The score of the patched model, in nats, by which model is patched into: `finetuned`, `base`; with `random` before it, by the control."""
     ranges: Float[np.ndarray, "ranges 2"]
-    """With the adapter on in a range only, and everywhere but there."""
+    """Column 0: the score with the adapter on in that range only; column 1: with it on everywhere else."""
 
 
 def evaluate_half(trait: Trait) -> list[TraitQuestion]:

@@ -136,9 +136,9 @@ class Side:
     """A direction from the articles of one kind, tested on held-out articles of one kind."""
 
     fitted_on: str
-    """`correct` or `incorrect`: of which articles' extraction half."""
+    """`correct` or `incorrect`: fitted on the extraction half of the articles that the model answers so."""
     tested_on: str
-    """Of which articles' evaluation half."""
+    """`correct` or `incorrect`: tested on the evaluation half of the articles that it answers so."""
     n_fitted: int
     """Articles it was fitted on."""
     n_tested: int

@@ -63,7 +63,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked, how often, and what is taken for broken."""
+    """Which questions are asked, how answers are sampled, and when an answer counts as broken."""
 
     questions: tuple[Question, ...]
     sampling: Sampling
@@ -72,7 +72,7 @@ class Asking:
     quantile: float = 0.95
     """Without a judge: an answer is broken beyond this quantile of the unsteered model's own texts (`probes.coherence.fit_gate`)."""
     reference_samples: int = 4
-    """Without a judge: the unsteered model's texts at temperature 1, a question, beside its answers at the sweep's own."""
+    """Without a judge: how many texts a question the unsteered model also writes at temperature 1, for the thresholds."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.sampling.temperature == 0):
@@ -84,7 +84,7 @@ class Asking:
 
     @property
     def asked(self) -> list[Question]:
-        """Every question as often as it is asked."""
+        """The questions in order, each repeated `samples` times."""
         return [q for q in self.questions for _ in range(self.samples)]
 
 
