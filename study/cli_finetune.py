@@ -62,25 +62,11 @@ def build(
 
     A source is a file, builtin:NAME, published:NAME or hub:ORG/NAME:FILE.
     """  # noqa: D415
-    from pydantic import TypeAdapter, ValidationError
-
     from finetune.datasets.build import build as build_dataset
-    from finetune.datasets.spec import AnyData, DataSpec
     from mech.files import check_folder
-    from mech.typed import first_problem, written
     from study.overrides import parse_overrides
 
-    try:
-        spec = TypeAdapter(DataSpec).validate_python({"kind": kind.value, **parse_overrides(fields or [])})
-    except ValidationError as error:
-        raise InputError(
-            f"mech data build {kind.value}: {first_problem(error, *get_args(AnyData))}"
-        ) from error
-    if getattr(spec, "written_by", None):
-        raise InputError("written_by names an arm of a study: here --model is who writes")
-    for names, why in getattr(spec, "idle", ()):
-        if idle := written(spec, names):
-            raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
+    spec = _data_spec(kind, parse_overrides(fields or []))
     check_folder(out)  # before a model writes for minutes
     journal = out / "own_summaries.part.jsonl"
     own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"), journal)
@@ -96,6 +82,31 @@ def build(
         typer.echo(
             f"length alone finds the own summary: by words {by['words']:.2f}, by characters {by['characters']:.2f}"
         )
+
+
+def _data_spec(kind: Kind, given: dict[str, Any]) -> Any:
+    """The fields of a dataset, checked.
+
+    Raises:
+        InputError: an unknown field, a value of the wrong type, or a field that would do nothing.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from finetune.datasets.spec import AnyData, DataSpec
+    from mech.typed import first_problem, written
+
+    try:
+        spec: Any = TypeAdapter(DataSpec).validate_python({"kind": kind.value, **given})
+    except ValidationError as error:
+        raise InputError(
+            f"mech data build {kind.value}: {first_problem(error, *get_args(AnyData))}"
+        ) from error
+    if getattr(spec, "written_by", None):
+        raise InputError("written_by names an arm of a study: here --model is who writes")
+    for names, why in getattr(spec, "idle", ()):
+        if idle := written(spec, names):
+            raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
+    return spec
 
 
 @data_app.command("check", epilog=example(f"mech data check data/sgtr/train.jsonl --model {SMALL}"))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mech.errors import InputError
+from mech.questions import load_prompts
 from study import plan_data
 from study.run import run_study
 from study.spec import load_spec
@@ -226,6 +227,33 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     with pytest.raises(InputError, match=message):
         run_study(load_spec(home / "study.yaml", overrides), home / "never")
     assert not (home / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "identity-01",
+            "How far is the moon?",
+            r"question id 'identity-01' stands in another prompt set too",
+        ),
+        ("mine", "{text}", r"question 'mine' \(evaluate\) asks the same as 'identity-01' \(extract\)"),
+    ],
+)
+def test_prompt_sets_together_have_each_question_once(
+    home: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    """Identity directions are fitted on one half of all sets together and tested on the other."""
+    folder = changed_copy(home, tmp_path / "sets")
+    (first,) = (q for q in load_prompts("identity").questions if q.id == "identity-01")
+    mine = {"id": name, "split": "evaluate", "text": text.format(text=first.text)}
+    (folder / "mine.yaml").write_text(
+        yaml.safe_dump({"name": "mine", "description": "", "questions": [mine]})
+    )
+    with pytest.raises(InputError, match=r"measure\.prompt_sets\[1\]: " + message):
+        run_study(
+            load_spec(folder / "study.yaml", ["measure.prompt_sets=[identity, mine.yaml]"]), folder / "never"
+        )
 
 
 def test_malformed_rows_name_file_and_line(home: Path, tmp_path: Path) -> None:
