@@ -129,7 +129,8 @@ def overlap(
 
     `shared` is the mean squared cosine of the principal angles (1: the same space), `expected` its value for a random space,
     max(r, r')/d, `first_cosine` the largest cosine, `first_angle` its angle in degrees; `p_random` from random spaces of the second's
-    rank. Of a random space only its angles with a fixed one matter, and those depend on the ranks alone: maps of equal ranks share draws.
+    rank, drawn for each map by itself. Over all maps that is a little too sure, since an adapter's maps write alike: with one adapter of the quickstart
+    turned at random as a whole, `overall` was below .05 in 13 of 150 turns. Of a random space only its angles with a fixed one matter, and those depend on the ranks alone: maps of equal ranks share draws.
 
     Raises:
         InputError: no map in common.
