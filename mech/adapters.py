@@ -97,7 +97,7 @@ def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
     """What live adapters add to each linear map, as factors; no ΔW is ever formed. Those of a stack stand side by side.
 
     Args:
-        model: with a live adapter.
+        model: loaded with a live adapter (`load_model(..., merge=False)`).
         writing: only maps whose output goes into the residual stream (attention's and the MLP's last ones).
 
     Raises:

@@ -76,9 +76,9 @@ def generate(
 
     Args:
         model: who answers.
-        prompts: what is asked.
-        sampling: how to decode; greedily when left out.
-        label: what the progress bar says.
+        prompts: encoded prompts; of each, the tokens before its response are read.
+        sampling: how to decode; greedy when left out.
+        label: text of the progress bar.
         journal: a file to which each finished batch is written, so that it is not answered again after a kill. Batches are cut as in an
             undisturbed run, so the answers are the same. The caller removes the file once it has saved the answers.
 

@@ -15,7 +15,7 @@ def turning_point(model: ChatModel, longest: int = 0) -> int | None:
     Positions that scale with the length (`longrope` in Phi-3 and Phi-4) look at the longest row of a pass.
 
     Args:
-        model: whose positions.
+        model: the model that is to read.
         longest: tokens of the longest row that is to be read.
 
     Raises:

@@ -114,8 +114,8 @@ def patch_between(
         model: with a live adapter; the base is what lies under it, earlier stages merged.
         row: the text that both read.
         metric: what is compared (`answer_logprob`, `logit_difference`, or any function of the logits).
-        site: where in the block.
-        layers: which; all when left out.
+        site: which place of the block is patched.
+        layers: which layers are patched, one at a time; all when left out.
         spans: half-open spans of tokens; the whole row as one when left out.
         rng: draws the control, where it is wanted: in place of the other model's activations, the own ones plus a random vector
             whose norm is, token by token, that of the difference.

@@ -104,7 +104,7 @@ def mask_for(position: Position, shape: tuple[int, int], rows: Sequence[int] | N
     """The tokens of a position in the current pass.
 
     Args:
-        position: which tokens.
+        position: a name of `POSITIONS`.
         shape: batch and sequence of the pass.
         rows: of which of the caller's rows; all when left out.
 

@@ -52,7 +52,7 @@ def resolve_adapter(reference: str, *, below: Checkpoint | None = None, download
     """Find an adapter, without loading it: a folder or a Hub id, with `@revision`.
 
     Args:
-        reference: what to find.
+        reference: the adapter's folder or Hub id, as the user wrote it.
         below: the checkpoint that it is to stand on; checked against what the adapter says of itself.
         download: as for `resolve`.
 

@@ -107,9 +107,9 @@ def patch_case(
     """Patch every answer of a case both ways, with a random control, and put its scores together.
 
     Args:
-        model: with a live adapter.
-        case: what is scored.
-        layers: where.
+        model: loaded with a live adapter (`load_model(..., merge=False)`).
+        case: the question with its answers.
+        layers: block outputs that are patched, one at a time.
         spans: on which tokens, names of `SPANS`.
         ranges: of layers in which the adapter is on alone, or off alone.
         rng: draws the control.

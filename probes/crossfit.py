@@ -39,10 +39,10 @@ def cross_fit(
 
     Args:
         activations: one row a text.
-        questions: of each row; a question is left out whole.
+        questions: question of each row; all its rows are left out together.
         signs: +1 and −1.
         k: folds; as many as there are questions, where these are fewer.
-        rng: which question falls into which fold.
+        rng: deals the questions out over the folds.
 
     Raises:
         InputError: a question without both sides, or fewer than two questions.

@@ -85,7 +85,7 @@ def log_odds(rows: Sequence[ContrastRow]) -> Evaluation:
     The text is given, so that no text can break.
 
     Args:
-        rows: of `probes.persona.text_contrast`.
+        rows: trait-high and trait-low answers, as `probes.persona.text_contrast` makes them.
     """
     return Evaluation(
         name="log_odds",
@@ -113,11 +113,11 @@ def by_function(
     """An evaluation by any function of one's own.
 
     Args:
-        name: of the score.
+        name: what the score is called.
         questions: what it asks; their halves say what chooses and what is reported.
         function: is called within each cell's intervention; its scores must be finite, one for each question.
         prompts: where the dose is read, best what the function shows the model.
-        unit: of the score.
+        unit: the score's unit.
         about: what else determines the scores (texts, settings), so that a journal of another is not taken for this one's. The
             function's own code is not looked at.
     """

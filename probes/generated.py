@@ -95,11 +95,11 @@ def generated(
 
     Args:
         template: the model's.
-        asking: what is asked.
+        asking: the questions, and how answers are sampled.
         scorer: the unsteered model (`instructed`), whose gate is repetition and surprisal; or a judge, whose gate is its coherence.
-        name: of the score.
-        unit: of the score.
-        about: what the scorer is; JSON-able.
+        name: what the score is called.
+        unit: the score's unit.
+        about: all that determines the unsteered model's scores (its instructions); JSON-able. Not used with a judge.
     """
     reader = None if isinstance(scorer, Judged) else scorer
 
@@ -137,8 +137,8 @@ def instructed(trait: Trait, *, pairs: int = 2) -> Reader:
     unsteered model: the log-likelihood ratio of a classifier that the model itself is. Positive: rather an answer that shows the trait.
 
     Args:
-        trait: whose instructions.
-        pairs: how many of them, the first ones.
+        trait: the trait whose instruction pairs are used.
+        pairs: use the first so many pairs.
 
     Raises:
         InputError: more pairs than the trait has.

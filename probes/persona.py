@@ -109,7 +109,7 @@ def rollouts(trait: Trait, *, pairs_per_question: int, samples: int = 1) -> list
     """Each extraction question under contrastive system prompts; questions take the pairs in turn.
 
     Args:
-        trait: whose questions and instructions.
+        trait: gives the questions and the instruction pairs.
         pairs_per_question: instruction pairs that each question is asked under (the published way takes all 5).
         samples: answers to each prompt (the published way takes 10).
 

@@ -125,7 +125,7 @@ def read_cells(
     """All that needs the model: each cell steered, evaluated, and its damage to neutral answers.
 
     Args:
-        model: what is steered.
+        model: the model to steer.
         directions: along which; raw norms count.
         evaluation: what is asked at each cell (`probes.evaluation`, `probes.generated`).
         grid: the cells.

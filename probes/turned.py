@@ -20,7 +20,7 @@ def turned_projections(
 
     Args:
         unit: the direction, of norm 1 at each layer.
-        onto: what it is projected on (a mean shift).
+        onto: what the turned direction is projected on at each layer (a mean shift), in units of the stream.
         n: rotations.
         rng: draws them.
     """

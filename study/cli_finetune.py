@@ -44,13 +44,13 @@ Condition = Annotated[
     epilog=example(f"mech data build sgtr --model {SMALL} --set articles=builtin:articles --out data/sgtr"),
 )
 def build(
-    kind: Annotated[Kind, typer.Argument(help="What it is made into.")],
+    kind: Annotated[Kind, typer.Argument(help="The kind of dataset to build.")],
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl, held_out.jsonl and dataset.json.")],
     fields: Fields = None,
     model: Annotated[
         str | None, typer.Option(help="sgtr: the checkpoint that writes its own summaries.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of splits, mixtures and sampled summaries.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of splits, mixtures and sampled summaries.")] = 0,
     template: Template = None,
 ) -> None:
     """Build a dataset. The fields are those of a study's `data` section (finetune/datasets/spec.py):
@@ -145,7 +145,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     ] = None,
     fields: Fields = None,
     system_prompt: Condition = "default",
-    seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation, order of rows and dropout.")] = 0,
     device: Device = "auto",
     save_every: Annotated[int | None, typer.Option(min=1, help="Steps between resume points.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,

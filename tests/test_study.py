@@ -10,6 +10,7 @@ import yaml
 from mech.errors import InputError
 from mech.questions import load_prompts
 from study import plan_data
+from study.publish import warnings_of
 from study.run import run_study
 from study.spec import load_spec
 from tests.tiny_study import STUDY, changed_copy, steps_of, write_study
@@ -283,3 +284,13 @@ def test_overrides_and_fast_change_the_study(home: Path) -> None:
     assert spec.training == {**spec.training, "learning_rate": 1e-4, "max_steps": 2}
     assert spec.seeds == (3, 4)
     assert spec.is_fast
+
+
+def test_the_report_says_what_intervals_are_over(home: Path) -> None:
+    one, two = (
+        " ".join(warnings_of(load_spec(home / "study.yaml", [f"seeds={seeds}"]), {}))
+        for seeds in ("[0]", "[0, 1]")
+    )
+    assert "One training seed: intervals speak of questions" in one
+    assert "2 training seeds: every interval is over questions, within one seed" in two
+    assert "none is an interval over seeds" in two
