@@ -44,7 +44,7 @@ def span_scores(
 
     Args:
         one: the pass.
-        hidden: what it gave.
+        hidden: the pass's final-norm states, which `one.run()` returned.
         rows: the list that the pass's `members` count in.
         spans: half-open, of the pass's rows in their order; none begins at a row's first token, which nothing predicts.
     """
@@ -85,8 +85,8 @@ def kept_logprobs(
     """Log-probabilities of all next tokens from `response_states`, so that `response_kl` need not make them anew at every comparison.
 
     Args:
-        model: whose output head they go through.
-        states: of the rows.
+        model: the model whose output head they go through.
+        states: what `response_states` gave for the rows.
         max_bytes: None is returned where they would take more; tokens x vocabulary x 4 bytes, on the model's device.
         chunk: tokens that go through the head at once.
     """
@@ -112,7 +112,7 @@ def response_kl(
     What an intervention does to text it should leave alone: take `before` without and `after` within it.
 
     Args:
-        model: whose output head both go through.
+        model: the model whose output head both go through.
         before: `response_states` of the rows.
         after: of the same rows, under something else.
         logprobs: `kept_logprobs` of `before`, where one `before` is compared many times.

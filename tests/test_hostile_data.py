@@ -123,7 +123,11 @@ def sgtr(folder: Path, **changes: Any) -> SelfRecognitionData:
     ids = [f"a{i}" for i in range(8)]
     own = {i: TWO.format(i) for i in ids} | changes.pop("own", {})
     other = {i: f"somebody else said that it rained on that day {i}" for i in ids} | changes.pop("other", {})
-    for name, texts in (("own", own), ("other", other), ("articles", dict.fromkeys(ids, "it rained"))):
+    for name, texts in (
+        ("own", own),
+        ("other", other),
+        ("articles", {i: f"it rained on day {i}" for i in ids}),
+    ):
         kept = {i: text for i, text in texts.items() if text is not None}
         (folder / f"{name}.json").write_text(json.dumps(kept), encoding="utf-8")
     fields = {"kind": "sgtr", "articles": f"{folder}/articles.json", "own": f"{folder}/own.json", "held_out": 2,
