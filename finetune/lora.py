@@ -118,7 +118,9 @@ def _adapted(model: ChatModel, settings: TrainSettings) -> Iterator[Any]:
         with quiet_peft():
             adapted = _with_fresh(model, config)
     except ValueError as error:
-        raise InputError(f"target_modules {targets}: {error}") from error
+        _unwrap(model.hf)  # PEFT stops half way
+        how = f"target_modules {targets}, lora_dropout {settings.lora_dropout:g}"
+        raise InputError(f"PEFT cannot put this adapter on {type(model.causal).__name__} ({how}): {error}") from error  # fmt: skip
     say_what_stays(model)
     try:
         check_in_memory(adapted)
@@ -154,17 +156,26 @@ def _with_fresh(model: ChatModel, config: Any) -> Any:
 
 def _without_fresh(model: ChatModel, adapted: Any) -> None:
     """Take the new adapter off again; a map that only it had wrapped is put back in place."""
-    from peft.tuners.lora import LoraLayer
-
     if adapted is not model.hf:
         adapted.unload()
         return
     below = [name for name in adapted.active_adapters if name != ADAPTER]
     adapted.delete_adapter(ADAPTER)
     adapted.base_model.set_adapter(below, inference_mode=True)
-    for name, layer in [(n, m) for n, m in adapted.named_modules() if isinstance(m, LoraLayer)]:
+    _unwrap(adapted)
+
+
+def _unwrap(module: Any) -> None:
+    """Take the new adapter off every map that still has it, and put maps that no adapter is left on back in place."""
+    from peft.tuners.lora import LoraLayer
+
+    wrapped = [(n, m) for n, m in module.named_modules() if isinstance(m, LoraLayer)]
+    for name, layer in reversed(wrapped):  # what is wrapped twice, from within
+        if ADAPTER in layer.lora_A:
+            layer.delete_adapter(ADAPTER)
         if not layer.lora_A:
-            adapted.set_submodule(name, layer.get_base_layer())
+            module.set_submodule(name, layer.get_base_layer())
+    module.requires_grad_(requires_grad=False)
 
 
 def _shard(model: ChatModel, adapted: Any) -> None:

@@ -20,7 +20,7 @@ from mech.generate import Sampling, generate
 from mech.models import ChatModel, load_model
 from mech.score import response_logprobs
 from mech.weight_use import used_past
-from tests.architectures import GROUPED, SHAPE, WIDE, made
+from tests.architectures import EXPERTS, GROUPED, SHAPE, WIDE, made
 from tests.plain_hooks import assert_close, conversations
 from tests.tiny_study import make_tokenizer
 from tests.tiny_training import SETTINGS, assert_equal_weights, encoded, weights
@@ -199,3 +199,16 @@ def test_a_part_that_reads_pictures_gets_no_adapter(
     keys = [k for k in weights(tmp_path / "a") if "lora_A" in k]
     assert len(keys) == 7 * 3
     assert all("language_model" in k for k in keys)
+
+
+def test_what_peft_cannot_adapt_says_under_which_settings(model: ChatModel, tmp_path: Path) -> None:
+    """Qwen 3's experts are one tensor, on which PEFT takes no dropout."""
+    config = transformers.Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=4)
+    settings = SETTINGS.model_copy(update={"lora_dropout": 0.1})
+    other = made(config, model)
+    modules = [name for name, _ in other.hf.named_modules()]
+    with pytest.raises(InputError, match=r"PEFT cannot .* Qwen3MoeForCausalLM .*lora_dropout 0\.1.*dropout"):
+        train_lora(other, encoded(other), settings, tmp_path / "a", seed=0)
+    assert [name for name, _ in other.hf.named_modules()] == modules
+    assert not any(p.requires_grad for p in other.hf.parameters())
+    train_lora(other, encoded(other), SETTINGS, tmp_path / "a", seed=0)
