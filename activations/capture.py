@@ -1,7 +1,7 @@
 """Capture: run rows through a model and keep the pooled residual stream.
 
 Hooks pool each site as it passes, in float32, so that no full activation is ever kept; the output head is not run, nor any
-block after the last wanted layer; a prefix that rows share is run once.
+block after the last wanted layer, nor any token after the last that is pooled; a prefix that rows share is run once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -122,7 +122,8 @@ def capture_into(
         model.check_head()  # now: later it would run a pass through the hooks
     foreign = None if backend == "hf" else _foreign(backend, model, reading)
     reader = _Reader(model, rows, spans, reading, foreign)
-    passes = run_rows(model, rows, reader.read, token_budget=token_budget, pack=foreign is None)
+    pack = foreign is None
+    passes = run_rows(model, rows, reader.read, token_budget=token_budget, pack=pack, ends=reader.ends)
     for one, read in track(passes, "capturing"):
         if read.is_finite:
             read.hand_over(sink, one, reading)
@@ -215,6 +216,12 @@ class _Reader:
     foreign: BackendReader | None
     """Another library's forward pass."""
 
+    @property
+    def ends(self) -> list[int]:
+        """How many leading tokens of each row are looked at: none after the last that is pooled, or that predicts one."""
+        scored = [r.spans["response"][1] - 1 if "surprisal" in self.reading.notes else 0 for r in self.rows]
+        return [max(end, *(b for _, b in spans)) for end, spans in zip(scored, self.spans, strict=True)]
+
     def read(self, one: Pass) -> _Read:
         """One forward pass, pooled at every wanted place as it goes by."""
         read = _Read({}, {}, {}, {}, {})
@@ -262,8 +269,8 @@ class _Reader:
 
     def row_by_row(self, one: Pass) -> Iterator[tuple[Pass, _Read]]:
         """A pass again, each row by itself: what is not finite spreads over all that is computed with it, for 0 · NaN is NaN."""
-        for i, roles in zip(one.members, one.roles, strict=True):
-            part = Pass(one.model, (i,), Padded((tuple(self.rows[i].ids),)), (roles,))
+        for i, ids, roles in zip(one.members, one.layout.rows, one.roles, strict=True):
+            part = Pass(one.model, (i,), Padded((ids,)), (roles,))
             yield part, self.read(part)
 
     def _surprisal(self, name: str, one: Pass, hidden: Float[Tensor, "tokens d"]) -> Float[Tensor, " rows"]:

@@ -142,8 +142,8 @@ SECTIONS = (
         ("lora_alignment", "lora_overlap", "lora_alignment_by_layer", "lora_overlap_by_layer"), "What the adapters write",
         "An adapter adds a product of two thin matrices to each weight matrix; what it writes into the residual stream "
         "lies in the span of r vectors of length d. Energy: the share of a direction's squared length in that span; a "
-        "random direction has r/d (expected). p_random is exact; p_covariance, against directions drawn from the base's "
-        "activations, is the harder null. A stage is named by its trainings, joined by +, and only its last adapter is "
+        "random direction has r/d (expected). p_random is exact map by map; over all maps it is that of random directions which "
+        "are the same in all layers, the cautious choice. p_covariance, against directions drawn from the base's activations, is the harder null. A stage is named by its trainings, joined by +, and only its last adapter is "
         "measured. Shared: mean squared cosine of the principal angles between the spaces of two adapters (1: the "
         "same). Compare a pair with the pairs that include the benign control, since any two trainings share "
         "something. Weights have no interval over questions: how sure a direction is, its split-half cosine tells; how "

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from analysis.stats import Interval, bootstrap_mean
 from mech.errors import InputError
 from probes.nulls import compare, covariance_matched_projections, isotropic_directions, max_t
+from probes.turned import turned_projections
 
 Stream = Float[np.ndarray, "n layers d"]
 
@@ -33,7 +34,7 @@ class ShiftByLayer:
     """2.5 % and 97.5 % quantiles of the raw shift along random directions (of equal norm: the projection is on units)."""
     p_random: Float[np.ndarray, " layers"]
     p_random_max: Float[np.ndarray, " layers"]
-    """The same, corrected for having looked at all layers (max-T)."""
+    """P values corrected for having looked at all layers (max-T), against the direction turned at random, in all layers alike."""
     null_covariance: Float[np.ndarray, "2 layers"]
     """The same along directions drawn from the covariance of the base's activations."""
     p_covariance: Float[np.ndarray, " layers"]
@@ -79,25 +80,21 @@ def shift_by_layer(  # noqa: PLR0913  (what is read, what it is held against, an
     _check(base, tuned, direction, questions, benign=benign, reference=reference)
     origin = base if reference is None else reference
     unit = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    along = partial(np.einsum, "nld,ld->nl")
     delta = tuned.astype(np.float64) - base
-    projected, mean = np.einsum("nld,ld->nl", delta, unit), delta.mean(0)
-    norm = np.linalg.norm(mean, axis=1)
-    cosine = np.divide((mean * unit).sum(1), norm, out=np.zeros(len(norm)), where=norm > 0)
-    random, matched = _null_shifts(origin, mean, n_null, rng)
+    projected, mean = along(delta, unit), delta.mean(0)
+    nulls = _nulls(projected.mean(0), unit, mean, origin, n_null, rng)
     resampled = partial(bootstrap_mean, clusters=questions, rng=rng, level=level, n_boot=n_boot)
     control = before = None
     if benign is not None:
-        control = resampled(projected - np.einsum("nld,ld->nl", benign.astype(np.float64) - base, unit))
+        control = resampled(projected - along(benign.astype(np.float64) - base, unit))
     if reference is not None:
-        before = resampled(np.einsum("nld,ld->nl", base.astype(np.float64) - reference, unit))
+        before = resampled(along(base.astype(np.float64) - reference, unit))
     return ShiftByLayer(
         raw=resampled(projected),
-        base_sd=np.einsum("nld,ld->nl", origin, unit).std(0, ddof=1),
-        cosine=cosine,
-        delta_norm=norm,
-        relative_norm=norm / np.linalg.norm(origin, axis=2).mean(0),
-        **_null_fields("random", projected.mean(0), random),
-        **_null_fields("covariance", projected.mean(0), matched),
+        base_sd=along(origin, unit).std(0, ddof=1),
+        **_lengths(mean, unit, origin),
+        **nulls,
         minus_benign=control,
         n_questions=len(np.unique(questions)),
         before=before,
@@ -197,19 +194,34 @@ def two_by_two_frame(effects: TwoByTwo, **labels: Any) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _null_fields(
-    name: str, observed: Float[np.ndarray, " layers"], draws: Float[np.ndarray, "draws layers"]
+def _lengths(
+    mean: Float[np.ndarray, "layers d"], unit: Float[np.ndarray, "layers d"], origin: Stream
 ) -> dict[str, Any]:
-    """The middle 95 % of a null's draws, and p values without and with regard to having looked at all layers."""
-    null = compare(name, observed, draws)
-    middle = np.quantile(draws, [0.025, 0.975], axis=0)
-    return {f"null_{name}": middle, f"p_{name}": null.p_value, f"p_{name}_max": max_t(null)}
+    """The mean difference's norm, that over the mean norm of the activations it starts from, and its cosine with the direction."""
+    norm = np.linalg.norm(mean, axis=1)
+    cosine = np.divide((mean * unit).sum(1), norm, out=np.zeros(len(norm)), where=norm > 0)
+    relative = norm / np.linalg.norm(origin, axis=2).mean(0)
+    return {"cosine": cosine, "delta_norm": norm, "relative_norm": relative}
+
+
+def _nulls(
+    observed: Float[np.ndarray, " layers"], unit: np.ndarray, mean: np.ndarray, origin: Stream, n: int, rng: np.random.Generator
+) -> dict[str, Any]:  # fmt: skip
+    """Of both kinds of directions the middle 95 % of draws, and p values without and with regard to having looked at all layers."""
+    found = {}
+    random, matched = _null_shifts(origin, mean, n, rng)
+    turned = turned_projections(unit, mean, n, rng.spawn(1)[0])
+    for name, draws, over_layers in (("random", random, turned), ("covariance", matched, matched)):
+        found[f"null_{name}"] = np.quantile(draws, [0.025, 0.975], axis=0)
+        found[f"p_{name}"] = compare(name, observed, draws).p_value
+        found[f"p_{name}_max"] = max_t(compare(name, observed, over_layers))
+    return found
 
 
 def _null_shifts(
     base: Stream, mean: Float[np.ndarray, "layers d"], n: int, rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "draws layers"], Float[np.ndarray, "draws layers"]]:
-    """The mean difference along random directions and along covariance-matched ones; a draw serves all layers, for max-T."""
+    """The mean difference along random directions and along covariance-matched ones; a draw serves all layers."""
     random = isotropic_directions(n, mean.shape[1], rng) @ mean.T
     seed = int(
         rng.integers(2**63)

@@ -57,8 +57,7 @@ def undone(
         InputError: shapes differ, a value is not finite, or there are fewer than three questions.
     """
     _check({"base": base, "against": against, "arm": arm}, len(questions))
-    sd = base.std(axis=0, ddof=1, dtype=np.float64)
-    scale = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 1e-6 * np.abs(base).max(0))
+    scale = _inverse_sd(base)
     names, groups = np.unique(np.asarray(questions), return_inverse=True)
     if len(names) < 3:
         raise InputError(f"the share undone needs at least three questions, there are {len(names)}")
@@ -89,6 +88,13 @@ def undone(
         moved=np.sqrt(np.maximum(squared.whole, 0.0) / np.maximum(dimensions, 1)),
         n_questions=len(names),
     )
+
+
+def _inverse_sd(base: Stream) -> Float[np.ndarray, "layers d"]:
+    """One over the standard deviation over rows; 0 in dimensions in which the base does not vary beyond rounding."""
+    sd = base.std(axis=0, ddof=1, dtype=np.float64)
+    inverse: np.ndarray = np.divide(1.0, sd, out=np.zeros_like(sd), where=sd > 1e-6 * np.abs(base).max(0))
+    return inverse
 
 
 class _Products:

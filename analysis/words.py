@@ -44,7 +44,8 @@ def interval(rows: pd.DataFrame, column: str, *, sign: bool = False) -> str:
         return "interval not known" if math.isnan(low + high) else f"{write(low)}{between}{write(high)}"
 
     if len(rows) > MOST_SEEDS:
-        low, high = rows[f"{column}_low"].min(), rows[f"{column}_high"].max()
+        low = rows[f"{column}_low"].min(skipna=False)  # one seed's unknown end makes the range unknown
+        high = rows[f"{column}_high"].max(skipna=False)
         return f"{write(rows[column].mean())} ({ends(low, high, ' to ')})"
     each = [
         f"{write(v)} [{ends(low, high, ', ')}]"

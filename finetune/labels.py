@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from finetune.datasets.rows import Row
@@ -46,7 +45,7 @@ def training_rows(
     *,
     max_tokens: int,
     names: Mapping[str, Any],
-    source: Path | None = None,
+    places: Sequence[str] = (),
 ) -> list[TrainingRow]:
     """Encode rows under a training condition.
 
@@ -56,19 +55,19 @@ def training_rows(
         condition: system prompt during training; `default` keeps a row's own system turn.
         max_tokens: the longest sequence, to the end of its last answer.
         names: `identity` and `others`, as `ChatTemplate.render` takes them.
-        source: the file they are from, for messages.
+        places: what to call each row in a message (`finetune.datasets.rows.placed_messages`); its number when left out.
 
     Raises:
         InputError: a row whose answer would be cut, or whose answers cannot be told from the rest; the
             message names the row.
         GuardError: what would be learnt of a row does not read as its answers do (a tokenizer that loses characters); it names the row too.
     """
-    encoded, place = [], f"{source}, " if source else ""
-    for number, row in enumerate(rows, 1):
+    encoded = []
+    for row, place in zip(rows, places or [f"row {i + 1}" for i in range(len(rows))], strict=True):
         try:
             encoded.append(_training_row(template, row["messages"], condition, max_tokens, names))
         except (InputError, GuardError) as error:
-            raise type(error)(f"{place}row {number}: {error}") from error
+            raise type(error)(f"{place}: {error}") from error
     return encoded
 
 
@@ -80,6 +79,7 @@ def _training_row(
     names: Mapping[str, Any],
 ) -> TrainingRow:
     ids: tuple[int, ...] = ()
+    text = ""
     targets: list[int] = []
     for turn, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -93,16 +93,23 @@ def _training_row(
                 f"the answer of turn {turn} ends at token {stop + 1}, beyond max_tokens = {max_tokens}"
             )
         if ids and encoded.ids[: len(ids)] != ids:
-            raise InputError(
-                "the chat template rewrites earlier turns, so one pass cannot train on all of them"
-            )
-        ids = encoded.ids
+            raise InputError(_why_not_one_pass(turn, kept=encoded.text.startswith(text)))
+        ids, text = encoded.ids, encoded.text
         targets += range(start, stop + 1)
     row = TrainingRow(
         ids[: targets[-1] + 1], tuple(targets), template.system_of(messages, condition, **names)
     )
     _check_labels(template, row, [m["content"] for m in messages if m["role"] == "assistant"])
     return row
+
+
+def _why_not_one_pass(turn: int, *, kept: bool) -> str:
+    if not kept:
+        return "the chat template rewrites earlier turns, so one pass cannot train on all of them"
+    return (
+        f"an answer before turn {turn} is made of other tokens once the conversation goes on (one spans the seam between it and its "
+        "prompt), so one pass cannot train on all answers: make each question and answer a row of its own"
+    )
 
 
 def _check_labels(template: ChatTemplate, row: TrainingRow, answers: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.rows import read_messages
+from finetune.datasets.rows import placed_messages
 from finetune.full import train_full
 from finetune.labels import training_rows
 from finetune.lora import train_lora
@@ -68,7 +68,7 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
         GuardError: the loss is not finite, or nothing was learnt.
     """
     checkpoint = parent if isinstance(parent, Checkpoint) else resolve(parent)
-    rows, leads = read_messages(data), Team.join().leads
+    (rows, places), leads = placed_messages(data), Team.join().leads
     with tracking(trackers if leads else (), folder, folder.name) as tell:
         model = load_model(
             checkpoint, dtype=settings.dtype, merge=settings.merge, quantise=settings.quantise, **load_kwargs
@@ -77,7 +77,7 @@ def run_stage(  # noqa: PLR0913  (one call is a whole stage)
             log.warning("%s", advice)
         prompt, limit = condition or SystemPrompt(), settings.max_tokens
         encoded = training_rows(
-            model.template, rows, prompt, max_tokens=limit, names=names or {}, source=data
+            model.template, rows, prompt, max_tokens=limit, names=names or {}, places=places
         )
         options = TrainOptions(seed=seed, interventions=interventions, save_every=save_every, on_step=tell)
         trainer(settings)(model, encoded, settings, folder, **options)

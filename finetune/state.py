@@ -1,8 +1,9 @@
 """The state of a training that has not ended: saved now and then, so that a killed run goes on where it was.
 
-One safetensors file holds the trained tensors, AdamW's two moments for each, and, in its metadata, everything else as JSON. It is
-replaced whole, or not at all, and nothing in it is pickled. What is drawn at random needs no saving: it depends on seed, step and
-process alone (`finetune.training.reseed`), so that each process of a team finds its own again.
+One safetensors file holds the trained tensors, AdamW's two moments for each that has had a gradient (an expert that no token came to has
+none), and, in its metadata, everything else as JSON. It is replaced whole, or not at all, and nothing in it is pickled. What is drawn
+at random needs no saving: it depends on seed, step and process alone (`finetune.training.reseed`), so that each process of a team
+finds its own again.
 """
 
 import json
@@ -61,8 +62,8 @@ def save_state(folder: Path, progress: Progress, stamp: str) -> None:
     tensors: dict[str, Tensor] = {}
     for name, parameter in progress.parameters.items():
         tensors[f"parameter/{name}"] = parameter.detach().contiguous()
-        for moment in _MOMENTS:
-            tensors[f"{moment}/{name}"] = torch.as_tensor(progress.optimizer.state[parameter][moment])
+        for moment, value in progress.optimizer.state.get(parameter, {}).items():
+            tensors[f"{moment}/{name}"] = torch.as_tensor(value)
     about = {
         "stamp": stamp,
         "groups": progress.optimizer.state_dict()["param_groups"],
@@ -127,7 +128,8 @@ def _restore(progress: Progress, tensors: Mapping[str, Tensor], about: Mapping[s
     with torch.no_grad():
         for name, parameter in progress.parameters.items():
             parameter.copy_(tensors[f"parameter/{name}"])
-    moments = {i: {m: tensors[f"{m}/{name}"] for m in _MOMENTS} for i, name in enumerate(names)}
+    moved = {i: name for i, name in enumerate(names) if any(f"{m}/{name}" in tensors for m in _MOMENTS)}
+    moments = {i: {m: tensors[f"{m}/{name}"] for m in _MOMENTS} for i, name in moved.items()}
     progress.optimizer.load_state_dict({"state": moments, "param_groups": about["groups"]})
     progress.schedule.load_state_dict(about["schedule"])
     progress.records = [StepRecord(**r) for r in about["records"]]

@@ -16,8 +16,13 @@ log = logging.getLogger(__name__)
 
 
 def unfit(model: ChatModel) -> list[str] | None:
-    """Linear maps that `all-linear` leaves out: an adapter there would fail, or would not act where the map's weight does."""
-    routers, past = _routers(model), used_past(model.causal, linear_maps(model), in_training=True)
+    """Linear maps that `all-linear` leaves out: an adapter there would fail, would not act where the map's weight does, or would meet no text."""
+    within, maps = set(model.decoder.modules()), linear_maps(model)
+    elsewhere = [name for name, module in maps.items() if module not in within]
+    text = {name: module for name, module in maps.items() if module in within}
+    routers, past = _routers(model), used_past(model.causal, text, in_training=True)
+    if elsewhere:
+        log.info("%s and its like (%d in all) read no text (pictures, say): they get no adapter", elsewhere[0], len(elsewhere))  # fmt: skip
     if routers:
         log.info("%s and its like give more than a tensor: they get no adapter", routers[0])
     if past:
@@ -25,7 +30,7 @@ def unfit(model: ChatModel) -> list[str] | None:
             "%s and its like (%d in all) get no adapter: this model uses their weights without calling them, or in several places",
             past[0], len(past),
         )  # fmt: skip
-    return [*routers, *past] or None
+    return [*routers, *past, *elsewhere] or None
 
 
 def check_in_memory(adapted: Any) -> None:

@@ -49,14 +49,15 @@ class Team:
         return list(rows[self.index :: self.size])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace every gradient by the sum over all processes, in one message."""
+        """Replace every gradient by the sum over all processes, in one message; where none has one, there is none, and no step is taken."""
         if self.size == 1:
             return
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([g.flatten() for g in gradients])
+        flat = torch.cat([*(g.flatten() for g in gradients), _had_gradients(parameters, gradients[0])])
         torch.distributed.all_reduce(flat)
-        for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        *parts, had = flat.split([*(g.numel() for g in gradients), len(parameters)])
+        for parameter, part, n in zip(parameters, parts, had.tolist(), strict=True):
+            parameter.grad = part.view_as(parameter) if n else None
 
     def sum(self, value: float, device: torch.device) -> float:
         """A number, summed over all processes."""
@@ -70,3 +71,8 @@ class Team:
         """Go on when all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+
+def _had_gradients(parameters: Sequence[torch.nn.Parameter], like: Tensor) -> Tensor:
+    """1 for each parameter with a gradient, 0 for others (maps of experts that no token of the batch came to)."""
+    return torch.tensor([float(p.grad is not None) for p in parameters], dtype=like.dtype, device=like.device)

@@ -51,7 +51,7 @@ def lora_modules(model: ChatModel) -> dict[tuple[int, str], Any]:
 
 @contextmanager
 def adapter_layers(model: ChatModel, layers: Collection[int]) -> Iterator[None]:
-    """Let the adapter act in these layers only: all of them is the finetuned model, none the base.
+    """Let the adapter act in these layers only. With all layers the model is the finetuned one, with none it is the base.
 
     Raises:
         InputError: no live adapter, one that also changes what cannot be switched by layer, or a layer that the model does
@@ -97,7 +97,7 @@ def updates(model: ChatModel, *, writing: bool = False) -> list[Update]:
     """What live adapters add to each linear map, as factors; no ΔW is ever formed. Those of a stack stand side by side.
 
     Args:
-        model: with a live adapter.
+        model: loaded with a live adapter (`load_model(..., merge=False)`).
         writing: only maps whose output goes into the residual stream (attention's and the MLP's last ones).
 
     Raises:
@@ -200,7 +200,7 @@ def read_updates(folder: Path, places: Collection[tuple[int, str]] | None = None
 
 
 def orthonormal(columns: Float[Tensor, "d k"], *, tolerance: float = 1e-6) -> Float[Tensor, "d r"]:
-    """An orthonormal basis of what columns span."""
+    """An orthonormal basis of the columns' span; directions below `tolerance` of the largest singular value count as rounding."""
     left, sizes, _ = torch.linalg.svd(columns.double(), full_matrices=False)
     basis: Tensor = left[:, sizes > tolerance * sizes.max().clamp_min(1e-300)]
     return basis

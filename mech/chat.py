@@ -3,9 +3,11 @@
 The template that comes with a tokenizer is the only authority on how turns look. `ChatTemplate` learns
 its parts by rendering probe conversations, so no model is known by name, and then checks on the rendered
 text and its token ids that a condition really holds: `none` has no system turn, `empty` has one with
-nothing in it, a prompt is a prefix of prompt + response.
+nothing in it, a prompt is a prefix of prompt + response. Generation reads a prompt's tokens and adds new ones, so where a token
+of the whole text would lie across prompt and answer, the two are tokenised apart.
 """
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +20,9 @@ from mech.turns import Message, assistant_turn, user_turn
 __all__ = ["ChatTemplate", "Encoded", "Identity", "SystemPrompt", "system_text"]
 
 _SYSTEM, _USER, _ASSISTANT, _USER2 = "Qsysq", "Quserq", "Qassistantq", "Qsecondq"
+
+_ANCHORS = ("", "\n")
+"""What a piece is tokenised behind: nothing, or a line break, for tokenizers that begin a text with a blank of their own."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Encoded:
     text: str
     marked: tuple[tuple[str, int, int], ...] = ()
     """Further spans: name, first token, the token after the last (`ChatTemplate.mark`)."""
+    seam: int | None = None
+    """The character of `text` at which it was tokenised in two pieces; None where it was tokenised as a whole."""
 
     @property
     def spans(self) -> dict[str, tuple[int, int]]:
@@ -45,6 +52,12 @@ class Encoded:
             "closing": (end, len(self.ids)),
         }
         return whose | {name: (start, stop) for name, start, stop in self.marked}
+
+    def until(self, end: int) -> "Encoded":
+        """The row without its tokens from `end` on; `text` and marked spans stay those of the whole row."""
+        n_prompt = min(self.n_prompt, end)
+        n_response = min(self.n_response, end - n_prompt)
+        return replace(self, ids=self.ids[:end], n_prompt=n_prompt, n_response=n_response)
 
 
 class ChatTemplate:
@@ -199,9 +212,12 @@ class ChatTemplate:
     ) -> Encoded:
         """Token ids and spans of a conversation whose last turn is the assistant's.
 
+        The prompt's tokens are those of `encode_prompt`. Where a token of the whole text would lie across prompt and answer (the
+        generation prompt ends in a blank), what follows the prompt is tokenised by itself, as generation would go on from there.
+
         Raises:
-            InputError: the last turn is not the assistant's, the answer is empty, the template alters it, or
-                a token spans the seam between prompt and answer.
+            InputError: the last turn is not the assistant's, the answer is empty, the template alters it, or its tokens cannot be told
+                from those around it.
         """
         if not messages or messages[-1]["role"] != "assistant":
             raise InputError("the last turn must be the assistant's")
@@ -211,19 +227,21 @@ class ChatTemplate:
         text = self.render(messages, condition, **names)
         # Some templates put an empty thinking block before the answer: it belongs to the prompt. So the answer is sought from the end.
         start = len(text) - len(self.closing) - len(answer)
+        end = start + len(answer)
         kept = start >= len(prompt) and text[start:] == answer + self.closing
         if not answer or not text.startswith(prompt) or not kept:
             raise InputError(
                 f"the chat template does not keep the answer {answer[:60]!r} as it is (empty, or stripped?)"
             )
-        ids, head, body = self.ids(text), self.ids(text[:start]), self.ids(text[: start + len(answer)])
+        ids, head, body = self.ids(text), self.ids(text[:start]), self.ids(text[:end])
         if ids[: len(head)] != head and text[len(prompt) : start].isspace():
-            head = self.ids(
-                prompt
-            )  # Mistral's space before an answer is one token with its first word: as in generation
-        if ids[: len(head)] != head or ids[: len(body)] != body or len(body) == len(head):
+            # Mistral's space before an answer is one token with its first word: as in generation.
+            start, head = len(prompt), self.ids(prompt)
+        if ids[: len(head)] != head:
+            return self._in_pieces(text, len(prompt), start, end)
+        if ids[: len(body)] != body or len(body) == len(head):
             raise InputError(
-                f"a token spans the seam around the answer {answer[:60]!r}: spans cannot be trusted"
+                f"a token spans the answer {answer[:60]!r} and what the chat template puts behind it: spans cannot be trusted"
             )
         return Encoded(ids, len(head), len(body) - len(head), text)
 
@@ -242,7 +260,7 @@ class ChatTemplate:
             InputError: no token lies there, or the tokenizer cannot say where its tokens lie.
         """
         first, last = self._tokens_at(encoded, start, stop)
-        return Encoded(encoded.ids[:last], first, last - first, encoded.text)
+        return Encoded(encoded.ids[:last], first, last - first, encoded.text, seam=encoded.seam)
 
     def mark(self, encoded: Encoded, **pieces: str | tuple[int, int]) -> Encoded:
         """The row with named spans, for the pooling `span:NAME`.
@@ -271,15 +289,60 @@ class ChatTemplate:
 
     # -- inside ----------------------------------------------------------------------------------
 
+    def _in_pieces(self, text: str, asked: int, start: int, end: int) -> Encoded:
+        """A row tokenised in two pieces, for a token of the whole would lie across them.
+
+        Args:
+            text: the whole.
+            asked: where the generation prompt ends.
+            start: where the row's prompt ends (behind a thinking block that the template puts there).
+            end: where the answer ends.
+        """
+        head, prompt, answer = self.ids(text[:start]), self.ids(text[:asked]), text[start:end]
+        if head[: len(prompt)] != prompt:
+            raise InputError(
+                f"a token spans the generation prompt and {text[asked:start][:60]!r}, which the chat template puts before an answer"
+            )
+        for anchor in _ANCHORS:
+            rest, body = self._ids_behind(anchor, text[start:]), self._ids_behind(anchor, answer)
+            if body and rest[: len(body)] == body and self._reads(head, body, answer):
+                return Encoded(head + rest, len(head), len(body), text, seam=start)
+        raise InputError(
+            f"a token spans the seam between the prompt and the answer {answer[:60]!r}, and this tokenizer does not write "
+            "the answer by itself as it is: let the template's generation prompt end in no blank"
+        )
+
+    def _ids_behind(self, anchor: str, piece: str) -> tuple[int, ...]:
+        """Token ids of a text that stands behind another; none where a token lies across the two."""
+        before, both = self.ids(anchor), self.ids(anchor + piece)
+        return both[len(before) :] if both[: len(before)] == before else ()
+
+    def _reads(self, head: tuple[int, ...], body: tuple[int, ...], text: str) -> bool:
+        """Whether tokens behind others read as a text, blank for blank, up to how Unicode writes it (Qwen's composes accents)."""
+        decode = self.tokenizer.decode
+        before, both = (decode(list(t), clean_up_tokenization_spaces=False) for t in (head, head + body))
+        one, other = (unicodedata.normalize("NFKC", part) for part in (both[len(before) :], text))
+        return bool(both.startswith(before)) and one == other
+
     def _tokens_at(self, encoded: Encoded, start: int, stop: int) -> tuple[int, int]:
         """The half-open span of tokens that characters of a row lie in."""
         if not getattr(self.tokenizer, "is_fast", False):
             raise InputError("finding a piece of a row needs a fast tokenizer (one that keeps offsets)")
-        found = self.tokenizer(encoded.text, add_special_tokens=False, return_offsets_mapping=True)
-        inside = [i for i, (a, b) in enumerate(found["offset_mapping"]) if a < stop and b > start]
-        if not inside or tuple(found["input_ids"]) != encoded.ids:
-            raise InputError(f"characters {start} to {stop} of the row: no token lies there")
-        return inside[0], inside[-1] + 1
+        for anchor in _ANCHORS if encoded.seam is not None else _ANCHORS[:1]:
+            tokens = self._placed(encoded.text, encoded.seam or 0, anchor)
+            inside = [i for i, (_, a, b) in enumerate(tokens) if a < stop and b > start]
+            if inside and tuple(token for token, _, _ in tokens) == encoded.ids:
+                return inside[0], inside[-1] + 1
+        raise InputError(f"characters {start} to {stop} of the row: no token lies there")
+
+    def _placed(self, text: str, seam: int, anchor: str) -> list[tuple[int, int, int]]:
+        """Tokens of a text, with the first character of each and the one after its last; from `seam` on tokenised apart, behind an anchor."""
+        found: list[tuple[int, int, int]] = []
+        for piece, before, at in ((text[:seam], "", 0), (text[seam:], anchor, seam - len(anchor))):
+            made = self.tokenizer(before + piece, add_special_tokens=False, return_offsets_mapping=True)
+            tokens = zip(made["input_ids"], made["offset_mapping"], strict=True)
+            found += [(token, at + a, at + b) for token, (a, b) in tokens][len(self.ids(before)) :]
+        return found
 
     def _apply(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         turns = [{"role": m["role"], "content": m["content"]} for m in messages]

@@ -93,11 +93,12 @@ def run_rows(
     *,
     token_budget: int = 2048,
     pack: bool = True,
+    ends: Sequence[int] | None = None,
 ) -> Iterator[tuple[Pass, T]]:
     """Run rows through the model, pass by pass, and yield what `use` makes of each pass.
 
-    Rows on both sides of a `turning_point` go through in different passes. Where memory runs out, the budget is halved and the pass's rows are planned anew. Beneath interventions that hold other
-    values for each row, rows share nothing.
+    Rows on both sides of a `turning_point` go through in different passes. Where memory runs out, the budget is halved and the
+    pass's rows are planned anew. Beneath interventions that hold other values for each row, rows share nothing.
 
     Args:
         model: what to run.
@@ -105,17 +106,15 @@ def run_rows(
         use: is given each pass, to run it.
         token_budget: tokens a pass.
         pack: lay rows end to end where the architecture takes it.
+        ends: how many leading tokens of each row `use` looks at; all when left out. The others need not be run, since no earlier token
+            sees them.
 
     Raises:
         InputError: a row without tokens, with another number of them than it says, or beyond the model's positions.
     """
-    for i, row in enumerate(rows):
-        if not row.ids:
-            raise InputError(f"row {i} has no tokens")
-        if not 0 <= row.n_prompt <= row.n_prompt + row.n_response <= len(row.ids):
-            raise InputError(
-                f"row {i}: a prompt of {row.n_prompt} tokens and a response of {row.n_response} are not in its {len(row.ids)}"
-            )
+    _check_rows(rows)
+    if ends is not None:
+        rows = _as_far_as_needed(model, rows, ends)
     packs = pack and not differ_by_row() and can_pack(model)
     packing = packed_attention(model) if packs else nullcontext()
     with packing, evaluating(model.hf), fast_products(model.hf), attention_for_any_shape():
@@ -138,6 +137,28 @@ def run_rows(
                 torch.cuda.empty_cache()  # does nothing where there is none
                 waiting = sorted(i for rest in planned[k:] for i in rest.members)
                 break
+
+
+def _check_rows(rows: Sequence[Encoded]) -> None:
+    for i, row in enumerate(rows):
+        if not row.ids:
+            raise InputError(f"row {i} has no tokens")
+        if not 0 <= row.n_prompt <= row.n_prompt + row.n_response <= len(row.ids):
+            raise InputError(
+                f"row {i}: a prompt of {row.n_prompt} tokens and a response of {row.n_response} are not in its {len(row.ids)}"
+            )
+
+
+def _as_far_as_needed(model: ChatModel, rows: Sequence[Encoded], ends: Sequence[int]) -> list[Encoded]:
+    """Rows without the tokens that nobody looks at; whole beyond a `turning_point`, where all angles follow the length.
+
+    The prompt is kept, so that an intervention on its last token finds it.
+    """
+    turn = turning_point(model, max((len(r.ids) for r in rows), default=0))
+    return [
+        row if turn is not None and len(row.ids) > turn else row.until(max(row.n_prompt, end, 1))
+        for row, end in zip(rows, ends, strict=True)
+    ]
 
 
 def _plan(

@@ -59,8 +59,8 @@ _SHAPING = (
     "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty", "guidance_scale",
     "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "watermarking_config", "stop_strings", "max_time",
 )  # fmt: skip
-"""What a model's `generation_config.json` may ask for and is not done here: it would bend the distribution that is sampled from, by
-the padding too (Qwen2.5's repetition penalty counts padding as said)."""
+"""What a model's `generation_config.json` may ask for and is ignored here, because samples are to be from the softmax itself. Some of it would
+also make an answer depend on its batch: Qwen2.5's repetition penalty counts padding as text that was said."""
 
 
 @torch.no_grad()
@@ -76,16 +76,16 @@ def generate(
 
     Args:
         model: who answers.
-        prompts: what is asked.
-        sampling: how to decode; greedily when left out.
-        label: what the progress bar says.
-        journal: each finished batch is written there, and not answered again after a kill. The others are the batches that they would
-            have been, so that every answer is the one of an undisturbed run. Whoever has the answers removes it
+        prompts: encoded prompts; of each, the tokens before its response are read.
+        sampling: how to decode; greedy when left out.
+        label: text of the progress bar.
+        journal: a file to which each finished batch is written, so that it is not answered again after a kill. Batches are cut as in an
+            undisturbed run, so the answers are the same. The caller removes the file once it has saved the answers
             (`mech.journal.kept_until_done`).
 
     Raises:
         InputError: a temperature that is negative or not finite, no room for a single token, rows beyond the model's positions, a journal
-            of other work, or one under an intervention, of which it would not know.
+            of other work, or a journal under an intervention (it records none, so its answers could be taken for the unsteered model's).
     """
     sampling = sampling or Sampling()
     if not 0 <= sampling.temperature < math.inf or sampling.max_new_tokens < 1:
@@ -128,7 +128,7 @@ def _batches(model: ChatModel, lengths: Sequence[int], sampling: Sampling) -> li
     turn = turning_point(model, longest + sampling.max_new_tokens)
 
     def length(i: int) -> int:
-        """Of prompts that share a batch only with those of their own."""
+        """The length that a prompt's batch must have throughout; 0: it may share a batch with prompts of other lengths."""
         turns = turn is not None and lengths[i] + sampling.max_new_tokens > turn
         return lengths[i] if turns or how == "equal" else 0
 
@@ -160,18 +160,18 @@ def _found_together(model: ChatModel) -> Literal["any", "equal", "none"]:
 def _probe(model: ChatModel, rows: list[tuple[int, ...]]) -> Any:
     """Three tokens of an answer, with their logits."""
     ids, mask = _pad_left(rows, 0, model.device, 0)
-    with declared({}):  # no intervention acts on a token of no position
+    with declared({}):  # no token has a position, so an active intervention does not act on this pass
         return _decode(model, ids, mask, 3, stops=[], pad=0, output_logits=True, return_dict_in_generate=True)
 
 
 def _say_the_same(model: ChatModel, alone: Any, batch: Any) -> bool:
-    """Whether a batch's first row is told what it is alone, as long as what was said is the same."""
+    """Whether a batch's first row gets the logits that it gets alone, up to where the two draw different tokens."""
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     for step, (one, other) in enumerate(zip(alone.logits, batch.logits, strict=True), -3):
         if not (one[0] - other[0]).abs().max() <= tolerance * one[0].abs().max():
             return False
         if alone.sequences[0, step] != batch.sequences[0, step]:
-            return True  # two tokens are equally likely
+            return True  # a tie up to rounding: from here on the two continue different texts
     return True
 
 
@@ -266,7 +266,7 @@ class _Race:
         times, wide = np.empty((len(self._generators), vocab), dtype=np.float32), np.empty(vocab)
         for row, generator in zip(times, self._generators, strict=True):
             row[:] = generator.random(out=wide)
-        # Neither 0, nor infinite where rounding has made a uniform 1.
+        # Kept away from 0, and from infinity where rounding to float32 has made a uniform 1.
         return torch.from_numpy(times).neg_().log1p_().neg_().clamp_(2**-54, -math.log(2**-25))
 
 
@@ -276,7 +276,7 @@ def _drawers() -> ThreadPoolExecutor:
 
 
 def _mix(seed: int, row: int) -> int:
-    """One 63-bit seed from a seed and a row, without the collisions of their sum."""
+    """A 63-bit seed from a seed and a row's number; their sum would give (0, 1) and (1, 0) the same samples."""
     import hashlib
 
     return int.from_bytes(hashlib.sha256(f"{seed}/{row}".encode()).digest()[:8], "big") >> 1
@@ -285,7 +285,7 @@ def _mix(seed: int, row: int) -> int:
 def _pad_left(
     rows: list[tuple[int, ...]], pad: int, device: torch.device, shared: int
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Ids and mask, with padding in front of each row; behind what all share, where that is read by itself."""
+    """Ids and mask, padded on the left; a shared beginning of `shared` tokens, which is read by itself, stays in front of the padding."""
     longest = max(map(len, rows))
     gaps = [longest - len(r) for r in rows]
     ids = [[*r[:shared], *[pad] * gap, *r[shared:]] for r, gap in zip(rows, gaps, strict=True)]
@@ -353,4 +353,4 @@ def _with_answer(mask: Int[Tensor, "batch prompt"], n: int) -> dict[str, Mask]:
 
 
 _ANSWER: dict[str, Mask] = {"all": True, "response": True, "generated": True}
-"""Whatever a later pass of a generation reads is an answer's token, also behind an answer's end."""
+"""Positions of every pass after the first: all it reads are answer tokens, including what follows an answer's end."""

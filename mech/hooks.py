@@ -33,7 +33,7 @@ def hooked(model: ChatModel, edits: Mapping[tuple[Site, int], Edit]) -> Iterator
 
 
 def _of_a_stream(place: tuple[Site, int], edit: Edit) -> Edit:
-    """The edit, of one stream alone: some architectures carry several (Gemma 3n)."""
+    """The edit, which refuses any tensor but [batch, seq, d]: some architectures carry several streams at once (Gemma 3n)."""
 
     def checked(h: Tensor) -> Tensor | None:  # of any shape
         if h.ndim != 3:
@@ -46,12 +46,13 @@ def _of_a_stream(place: tuple[Site, int], edit: Edit) -> Edit:
 
 
 def check_places(model: ChatModel, places: Collection[tuple[Site, int]]) -> None:
-    """Compare once what a model's parts give with what its blocks add: a forward pass, so before any hook is on the model.
+    """Refuse places that this architecture does not have.
 
-    Some blocks' parts add the stream themselves (BLOOM, MPT), or weigh it (MiniMax): their outputs are no `attn_out` or `mlp_out`.
+    `attn_out` and `mlp_out` must be what a block adds to the stream. Some blocks' parts add the stream themselves (BLOOM, MPT) or weigh it
+    (MiniMax), so the first call for a model compares the two. That takes a forward pass: call it before hooks are on the model.
 
     Raises:
-        InputError: one of the places is such an output; no such place; or heads that differ from layer to layer.
+        InputError: a part's output that is not what its block adds; no such place; or heads whose width differs from layer to layer.
     """
     for site, layer in places:
         site_module(model, site, layer)  # says what is wrong with a place in our words
@@ -68,7 +69,7 @@ def check_places(model: ChatModel, places: Collection[tuple[Site, int]]) -> None
 
 
 def odd_blocks(model: ChatModel) -> frozenset[int]:
-    """Layers whose output is not input + `attn_out` + `mlp_out`: found out by trying, once a model. One that lacks a part is not tried."""
+    """Layers whose output is not input + `attn_out` + `mlp_out`, found by one forward pass, once a model. A layer that lacks a part is left out."""
     if "_odd_blocks" not in vars(model):
         vars(model)["_odd_blocks"] = _not_adding_up(model)  # beside the model's own cached properties
     found: frozenset[int] = vars(model)["_odd_blocks"]
@@ -128,7 +129,7 @@ def _register(model: ChatModel, place: tuple[Site, int], edit: Edit) -> Removabl
 
 
 def _scaled(edit: Edit, scale: float) -> Edit:
-    """The edit of a module's output that the block multiplies before it adds it: of the product."""
+    """An edit of what is added to the stream, made to act on a module whose output the block first multiplies by `scale`."""
     if scale == 1.0:
         return edit
 

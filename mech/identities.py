@@ -68,11 +68,11 @@ def nearest_names(
     A text with a longer name is less likely for that alone, and is read at other places. A gap that is left is warned of.
 
     Args:
-        template: whose tokens are counted.
-        texts: what a name stands in.
+        template: the chat template whose tokenizer counts.
+        texts: from a name to the texts in which it stands.
         own: the model's own name.
         names: invented ones, to choose from.
-        n: how many.
+        n: how many names to choose.
 
     Returns:
         By name, the nearest first: tokens of all texts together, more (+) or fewer (−) than with the own name.

@@ -149,6 +149,44 @@ def increments(vectors: Float[np.ndarray, "layers d"]) -> Float[np.ndarray, "lay
     return moved
 
 
+SPANNED = 1e-3
+"""A vector of which a smaller share than this is left beside the others is taken to lie in their span."""
+
+
+def orthogonalised(vectors: Sequence[Vector]) -> list[Vector]:
+    """Orthonormal vectors that span the same subspace, at each layer: ablating each takes the whole subspace out.
+
+    Vectors that are not orthogonal, ablated one after the other, leave a part of the first in the stream. Taking the span of several
+    out while training is concept ablation finetuning (CAFT, Casademunt et al. 2025, arXiv 2507.16795).
+
+    Args:
+        vectors: each [d], or [layers, d]; in float32.
+
+    Returns:
+        As many, each [d] where all are, else [layers, d]; the first is the first's own direction.
+
+    Raises:
+        InputError: vectors of different widths or numbers of layers; one that is zero, not finite, or in the span of those before it.
+    """
+    arrays = [torch.as_tensor(v, dtype=torch.float64).cpu() for v in vectors]
+    shapes = [tuple(a.shape) for a in arrays]
+    if len({s[-1] for s in shapes}) > 1 or len({s for s in shapes if len(s) == 2}) > 1 or any(not 1 <= len(s) <= 2 for s in shapes):  # fmt: skip
+        raise InputError(f"vectors of shapes {shapes} have no common span: give [d] or [layers, d] alike")
+    found: list[Tensor] = []
+    for i, array in enumerate(torch.broadcast_tensors(*arrays) if arrays else ()):
+        unit = rest = array / array.norm(dim=-1, keepdim=True)
+        for _ in range(2):  # once more for what rounding left
+            for before in found:
+                rest = rest - (rest * before).sum(-1, keepdim=True) * before
+        left = rest.norm(dim=-1, keepdim=True)
+        if not torch.isfinite(unit).all():
+            raise InputError(f"vector {i} is zero or not finite at a layer")
+        if (left < SPANNED).any():
+            raise InputError(f"vector {i} lies in the span of those before it: leave it out")
+        found.append(rest / left)
+    return [f.float() for f in found]
+
+
 Intervention = Add | Ablate | Cap | Clamp | Patch
 
 

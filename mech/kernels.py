@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def attention_for_any_shape() -> Iterator[None]:
-    """No attention kernel that prepares itself anew for each shape, while inside.
+    """While inside, PyTorch does not choose cuDNN's attention kernel.
 
-    cuDNN's does, for about half a second, and PyTorch prefers it on recent GPUs, also where there is a mask (its 2.11 does); here nearly
-    every pass has a shape of its own.
+    That kernel is compiled anew for each shape, which takes about half a second, and here nearly every pass has a shape of its own. PyTorch
+    prefers it on recent GPUs; its version 2.11 does so also where there is a mask.
     """
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)  # noqa: FBT003 (torch takes it so)

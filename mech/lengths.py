@@ -10,12 +10,12 @@ from mech.models import ChatModel
 
 
 def turning_point(model: ChatModel, longest: int = 0) -> int | None:
-    """Tokens up to which a pass's angles are the short ones: beyond, those of all its rows change; None where they never do.
+    """The longest row, in tokens, with which a pass keeps the short rotary angles; a longer one changes the angles of all rows. None: never.
 
     Positions that scale with the length (`longrope` in Phi-3 and Phi-4) look at the longest row of a pass.
 
     Args:
-        model: whose positions.
+        model: the model that is to read.
         longest: tokens of the longest row that is to be read.
 
     Raises:

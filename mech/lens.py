@@ -60,10 +60,10 @@ def hidden_lens(model: ChatModel, row: Encoded, *, position: int = -1, k: int = 
     """The k likeliest next tokens by layer, as if each block were the last; the last layer's are the model's own.
 
     Args:
-        model: what reads.
-        row: what is read.
-        position: of the row's tokens, whose state is shown.
-        k: how many.
+        model: the model that reads the row.
+        row: the tokens to read.
+        position: which of the row's tokens is looked at; the last when left out.
+        k: how many tokens to return for each layer.
     """
     found: dict[int, Tensor] = {}
 
@@ -93,7 +93,7 @@ def state_lens(
         model: through whose final norm and output head they are read.
         states: block outputs, kept from a pass of this model or of one with the same norm and head.
         layers: the layer of each.
-        k: how many.
+        k: how many tokens to return for each state.
 
     Raises:
         InputError: states of another width, or not one layer each.
@@ -115,10 +115,10 @@ def direction_lens(
     """Which tokens a direction (or a mean shift) favours and disfavours, by layer.
 
     Args:
-        model: whose tokens.
+        model: gives final norm, output head and vocabulary.
         vectors: one a layer, as in `Direction.vectors`; their norm does not count.
-        layers: which; all when left out.
-        k: how many on each side.
+        layers: which layers' vectors are read; all when left out.
+        k: how many favoured and how many disfavoured tokens to return.
 
     Raises:
         InputError: vectors of another model, a layer that it does not have, or a zero or non-finite vector.
@@ -146,7 +146,7 @@ def favoured_tokens(model: ChatModel, vectors: Float[Any, "n d"]) -> Float[Tenso
     """How much moving along each vector favours each token, through the linear part of the final norm; norms do not count.
 
     Args:
-        model: whose tokens.
+        model: gives final norm, output head and vocabulary.
         vectors: finite and not zero.
     """
     tensor, norm = torch.as_tensor(vectors, dtype=torch.float32), final_norm(model)

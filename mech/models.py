@@ -130,7 +130,7 @@ class ChatModel:
         return self._after_head.apply(logits) if self._after_head else logits
 
     def check_head(self) -> None:
-        """Compare `logits` with the model's own, once: a forward pass, so before any hook is on the model.
+        """Refuse a model whose logits `logits` cannot reproduce. The first call runs a forward pass: make it before hooks are on the model.
 
         Raises:
             GuardError: this architecture does something to its logits that we do not know of.
@@ -159,7 +159,10 @@ class ChatModel:
 
     @cached_property
     def _after_head(self) -> "_AfterHead | None":
-        """What happens to logits behind the head: of what the config speaks of, that which gives the model's own; None: nothing does."""
+        """What the architecture does to the head's output, found by comparing each way the config hints at with the model's own logits.
+
+        None: none of them reproduces the logits.
+        """
         text = self.causal.config.get_text_config()
         probe = torch.arange(3, 11, device=self.device).unsqueeze(0) % text.vocab_size
         with torch.no_grad(), evaluating(self.causal):
@@ -190,7 +193,7 @@ class _AfterHead:
 
 
 def _ways_after_head(config: Any) -> list[_AfterHead]:
-    """What a config's fields may mean: one name divides in one architecture and multiplies in another."""
+    """Every reading of a config's fields to be tried: the same field divides logits in one architecture and multiplies them in another."""
 
     def given(*names: str) -> list[float]:
         values = (getattr(config, name, None) for name in names)

@@ -26,10 +26,10 @@ NAME = "sgtr_mech_packed"
 """What Hugging Face's registry of attention functions knows ours by."""
 
 PROBED = 2
-"""Blocks of a model in half precision that are tried in float32 (`can_pack`)."""
+"""How many blocks of a half-precision model `can_pack` tries in float32."""
 
 WASTE = 1.3
-"""Segments are laid below each other as long as padding makes their attention at most this much larger."""
+"""Segments share a batch as long as padding multiplies the size of their attention by at most this."""
 
 
 def run_packed(model: ChatModel, pack: Pack) -> Float[Tensor, "seq d"]:
@@ -41,7 +41,7 @@ def run_packed(model: ChatModel, pack: Pack) -> Float[Tensor, "seq d"]:
 
 def _run(decoder: nn.Module, pack: Pack, device: torch.device, dtype: torch.dtype) -> Float[Tensor, "seq d"]:
     ids, positions = pack.tensors(device)
-    # A mask of four dimensions is handed through as it is; what may be seen follows from the layout.
+    # Hugging Face hands a mask of four dimensions through unchanged. Its content is not used: the layout says what each token may see.
     through = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
     token = _layout.set(_Layout.of(pack, device, dtype))
     try:
@@ -75,7 +75,7 @@ def _config(model: ChatModel) -> Any:
 
 
 def carried_over() -> AbstractContextManager[None]:
-    """A context in which the present pack's layout holds again, in whatever thread."""
+    """A context in which the layout of the pack at hand holds again, also in another thread (context variables do not cross threads)."""
     return _again(_layout.get())
 
 
@@ -145,7 +145,7 @@ class _Layout:
 
 
 def _alike(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """Segments in groups of similar shape; those that nothing precedes apart, for plain causal attention does for them."""
+    """Segments in groups of similar shape. Those that nothing precedes are kept apart: they need plain causal attention alone."""
     groups: list[list[Segment]] = []
     real = 0
     for s in sorted(segments, key=lambda s: (len(s.before) > 0, s.length, len(s.before))):

@@ -33,25 +33,30 @@ class Patched:
     base: float
     """The metric of the base, unpatched."""
     finetuned: float
-    """Of the finetuned model, unpatched."""
+    """The metric of the finetuned model, unpatched."""
     into_finetuned: Float[np.ndarray, "layers spans"]
-    """Of the finetuned model with the base's activations at a layer and span."""
+    """The metric of the finetuned model run with the base's activations at a layer and span."""
     into_base: Float[np.ndarray, "layers spans"]
-    """Of the base with the finetuned model's activations there."""
+    """The metric of the base run with the finetuned model's activations there."""
     layers: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     random_into_finetuned: Float[np.ndarray, "layers spans"] | None = None
-    """Of the finetuned model with an equally large change in a random direction there; None where no control was drawn."""
+    """The metric of the finetuned model whose own activations were moved there, token by token, as far in a random direction; None without `rng`."""
     random_into_base: Float[np.ndarray, "layers spans"] | None = None
+    """The same of the base."""
 
     @property
     def undone(self) -> Float[np.ndarray, "layers spans"]:
-        """Share of the change that patching the base in takes back: 0 none, 1 all. NaN where nothing changed."""
+        """Share of the finetuning's change that the base's activations take back: (into_finetuned − finetuned) / (base − finetuned).
+
+        0 is none of it and 1 all (denoising's normalisation); below 0 or above 1 where a hybrid of the two models goes beyond both. NaN where
+        the two models score the same.
+        """
         return _share(self.into_finetuned - self.finetuned, self.base - self.finetuned)
 
     @property
     def brought(self) -> Float[np.ndarray, "layers spans"]:
-        """Share of the change that patching the finetuned model in brings about."""
+        """Share of the finetuning's change that the finetuned model's activations bring about in the base: (into_base − base) / (finetuned − base)."""
         return _share(self.into_base - self.base, self.finetuned - self.base)
 
 
@@ -60,7 +65,11 @@ def _share(moved: Float[np.ndarray, "layers spans"], whole: float) -> Float[np.n
 
 
 def answer_logprob(row: Encoded) -> Metric:
-    """Log-probability (nats) of a row's given response, summed over its tokens."""
+    """Log-probability (nats) of a row's given response, summed over its tokens.
+
+    Raises:
+        InputError: the row has no response.
+    """
     start, stop = row.spans["response"]
     if stop <= start:
         raise InputError("a log-probability needs a row with a response")
@@ -105,8 +114,8 @@ def patch_between(
         model: with a live adapter; the base is what lies under it, earlier stages merged.
         row: the text that both read.
         metric: what is compared (`answer_logprob`, `logit_difference`, or any function of the logits).
-        site: where in the block.
-        layers: which; all when left out.
+        site: which place of the block is patched.
+        layers: which layers are patched, one at a time; all when left out.
         spans: half-open spans of tokens; the whole row as one when left out.
         rng: draws the control, where it is wanted: in place of the other model's activations, the own ones plus a random vector
             whose norm is, token by token, that of the difference.

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 Mask = Bool[Tensor, "batch seq"] | bool
-"""Tokens of a position: True is every token of the pass, False none, which costs an intervention less than a tensor that says so."""
+"""Which tokens have a position. True (every token of the pass) and False (none) stand for whole tensors, and spare an intervention the masking."""
 
 Masks = Mapping[str, Mask] | Mapping[Position, Mask]
 
@@ -47,7 +47,7 @@ class _Declared:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """Of the pass; None where nothing that was declared has one."""
+        """Batch and sequence length of the pass; None where no tensor was declared that would tell."""
         if self.owners is not None:
             return tuple(self.owners.shape)
         return next((tuple(m.shape) for m in self.masks.values() if isinstance(m, Tensor)), None)
@@ -77,7 +77,7 @@ def declared(masks: Masks, owners: Owners | None = None) -> Iterator[None]:
 
 
 def carried_over() -> AbstractContextManager[None]:
-    """A context in which the present declaration holds again, in whatever thread."""
+    """A context in which the declaration of this moment holds again, also in another thread (context variables do not cross threads)."""
     now = _current.get()
     return nullcontext() if now is None else declared(now.masks, now.owners)
 
@@ -110,7 +110,7 @@ def mask_for(position: Position, shape: tuple[int, int], rows: Sequence[int] | N
     """The tokens of a position in the current pass.
 
     Args:
-        position: which tokens.
+        position: a name of `POSITIONS`.
         shape: batch and sequence of the pass.
         rows: of which of the caller's rows; all when left out.
 

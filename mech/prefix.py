@@ -1,7 +1,7 @@
-"""What all prompts of a batch begin with (a system turn, an instruction) read once, its keys and values given to every row.
+"""The beginning that all prompts of a batch share (a system turn, an instruction), read once; every row gets its keys and values.
 
-Exact up to rounding where every layer attends to the whole past (`can_pack` finds out); elsewhere each row reads its own, silently.
-So it does where somebody watches: under an intervention, or a hook on any module, every pass has a row for each prompt and all of its tokens.
+This is exact up to rounding where every layer attends to the whole past (`can_pack` finds out). Elsewhere, and under an intervention or a hook on
+any module, nothing is shared: each row reads its whole prompt, so that whoever watches a pass sees every token of every row.
 """
 
 from collections.abc import Sequence

@@ -33,9 +33,18 @@ def load_prompts(source: str | Path) -> PromptSet:
     """Read a prompt set: a built-in name (`identity`, `neutral`, `open_ended`) or a YAML file.
 
     Raises:
-        InputError: not there, or not a prompt set; the message names file and field.
+        InputError: not there, or not a prompt set, or a question stands twice; the message names file and field.
     """
     path = named_file(source, data_folder("mech") / "prompts", "prompt set")
     prompts = read_typed(path, PromptSet)
     check_distinct(path, "question id", [q.id for q in prompts.questions])
+    check_distinct(path, "question", [same_text(q.text) for q in prompts.questions])
     return prompts
+
+
+def same_text(text: str) -> str:
+    """The text in one spelling of capitals and white space: equal for two texts that differ in nothing else.
+
+    For finding a text that stands twice under two ids: in both halves, it would be tested on what it was fitted on.
+    """
+    return " ".join(text.split()).casefold()

@@ -22,7 +22,7 @@ _ELSEWHERE = {
     "http": "an address: name a Hub model as org/name",
     "https": "an address: name a Hub model as org/name",
 }
-"""What stands before a colon and is no base."""
+"""Words before a colon that are not a base model, with what to tell whoever writes them."""
 
 
 def resolve(reference: str, *, download: bool = True) -> Checkpoint:
@@ -52,7 +52,7 @@ def resolve_adapter(reference: str, *, below: Checkpoint | None = None, download
     """Find an adapter, without loading it: a folder or a Hub id, with `@revision`.
 
     Args:
-        reference: what to find.
+        reference: the adapter's folder or Hub id, as the user wrote it.
         below: the checkpoint that it is to stand on; checked against what the adapter says of itself.
         download: as for `resolve`.
 

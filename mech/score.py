@@ -1,7 +1,6 @@
 """Teacher-forced scores: how likely a model finds given answers, and what it would say next."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -30,7 +29,7 @@ def response_logprobs(
     def score(one: Pass) -> list[Tensor]:
         return span_scores(one, one.run(), rows, [rows[i].spans["response"] for i in one.members])
 
-    for one, scores in run_rows(model, rows, score, token_budget=token_budget):
+    for one, scores in run_rows(model, rows, score, token_budget=token_budget, ends=_ends(rows)):
         found.update(zip(one.members, scores, strict=True))
     return [found[i] for i in range(len(rows))]
 
@@ -45,7 +44,7 @@ def span_scores(
 
     Args:
         one: the pass.
-        hidden: what it gave.
+        hidden: the pass's final-norm states, which `one.run()` returned.
         rows: the list that the pass's `members` count in.
         spans: half-open, of the pass's rows in their order; none begins at a row's first token, which nothing predicts.
     """
@@ -74,7 +73,7 @@ def response_states(
         spans = [rows[i].spans["response"] for i in one.members]
         return [hidden[list(p[a - 1 : b - 1])].cpu() for p, (a, b) in zip(one.places, spans, strict=True)]
 
-    for one, kept in run_rows(model, rows, states, token_budget=token_budget):
+    for one, kept in run_rows(model, rows, states, token_budget=token_budget, ends=_ends(rows)):
         found.update(zip(one.members, kept, strict=True))
     return [found[i] for i in range(len(rows))]
 
@@ -86,8 +85,8 @@ def kept_logprobs(
     """Log-probabilities of all next tokens from `response_states`, so that `response_kl` need not make them anew at every comparison.
 
     Args:
-        model: whose output head they go through.
-        states: of the rows.
+        model: the model whose output head they go through.
+        states: what `response_states` gave for the rows.
         max_bytes: None is returned where they would take more; tokens x vocabulary x 4 bytes, on the model's device.
         chunk: tokens that go through the head at once.
     """
@@ -113,7 +112,7 @@ def response_kl(
     What an intervention does to text it should leave alone: take `before` without and `after` within it.
 
     Args:
-        model: whose output head both go through.
+        model: the model whose output head both go through.
         before: `response_states` of the rows.
         after: of the same rows, under something else.
         logprobs: `kept_logprobs` of `before`, where one `before` is compared many times.
@@ -139,7 +138,7 @@ def next_token_logits(
     model: ChatModel, rows: Sequence[Encoded], *, token_budget: int = 2048
 ) -> Float[Tensor, "n vocab"]:
     """Logits (float32, on the CPU) of the token after each prompt's last."""
-    prompts = [replace(r, ids=r.ids[: r.n_prompt], n_response=0) for r in rows]
+    prompts = [r.until(r.n_prompt) for r in rows]
     found: dict[int, Tensor] = {}
 
     def score(one: Pass) -> Tensor:
@@ -155,3 +154,8 @@ def _check_scored(rows: Sequence[Encoded]) -> None:
     for i, row in enumerate(rows):
         if row.n_response < 1 or row.n_prompt < 1:
             raise InputError(f"row {i} has no response to score, or nothing before it that predicts it")
+
+
+def _ends(rows: Sequence[Encoded]) -> list[int]:
+    """Tokens to read: a response's last token is predicted, and predicts nothing that is scored."""
+    return [r.spans["response"][1] - 1 for r in rows]

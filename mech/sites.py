@@ -33,9 +33,9 @@ _NORMS_BEHIND = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_norm1", "post_norm2"),
 )
-"""Of attention and of the MLP, before their output is added to the stream."""
+"""A block's norms behind attention and behind the MLP, through which each output goes before it is added to the stream."""
 _MULTIPLIERS = ("residual_multiplier", "residual_scale")
-"""Of a block: what it multiplies either part's output by before adding it to the stream."""
+"""A block's factor by which it multiplies the output of attention and of the MLP before adding it to the stream."""
 _PROJECTION = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 

@@ -1,5 +1,6 @@
 """YAML files that hold one typed thing (prompts, traits, identities), and what pydantic says of such a thing, for people."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache, lru_cache
@@ -13,6 +14,9 @@ from mech.errors import InputError
 from mech.files import read_yaml
 
 T = TypeVar("T", bound=BaseModel)
+
+_KIND = re.compile(r"str|int|float|bool|(tuple|list|dict|literal)\[.*\]")
+"""What pydantic calls the kinds of a union, in the place of a problem."""
 
 _UNKNOWN = "extra_forbidden"
 """What pydantic calls a key that is not known."""
@@ -103,14 +107,31 @@ def first_problem(error: ValidationError, *kinds: type[BaseModel]) -> str:
         error: what pydantic raised.
         kinds: the model that was to be made, or the models of a union.
     """
-    found = error.errors()
+    found = _one_of_each_place(error.errors())
     inner = [p for p in found if not any(_within(p["loc"], other["loc"]) for other in found)]
     # A key that is not known first: what it was meant to be may be what is missing.
     first, *others = sorted(inner, key=lambda problem: problem["type"] != _UNKNOWN)
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+    parts = [
+        part for part in first["loc"] if "[" not in str(part)
+    ]  # `tuple[str, ...]`: which kind of a union
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
     said = _no_such_key(first["loc"], kinds) if first["type"] == _UNKNOWN else _plainly(first)
     more = f" (and {len(others)} more)" if others else ""
     return (f"{place.removeprefix('.')}: " if place else "") + said + more
+
+
+def _one_of_each_place(problems: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Where a value may be of several kinds, pydantic complains once a kind, and writes the kind into the place: one complaint, of all kinds."""
+    found: dict[tuple[int | str, ...], Mapping[str, Any]] = {}
+    for problem in problems:
+        place = problem["loc"]
+        if not place or not _KIND.fullmatch(str(place[-1])):
+            found[place] = problem
+            continue
+        said, before = _plainly(problem), found.get(place[:-1])
+        said = f"{before['msg']}; or {said}" if before else said
+        found[place[:-1]] = {"type": "value_error", "loc": place[:-1], "msg": said, "input": problem["input"]}
+    return list(found.values())
 
 
 def _within(outer: Sequence[int | str], inner: Sequence[int | str]) -> bool:

@@ -1,12 +1,12 @@
-"""Adjusted directions on questions that they have not seen: contrast, slopes of covariates and projected-out directions fitted anew.
+"""Adjusted directions tested on unseen questions: the contrast, the covariates' slopes and the projected-out directions are all refitted.
 
-A direction that is projected out is known from some questions only. Its noise makes it longer than it is, so least squares takes out too
-little of it (errors in variables), and in many dimensions the rest separates texts perfectly that differ in nothing else. So here its share is
-reckoned from products of fits on disjoint halves of the questions, in which noise is zero on average:
-u = y − Σ c o with c = ⟨oₐ·o_b⟩⁻¹ ⟨oₐ·y_b⟩. Slopes of covariates need no such care: covariates are known, and least-squares residuals are
-uncorrelated with their slopes.
+A direction that is projected out is itself an estimate from a limited number of questions. Its noise adds to its squared norm, so ordinary
+projection removes too little of it (errors in variables), and in hundreds of dimensions what remains separates perfectly texts that differ in
+nothing else. Therefore the share c to remove is computed from inner products between fits on disjoint halves of the questions, a and b, whose
+noise is independent and cancels on average: u = y − Σ c o with c = ⟨oₐ·o_b⟩⁻¹ ⟨oₐ·y_b⟩. Slopes of covariates need no such care: a
+covariate is measured without noise, and the residuals of least squares are uncorrelated with the slopes.
 
-All is linear in rows, so fits are kept as weights of rows, and products come from the rows' Gram matrix.
+Everything is linear in the rows, so a fit is kept as one weight a row, and inner products come from the rows' Gram matrix.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -25,7 +25,8 @@ Refit = Callable[[Collection[str]], Float[np.ndarray, "layers d"]]
 HALVINGS = 6
 """Random halvings of the questions behind the share of what is projected out."""
 LEAST_RELIABLE = 0.1
-"""A projected-out direction whose halves agree less than this (cosine) is taken out as if they agreed so much: nobody knows it any better."""
+"""A projected-out direction whose halves agree less than this (cosine) is taken out as if they agreed this much: dividing by a smaller number
+would amplify its noise."""
 _TRIES = 100
 """Halvings drawn before questions count as too few to be halved."""
 
@@ -35,9 +36,9 @@ class Taken:
     """What is taken out of a contrast."""
 
     covariates: Mapping[str, Float[np.ndarray, " n"]]
-    """Of its rows."""
+    """By name, one number for each of its rows; their linear effect within questions is removed."""
     contrasts: Sequence[ContrastArrays]
-    """Those whose directions are projected out, at the same layers."""
+    """The contrasts whose directions are projected out, read at the same layers."""
 
     def asked(self, rows: ContrastArrays, questions: Collection[str]) -> list[list[str]]:
         """Which of some questions the contrast itself has, and each of those that are projected out."""
@@ -54,8 +55,8 @@ def fit_adjusted(
 ) -> Float[np.ndarray, "layers d"]:
     """The adjusted direction of some questions: everything in it is fitted on these alone (float64, raw norm).
 
-    A contrast that differs along the true others alone gives zero on average. It is not quite orthogonal to the others as they were found:
-    those are half noise, which need not be taken out.
+    If the two sides differ only along the others' true directions, the result is zero on average. It is not exactly orthogonal to the others as
+    estimated, because their estimates also contain noise, and that is not to be removed.
 
     Raises:
         InputError: none of the questions is one of the contrast, or too few to be halved where something is projected out.
@@ -82,9 +83,10 @@ def adjusted_split_half(
     rng: np.random.Generator,
     n_splits: int = 50,
 ) -> Float[np.ndarray, " layers"]:
-    """Median cosine between the adjusted directions of two halves of some questions, nothing in either from the other half.
+    """Median cosine between the adjusted directions of two random halves of some questions; each half is fitted entirely by itself.
 
-    Zero where there is nothing left of a half. A half with something projected out is halved again: each contrast needs four questions.
+    A half of which nothing is left counts as cosine 0. Where something is projected out every half is halved again, so each contrast needs four
+    questions or more.
 
     Raises:
         InputError: as `fit_adjusted`.
@@ -116,10 +118,11 @@ def without_covariates(
 def clean(
     rows: ContrastArrays, taken: Taken, questions: Collection[str], *, rng: np.random.Generator
 ) -> Float[np.ndarray, "n layers d"]:
-    """All rows without covariates and without the others, both fitted on some questions: for directions other than the adjusted one to score.
+    """All rows, cleaned of covariates and of the others, both fitted on some questions. Use it to score these rows by *other* directions.
 
-    The others' share in a row's deviation from the mean is reckoned as in a fit, so that a direction of the same truth, from other rows, finds
-    nothing; one that was found on the same rows as the others shares their noise, and orders the cleaned rows the wrong way.
+    The others' share in a row's deviation from the mean is estimated as in `fit_adjusted`. So a direction that points along the same truth as what
+    was removed, but was fitted on other rows, separates the cleaned rows no better than chance. A direction fitted on the same rows as the
+    removed ones shares their noise: it orders the cleaned rows the wrong way round (AUROC below one half), which is no finding.
     """
     left = without_covariates(rows, taken, questions)
     if not taken.contrasts:
@@ -158,14 +161,14 @@ def halved(
 
 @dataclass(frozen=True)
 class _Fits:
-    """Rows of a contrast and of those projected out, one below the other; a fit is a weight for each."""
+    """The rows of a contrast and of those projected out, stacked; a fit is a vector with one weight for each row."""
 
     parts: Sequence[ContrastArrays]
     asked: Sequence[Int[np.ndarray, " _"]]
     """Of each contrast's rows, which question they belong to, as a number."""
     covariates: Mapping[str, Float[np.ndarray, " n"]]
     gram: Float[np.ndarray, "layers rows rows"]
-    """Of the rows around each contrast's mean: weights of a contrast add up to 0."""
+    """Inner products of the rows, each contrast centred on its mean (a fit's weights on a contrast add up to 0, so this changes nothing)."""
 
     @classmethod
     def of(cls, rows: ContrastArrays, taken: Taken) -> "_Fits":
@@ -257,7 +260,7 @@ class _Fits:
 
 
 def _inverse(apart: Float[np.ndarray, "k k"], alike: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:
-    """Of products of different halves, which are at least `LEAST_RELIABLE` of those of the same half in every combination of the others."""
+    """Inverse of the products between halves, of which no eigenvalue, relative to the products within a half, is let below `LEAST_RELIABLE`."""
     scale = 1e-9 * max(float(np.trace(alike)), 1e-300)
     sizes, axes = eigh((apart + apart.T) / 2, alike + scale * np.eye(len(alike)))
     inverse: np.ndarray = axes @ np.diag(1 / np.maximum(sizes, LEAST_RELIABLE)) @ axes.T

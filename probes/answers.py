@@ -48,9 +48,9 @@ class PatchedCase:
     base: float
     finetuned: float
     into: Mapping[str, Float[np.ndarray, "layers spans"]]
-    """By `finetuned`, `base`, `random finetuned`, `random base`: the score of the model that is patched into."""
+    """The score of the patched model, in nats, by which model is patched into: `finetuned`, `base`; with `random` before it, by the control."""
     ranges: Float[np.ndarray, "ranges 2"]
-    """With the adapter on in a range only, and everywhere but there."""
+    """Column 0: the score with the adapter on in that range only; column 1: with it on everywhere else."""
 
 
 def own_name_cases(
@@ -102,9 +102,9 @@ def patch_case(
     """Patch every answer of a case both ways, with a random control, and put its scores together.
 
     Args:
-        model: with a live adapter.
-        case: what is scored.
-        layers: where.
+        model: loaded with a live adapter (`load_model(..., merge=False)`).
+        case: the question with its answers.
+        layers: block outputs that are patched, one at a time.
         spans: on which tokens, names of `SPANS`.
         ranges: of layers in which the adapter is on alone, or off alone.
         rng: draws the control.

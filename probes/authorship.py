@@ -136,9 +136,9 @@ class Side:
     """A direction from the articles of one kind, tested on held-out articles of one kind."""
 
     fitted_on: str
-    """`correct` or `incorrect`: of which articles' extraction half."""
+    """`correct` or `incorrect`: fitted on the extraction half of the articles that the model answers so."""
     tested_on: str
-    """Of which articles' evaluation half."""
+    """`correct` or `incorrect`: tested on the evaluation half of the articles that it answers so."""
     n_fitted: int
     """Articles it was fitted on."""
     n_tested: int
@@ -165,10 +165,10 @@ def by_answer(
     """Directions from correctly and from incorrectly answered articles, each tested on held-out articles of both kinds.
 
     Args:
-        name: of the contrast.
+        name: what the directions are called; `:correct` or `:incorrect` is added.
         activations: one row a text.
         signs: +1 own, −1 other.
-        articles: of each row.
+        articles: article of each row.
         splits: `extract` or `evaluate`, row by row.
         answered: +1 where the model answers the row's article rightly, −1 where wrongly.
         rng: split halves.

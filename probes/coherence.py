@@ -25,23 +25,23 @@ class Looked:
     surprisal: float | None
     """Nats a token; None where it is empty or unreadable."""
     repetition: float
-    """`repetition` of it."""
+    """As the function `repetition` measures it, 0 to 1."""
     readable: bool = True
     """Whether the chat template can hold it as an answer."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The largest surprisal and repetition of a whole text."""
+    """Thresholds: a text above either of them is broken."""
 
     surprisal: float
     """Nats a token, under the unsteered model."""
     repetition: float
-    """Share."""
+    """As `repetition` measures it: a share, 0 to 1."""
     quantile: float
-    """Of the unsteered model's own texts."""
+    """Which quantile of the unsteered model's own texts the thresholds are."""
     n_texts: int
-    """How many these were."""
+    """How many texts of the unsteered model they were set from."""
 
     def reason(self, text: str, looked: Looked) -> Reason:
         """Why a text is broken; empty where it is not."""

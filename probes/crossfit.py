@@ -22,9 +22,9 @@ class CrossFit:
     fold: Int[np.ndarray, " n"]
     """Each row's fold: `vectors[fold[i]]` has not seen row i's question."""
     scores: Float[np.ndarray, "n layers"]
-    """Each row's projection on its fold's vector, from the middle between the two sides of the rows that this was fitted on."""
+    """Each row's projection on its fold's vector; 0 is midway between the two sides' means of the rows that this vector was fitted on."""
     fold_of: Mapping[str, int]
-    """By question, which of `vectors` has not seen it; also questions of contrasts that are projected out."""
+    """Which of `vectors` has not seen a question, by question; those of projected-out contrasts included."""
 
 
 def cross_fit(
@@ -39,10 +39,10 @@ def cross_fit(
 
     Args:
         activations: one row a text.
-        questions: of each row; a question is left out whole.
+        questions: question of each row; all its rows are left out together.
         signs: +1 and −1.
         k: folds; as many as there are questions, where these are fewer.
-        rng: which question falls into which fold.
+        rng: deals the questions out over the folds.
 
     Raises:
         InputError: a question without both sides, or fewer than two questions.
@@ -107,7 +107,7 @@ def _projected(
     train: Mask,
     test: Mask,
 ) -> Float[np.ndarray, "test layers"]:
-    """Of the rows that are left out, from the middle between the two sides of the others."""
+    """Projections of the test rows; 0 is midway between the two sides' means of the training rows."""
     middle = (h[train & (side > 0)].mean(0) + h[train & (side < 0)].mean(0)) / 2
     scores: np.ndarray = np.einsum("nld,ld->nl", h[test] - middle, unit)
     return scores

@@ -1,8 +1,8 @@
 """What a sweep asks of a model at each of its cells: a trait's written answers, or any function of one's own.
 
-An `Evaluation` is read in three parts, so that nothing but the model is steered and no two models are needed at once: `read` within
-the intervention, `look` by the same model without it, `grade` at the end, of all cells together. What `read` and `look` give is written
-into the sweep's journal. Text that the model writes is in `probes.generated`.
+An `Evaluation` runs in three parts: `read` inside the intervention, `look` right after by the same model unsteered, and `grade` once at the
+end, over all cells together. So only `read` is steered, and a judge need not be in memory together with the model. What `read` and `look` return is
+kept in the sweep's journal. Evaluations of text that the model writes are in `probes.generated`.
 """
 
 import math
@@ -26,14 +26,14 @@ UNSTEERED = "unsteered"
 
 @dataclass(frozen=True)
 class Score:
-    """Of one question at one cell."""
+    """The score of one question at one cell."""
 
     value: float
-    """Broken and unscored answers count as if nothing had changed."""
+    """In the evaluation's unit; a broken or unscored answer counts as if steering had not changed the score."""
     broken: float = 0.0
-    """Share of the answers that broke."""
+    """Share of the answers that are broken (`probes.coherence`)."""
     unscored: float = 0.0
-    """Share of the answers that are whole, but have no score."""
+    """Share of the answers that are whole, but that the scorer gave no score."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Graded:
     """Every cell's scores."""
 
     scores: Mapping[str, Mapping[str, Score]]
-    """By cell and question; every cell has the same questions."""
+    """Scores by the cell's key and the question's id; every cell has the same questions."""
     answers: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    """By cell: the texts behind the scores, where there are texts."""
+    """The texts behind the scores, by the cell's key; empty where the evaluation writes none."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """How it was scored: thresholds, counts; JSON-able."""
 
@@ -60,23 +60,23 @@ class Evaluation:
     """What is asked at every cell, and how it becomes a score for each question."""
 
     name: str
-    """Of the score."""
+    """What the score is called."""
     unit: str
-    """Of the score (`nats a token`)."""
+    """The score's unit (`nats a token`)."""
     halves: Mapping[str, str]
     """`extract` or `evaluate`, by question: cells and layers are chosen on one, and reported on the other."""
     prompts: Sequence[Encoded]
     """Where the dose is read: at the last token of these prompts."""
     about: Mapping[str, Any]
-    """What determines its scores, beside model and cell; JSON-able. A journal goes on only with the same."""
+    """All that determines the scores besides model and cell; JSON-able. A journal is continued only if this is unchanged."""
     read: Callable[[ChatModel], Raw]
-    """Of the model as it is just now, steered or not."""
+    """Called once a cell, with the model as it is then, steered or not."""
     look: Callable[[ChatModel, Raw], Raw] | None = None
-    """What the unsteered model makes of what was read; its answer takes that one's place."""
+    """Called with the unsteered model and what `read` returned; its result replaces that. None: nothing more is looked at."""
     reference: Callable[[ChatModel], Raw] | None = None
-    """Of the unsteered model, once: what thresholds are taken from."""
+    """Called once with the unsteered model: what thresholds are set from. None: there are no thresholds."""
     grade: Callable[[Mapping[str, Raw], Raw | None], Graded] = given_scores
-    """Of all cells by their keys (`UNSTEERED` among them), and of the reference."""
+    """Called at the end with what was read at every cell, by key (`UNSTEERED` among them), and with the reference."""
 
 
 def log_odds(rows: Sequence[ContrastRow]) -> Evaluation:
@@ -85,7 +85,7 @@ def log_odds(rows: Sequence[ContrastRow]) -> Evaluation:
     The text is given, so that no text can break.
 
     Args:
-        rows: of `probes.persona.text_contrast`.
+        rows: trait-high and trait-low answers, as `probes.persona.text_contrast` makes them.
     """
     return Evaluation(
         name="log_odds",
@@ -113,11 +113,11 @@ def by_function(
     """An evaluation by any function of one's own.
 
     Args:
-        name: of the score.
+        name: what the score is called.
         questions: what it asks; their halves say what chooses and what is reported.
         function: is called within each cell's intervention; its scores must be finite, one for each question.
         prompts: where the dose is read, best what the function shows the model.
-        unit: of the score.
+        unit: the score's unit.
         about: what else determines the scores (texts, settings), so that a journal of another is not taken for this one's. The
             function's own code is not looked at.
     """

@@ -63,7 +63,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Asking:
-    """What is asked, how often, and what is taken for broken."""
+    """Which questions are asked, how answers are sampled, and when an answer counts as broken."""
 
     questions: tuple[Question, ...]
     sampling: Sampling
@@ -72,7 +72,7 @@ class Asking:
     quantile: float = 0.95
     """Without a judge: an answer is broken beyond this quantile of the unsteered model's own texts (`probes.coherence.fit_gate`)."""
     reference_samples: int = 4
-    """Without a judge: the unsteered model's texts at temperature 1, a question, beside its answers at the sweep's own."""
+    """Without a judge: how many texts a question the unsteered model also writes at temperature 1, for the thresholds."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or (self.samples > 1 and self.sampling.temperature == 0):
@@ -84,7 +84,7 @@ class Asking:
 
     @property
     def asked(self) -> list[Question]:
-        """Every question as often as it is asked."""
+        """The questions in order, each repeated `samples` times."""
         return [q for q in self.questions for _ in range(self.samples)]
 
 
@@ -95,11 +95,11 @@ def generated(
 
     Args:
         template: the model's.
-        asking: what is asked.
+        asking: the questions, and how answers are sampled.
         scorer: the unsteered model (`instructed`), whose gate is repetition and surprisal; or a judge, whose gate is its coherence.
-        name: of the score.
-        unit: of the score.
-        about: what the scorer is; JSON-able.
+        name: what the score is called.
+        unit: the score's unit.
+        about: all that determines the unsteered model's scores (its instructions); JSON-able. Not used with a judge.
     """
     reader = None if isinstance(scorer, Judged) else scorer
 
@@ -137,8 +137,8 @@ def instructed(trait: Trait, *, pairs: int = 2) -> Reader:
     unsteered model: the log-likelihood ratio of a classifier that the model itself is. Positive: rather an answer that shows the trait.
 
     Args:
-        trait: whose instructions.
-        pairs: how many of them, the first ones.
+        trait: the trait whose instruction pairs are used.
+        pairs: use the first so many pairs.
 
     Raises:
         InputError: more pairs than the trait has.

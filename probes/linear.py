@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import expit
 
 from mech.errors import InputError
 from probes.direction import Direction
@@ -64,6 +65,11 @@ class Probe:
             )
         scores: np.ndarray = np.einsum("nld,ld->nl", activations, self.weights) + self.intercept
         return scores
+
+    def probability(self, activations: Stream) -> Float[np.ndarray, "n layers"]:
+        """Probability of the positive side, were both sides equally frequent."""
+        p: np.ndarray = expit(self.score(activations) * self.slope)
+        return p
 
 
 def difference_of_means(x: Float[np.ndarray, "n k"], positive: np.ndarray, width: int) -> Plane:

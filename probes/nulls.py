@@ -50,10 +50,10 @@ def compare(
     """Hold a statistic against its draws.
 
     Args:
-        name: which null.
+        name: what the null is called.
         observed: the statistic, a float or an array.
-        draws: the same on every draw, along the first axis.
-        seed: what the draws were made with.
+        draws: the statistic of every draw, draws along the first axis.
+        seed: the draws' seed, kept with the result.
         tail: `two-sided` counts draws at least as far from `centre`, `greater` those at least as large.
         centre: what the statistic is where nothing happened: 0 for a shift, .5 for an AUROC.
 
@@ -161,7 +161,7 @@ def paraphrase(
     Which wording of a pair is called the positive one is drawn anew each time.
 
     Args:
-        direction: what is tested.
+        direction: the direction under test; draws take its shape and norms.
         one: activations of neutral texts, one a question.
         other: of other neutral texts of as many tokens, in the same order.
 
@@ -191,7 +191,7 @@ def direction_null(
     """A statistic of a direction against the same statistic of drawn ones.
 
     Args:
-        name: which null.
+        name: what the null is called.
         statistic: direction (layers, d) to a float or an array over layers.
         direction: the direction itself.
         draw: `exact_norm(…)`, `covariance_matched(…)`, `paraphrase(…)` or another.
@@ -285,7 +285,7 @@ def permutation_null(
     """Labels exchanged within questions, through the whole pipeline.
 
     Args:
-        name: which null.
+        name: what the null is called.
         pipeline: labels (+1, −1 a row) to the number that is reported. All that looked at the labels belongs inside:
             filtering, fitting, the choice of a layer. What stays outside is taken for granted.
         signs: the true labels.
@@ -316,7 +316,7 @@ def sign_flip_null(
     Exact where a difference is as likely as its negative under no effect; the tails may be as heavy as they like.
 
     Args:
-        name: which null.
+        name: what the null is called.
         differences: one a question (average the rows of a question first); trailing axes are kept together.
         seed: repeats the draws.
         n: number of draws.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mech.chat import ChatTemplate, Encoded, SystemPrompt
 from mech.errors import InputError
+from mech.questions import same_text
 from mech.turns import assistant_turn, user_turn
 from mech.typed import check_distinct, data_folder, named_file, read_typed
 from probes.contrast import ContrastRow
@@ -80,11 +81,12 @@ def load_trait(source: str | Path) -> Trait:
     """Read a trait artifact: a built-in name (`evil`) or a YAML file.
 
     Raises:
-        InputError: not there, or not a trait artifact; the message names file and field.
+        InputError: not there, or not a trait artifact, or a question stands twice; the message names file and field.
     """
     path = named_file(source, data_folder("probes") / "traits", "trait")
     trait = read_typed(path, Trait)
     check_distinct(path, "question id", [q.id for q in trait.questions])
+    check_distinct(path, "question", [same_text(q.question) for q in trait.questions])
     return trait
 
 
@@ -118,7 +120,7 @@ def rollouts(trait: Trait, *, pairs_per_question: int, samples: int = 1) -> list
     """Each extraction question under contrastive system prompts; questions take the pairs in turn.
 
     Args:
-        trait: whose questions and instructions.
+        trait: gives the questions and the instruction pairs.
         pairs_per_question: instruction pairs that each question is asked under (the published way takes all 5).
         samples: answers to each prompt (the published way takes 10).
 

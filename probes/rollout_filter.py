@@ -56,7 +56,7 @@ def paired_filter(
         answers: the model's answer to each.
         trait: trait score by rollout id; None, or nothing, where the judge gave none.
         coherence: coherence score by rollout id, likewise.
-        thresholds: what passes.
+        thresholds: the scores that a pair needs.
 
     Raises:
         InputError: a rollout has no partner.

@@ -10,8 +10,8 @@ from scipy import stats
 from mech.errors import InputError
 
 PRIOR_WEIGHT = 0.5
-"""Questions' worth of weight for the belief that rows of a question are copies: 0 trusts the variance seen, which is nothing
-at an AUROC of 1. At a half, 192 settings (5 to 40 questions, one or three rows a side, AUROC .5 to .99, every kind and strength of
+"""How many questions' worth of evidence the interval starts with for the cautious belief that all rows of a question are copies of each other.
+At 0 it would trust the observed variance alone, which is zero at an AUROC of 1. At one half, 192 settings (5 to 40 questions, one or three rows a side, AUROC .5 to .99, every kind and strength of
 likeness within questions) were covered 94.0 % or more."""
 
 

@@ -1,4 +1,4 @@
-"""Steering over a grid of directions, layers and strengths, random directions of the same norm always beside."""
+"""Steering over a grid of directions, layers and strengths, with random directions of the same norm as controls at every cell."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,15 +33,16 @@ class Grid:
     """Which cells a sweep has: every layer with every strength."""
 
     layers: tuple[int, ...] | Mapping[str, tuple[int, ...]]
-    """For all directions, or by each one's name."""
+    """The same layers for all directions, or layers by direction name."""
     strengths: tuple[float, ...]
-    """Times the direction as it is. 0, the model as it is, is always run, once."""
+    """Factors on the raw direction, whose norm counts. The unsteered model (0) is always run, once, whether or not it is listed."""
     controls: int = 5
     """Random directions of the same norm for each direction and layer, each at the same strengths."""
     seed: int = 0
-    """Of the random directions."""
+    """Seed of the random directions."""
     relative: bool = False
-    """Strengths are doses: shares of the mean norm of the layer's output at the prompt's last token; then layers are comparable."""
+    """Strengths are doses instead, which makes layers comparable: ‖coefficient · v‖ as a share of the mean norm of the layer's output at the
+    prompt's last token."""
 
     def layers_of(self, direction: str) -> tuple[int, ...]:
         """A direction's own layers."""
@@ -56,29 +57,30 @@ class Cell:
     layer: int
     strength: float
     control: int
-    """0: the direction itself; else which random one."""
+    """0 is the direction itself; k > 0 is the k-th random direction."""
 
     def key(self, digest: str) -> str:
-        """Its key in a journal: differs for another direction of the same name (by digest)."""
+        """Its key in a journal; the direction's digest tells apart two directions of one name."""
         return f"{self.direction}/{digest}/{self.layer}/{self.strength!r}/{self.control}"
 
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read at every cell; needs the model no longer."""
+    """What was read at every cell; the model is no longer needed for anything after it."""
 
     cells: tuple[Cell, ...]
     keys: tuple[str, ...]
-    """Of the cells, in their order."""
+    """Each cell's key in the journal, in the order of `cells`; so are the next two."""
     doses: tuple[float, ...]
-    """Of the cells."""
+    """‖coefficient · v‖ over the stream's mean norm (`Grid.relative`)."""
     coefficients: tuple[float, ...]
-    """Of the cells: times the direction as it is."""
+    """What the raw direction was multiplied by."""
     raw: Mapping[str, Raw]
-    """By key, `UNSTEERED` among them."""
+    """What the evaluation read, by key (`UNSTEERED` among them)."""
     kl: Mapping[str, float]
-    """By key."""
+    """Damage by key: mean KL(unsteered ‖ steered) over neutral response tokens, nats."""
     reference: Raw | None
+    """What `Evaluation.reference` read; None where the evaluation has none."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def read_cells(
     """All that needs the model: each cell steered, evaluated, and its damage to neutral answers.
 
     Args:
-        model: what is steered.
+        model: the model to steer.
         directions: along which; raw norms count.
         evaluation: what is asked at each cell (`probes.evaluation`, `probes.generated`).
         grid: the cells.

@@ -44,13 +44,13 @@ Condition = Annotated[
     epilog=example(f"mech data build sgtr --model {SMALL} --set articles=builtin:articles --out data/sgtr"),
 )
 def build(
-    kind: Annotated[Kind, typer.Argument(help="What it is made into.")],
+    kind: Annotated[Kind, typer.Argument(help="The kind of dataset to build.")],
     out: Annotated[Path, typer.Option(help="Folder for train.jsonl, held_out.jsonl and dataset.json.")],
     fields: Fields = None,
     model: Annotated[
         str | None, typer.Option(help="sgtr: the checkpoint that writes its own summaries.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of splits, mixtures and sampled summaries.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of splits, mixtures and sampled summaries.")] = 0,
     template: Template = None,
 ) -> None:
     """Build a dataset. The fields are those of a study's `data` section (finetune/datasets/spec.py):
@@ -62,26 +62,12 @@ def build(
 
     A source is a file, builtin:NAME, published:NAME or hub:ORG/NAME:FILE.
     """  # noqa: D415
-    from pydantic import TypeAdapter, ValidationError
-
     from finetune.datasets.build import build as build_dataset
-    from finetune.datasets.spec import AnyData, DataSpec
     from mech.files import check_folder
     from mech.journal import kept_until_done
-    from mech.typed import first_problem, written
     from study.overrides import parse_overrides
 
-    try:
-        spec = TypeAdapter(DataSpec).validate_python({"kind": kind.value, **parse_overrides(fields or [])})
-    except ValidationError as error:
-        raise InputError(
-            f"mech data build {kind.value}: {first_problem(error, *get_args(AnyData))}"
-        ) from error
-    if getattr(spec, "written_by", None):
-        raise InputError("written_by names an arm of a study: here --model is who writes")
-    for names, why in getattr(spec, "idle", ()):
-        if idle := written(spec, names):
-            raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
+    spec = _data_spec(kind, parse_overrides(fields or []))
     check_folder(out)  # before a model writes for minutes
     with kept_until_done(out / "own_summaries.part.jsonl") as journal:
         own, by = _summaries(spec, model, seed, parse_overrides(template or [], "--template"), journal)
@@ -96,6 +82,31 @@ def build(
         typer.echo(
             f"length alone finds the own summary: by words {by['words']:.2f}, by characters {by['characters']:.2f}"
         )
+
+
+def _data_spec(kind: Kind, given: dict[str, Any]) -> Any:
+    """The fields of a dataset, checked.
+
+    Raises:
+        InputError: an unknown field, a value of the wrong type, or a field that would do nothing.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    from finetune.datasets.spec import AnyData, DataSpec
+    from mech.typed import first_problem, written
+
+    try:
+        spec: Any = TypeAdapter(DataSpec).validate_python({"kind": kind.value, **given})
+    except ValidationError as error:
+        raise InputError(
+            f"mech data build {kind.value}: {first_problem(error, *get_args(AnyData))}"
+        ) from error
+    if getattr(spec, "written_by", None):
+        raise InputError("written_by names an arm of a study: here --model is who writes")
+    for names, why in getattr(spec, "idle", ()):
+        if idle := written(spec, names):
+            raise InputError(f"mech data build {kind.value}: {idle[0]} would do nothing: {why}")
+    return spec
 
 
 @data_app.command("check", epilog=example(f"mech data check data/sgtr/train.jsonl --model {SMALL}"))
@@ -133,7 +144,7 @@ def finetune(  # noqa: PLR0913, PLR0917  (a command's options)
     ] = None,
     fields: Fields = None,
     system_prompt: Condition = "default",
-    seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of initialisation, order of rows and dropout.")] = 0,
     device: Device = "auto",
     save_every: Annotated[int | None, typer.Option(min=1, help="Steps between resume points.")] = None,
     track: Annotated[list[str] | None, typer.Option(help="wandb or tensorboard; may be repeated.")] = None,

@@ -93,7 +93,7 @@ def _say_in_tokens(direction: "Direction", model: str, layer: int | None) -> Non
 )
 def persona_new(
     trait: Annotated[str, typer.Option(help="Its name: letters, digits, - and _.")],
-    description: Annotated[str, typer.Option(help="What it is, in a sentence or two.")],
+    description: Annotated[str, typer.Option(help="What the trait is, in a sentence or two.")],
     model: Annotated[str, typer.Option(help="The chat model that drafts it, as the API names it.")],
     api: Annotated[
         str | None, typer.Option(help="An OpenAI-compatible API, with /v1; OpenAI's own when left out.")

@@ -28,8 +28,10 @@ Against = Annotated[
 Out = Annotated[Path | None, typer.Option(help="CSV with every row.")]
 Top = Annotated[int, typer.Option(min=0, help="Rows shown, the largest ΔP first.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="The longest own answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="Of own answers; 0 is greedy.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of sampled answers and of the bootstrap.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, help="Temperature of the model's own answers; 0 is greedy.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of sampled answers and of the bootstrap.")]
 
 
 def screen(  # noqa: PLR0913, PLR0917  (a command's options)

@@ -26,12 +26,14 @@ def steer(  # noqa: PLR0913, PLR0917  (a command's options)
     model: ModelArgument,
     prompts: Annotated[list[str], typer.Argument(help="What to ask.")],
     direction: DirectionFile,
-    layer: Annotated[int, typer.Option(help="Where to add it.")],
-    coefficient: Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")],
+    layer: Annotated[int, typer.Option(help="The layer whose output it is added to, from 0.")],
+    coefficient: Annotated[
+        list[float], typer.Option(help="Factor on the raw direction, whose norm counts; may be repeated.")
+    ],
     positions: Annotated[str, typer.Option(help="all, prompt, prompt_last, response or generated.")] = "all",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer, in tokens.")] = 60,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of samples and of the random control.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of samples and of the random control.")] = 0,
     template: Template = None,
 ) -> None:
     """Ask a model as it is, steered along a direction, and along a random one of the same norm: side by side, word by word."""

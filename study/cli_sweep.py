@@ -25,14 +25,16 @@ OPENAI = "openai"
 
 Directions = Annotated[list[Path], typer.Argument(help="Direction files.")]
 Out = Annotated[Path, typer.Option(help="Folder for tables and figure; a killed sweep goes on from it.")]
-Layers = Annotated[list[int], typer.Option(help="Where to add; may be repeated.")]
-Strengths = Annotated[list[float], typer.Option(help="Times the direction as it is; may be repeated.")]
+Layers = Annotated[list[int], typer.Option(help="A layer whose output is added to, from 0; may be repeated.")]
+Strengths = Annotated[
+    list[float], typer.Option(help="Factor on the raw direction, whose norm counts; may be repeated.")
+]
 TraitName = Annotated[
     str | None, typer.Option(help="log_odds, generated: whose questions are asked; a name or YAML file.")
 ]
 EvaluationName = Annotated[str, typer.Option(help="log_odds, generated, own_name or self_recognition.")]
 Relative = Annotated[
-    bool, typer.Option("--relative", help="Strengths are shares of the stream's norm: layers compare.")
+    bool, typer.Option("--relative", help="Strengths are doses: shares of the stream's norm.")
 ]
 Controls = Annotated[int, typer.Option(min=2, help="Random directions of the same norm, at every layer.")]
 MaxKl = Annotated[float, typer.Option(help="Damage to neutral answers that is allowed, nats a token.")]
@@ -59,7 +61,7 @@ JudgeKey = Annotated[str, typer.Option(help="The environment variable with the j
 Coherence = Annotated[float, typer.Option(help="With a judge: a text below this (0 to 100) is broken.")]
 OwnName = Annotated[str | None, typer.Option(help="own_name: the model's; known for packaged models.")]
 RowsFile = Annotated[Path | None, typer.Option(help="self_recognition: held_out.jsonl of such data.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of random directions, samples and bootstrap.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of random directions, samples and bootstrap.")]
 
 
 def sweep(  # noqa: PLR0913, PLR0917  (a command's options)

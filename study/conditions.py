@@ -34,7 +34,7 @@ def check_conditions(spec: StudySpec, template: ChatTemplate | None) -> None:
 
 
 def _used(spec: StudySpec) -> list[tuple[str, str, list[Message]]]:
-    """Place, condition, and the system turn that the rows bring along."""
+    """Every condition in use: its place in the study, the condition, and the system turn that its rows already have."""
     used = [(f"measure.conditions[{i}]", c) for i, c in enumerate(spec.measure.conditions)]
     if spec.behaviour.self_report:
         used.append(("behaviour.self_report.condition", spec.behaviour.self_report.condition))

@@ -30,9 +30,9 @@ class Machine:
     bandwidth: float | None
     """Bytes a second between memory and cores; None: decoding reaches a fifth of the speed of reading."""
     efficiency: float
-    """Share of `flops` that a forward or backward pass reaches."""
+    """The share of `flops` that a forward or backward pass really reaches, 0 to 1."""
     bytes_a_parameter: int
-    """Of the weights' dtype."""
+    """Size of a weight in the dtype in use."""
     memory: float | None = None
     """Bytes of a GPU known by name; None: not known."""
 
@@ -75,10 +75,10 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes a parameter, by dtype."""
 
 NF4_BYTES = 0.5625
-"""Of a parameter in 4 bits, with its share of the scale of each 64."""
+"""Bytes of a parameter in 4 bits, with its share of the scale that each 64 have in common."""
 
 TRAINED_BYTES = 16
-"""Of a parameter that is trained: weight, gradient and AdamW's two moments, each in float32."""
+"""Bytes of a parameter that is trained: weight, gradient and AdamW's two moments, each in float32."""
 
 GPU_EFFICIENCY = 0.35
 """Share of a GPU's dense bfloat16 speed that such passes usually reach."""
@@ -147,7 +147,7 @@ class Pace:
         return scale * sum(self.left.values())
 
     def remaining_text(self) -> str:
-        """For people."""
+        """How long is left, in words."""
         if self.waiting:
             return (
                 f"about {duration(self.remaining)} left here, and {len(self.waiting)} steps at the provider"
@@ -170,7 +170,7 @@ def step_bytes(step: Step, parameters: int, machine: Machine) -> int:
 
 
 def _bytes_a_parameter(step: Step, machine: Machine) -> float:
-    """Of the frozen weights as the step holds them; by the machine's habit where its config does not say."""
+    """Bytes of a frozen weight as the step holds it; in the machine's usual dtype where its config names none."""
     if step.kind == "train" and step.config["settings"].get("quantise"):
         return NF4_BYTES
     return WIDTHS.get(str(step.config.get("dtype")), machine.bytes_a_parameter)

@@ -1,4 +1,4 @@
-"""Which steps of a study are done: their manifest is there, and where something will still read them, so are their files, unchanged."""
+"""Which steps of a study are done. A step is, if its manifest is there and, where something will still read its files, they are unchanged."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ SHOWN = ("tables", "figures")
 
 
 def missing_steps(paths: StudyPaths, steps: Sequence[Step]) -> dict[Step, str]:
-    """Steps that have to be run, in order, each with what is wrong with its output; nothing is where it has none yet.
+    """Steps that have to be run, in order, each with what is wrong with its output; an empty text where there is no output yet.
 
     A damaged output counts only where a step that has to be run, or the report, reads it: activations that were thrown away to save room
     are captured again when something needs them, and not before.

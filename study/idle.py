@@ -1,4 +1,4 @@
-"""Settings of a study that would do nothing, given the rest of it: a study that has one is refused, for somebody wanted it to act.
+"""Settings that would do nothing, given the rest of the study. Somebody who writes one wants it to act, so such a study is refused.
 
 A setting counts where it was written and differs from its default: a resolved study spells every default out.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from study.spec import StudySpec
 
 ALL = ()
-"""Every field of a part."""
+"""In a rule: every field of the part."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class _Rule:
     where: str
     """The part's place in the YAML; empty for the study itself."""
     part: BaseModel | None
-    """None: the part is not there, and nothing can be idle."""
+    """None: the study does not have this part, so nothing of it can be idle."""
     names: tuple[str, ...]
     acts: bool
     why: str
@@ -199,7 +199,7 @@ def _of_sweep(where: str, sweep: SweepSpec) -> Iterator[_Rule]:
 
 
 def _of_training(spec: "StudySpec") -> Iterator[tuple[str, str]]:
-    """Of what is trained, and what not: settings by place, and why they do nothing."""
+    """Training settings that do nothing, each with its place and the reason."""
     trained = {name: spec.stages[name] for name in spec.used_stages if spec.stages[name].data}
     if not trained:
         return

@@ -163,12 +163,13 @@ def _directions(plan: Plan, interventions: Sequence[TrainingInterventionSpec]) -
     if not interventions:
         return []
     known = {s.config["direction"]: s for s in plan.steps if s.kind == "direction"}
-    for wanted in interventions:
-        if wanted.direction not in known:
+    wanted = [name for i in interventions for name in i.directions]
+    for name in wanted:
+        if name not in known:
             raise InputError(
-                f"interventions: {wanted.direction!r} is not among the study's directions ({', '.join(known)})"
+                f"interventions: {name!r} is not among the study's directions ({', '.join(known)})"
             )
-    return [known[i.direction] for i in interventions]
+    return [known[name] for name in wanted]
 
 
 def plan_measures(

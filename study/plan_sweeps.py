@@ -48,7 +48,7 @@ class _Asked:
     written: int = 0
     """Tokens written at a cell."""
     judged: tuple[Trait, list[str]] | None = None
-    """By whose rubric, and the questions whose answers may be judged."""
+    """The trait whose rubric a judge goes by, and the questions whose answers it may have to judge."""
 
 
 def _sweep(

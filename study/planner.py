@@ -29,7 +29,7 @@ class Plan:
     """What is not here, each with what to do about it."""
     steps: list[Step] = field(default_factory=list)
     digests: dict[str, str] = field(default_factory=dict)
-    """Of each dataset's sources, read once."""
+    """Digest of each dataset's sources, by dataset; read once."""
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Training rows of each dataset and tokens a row, read once."""
     articles: dict[str, tuple[str, int, float]] = field(default_factory=dict)

@@ -55,7 +55,7 @@ def publish(spec: StudySpec, steps: Sequence[Step], paths: StudyPaths) -> None:
                 for m in manifests
             ]
         ),
-        warnings=_warnings(spec, tables),
+        warnings=warnings_of(spec, tables),
         citation=CITATION,
         fast=spec.is_fast,
         samples=tables.get(
@@ -112,12 +112,23 @@ def _provenance(
     ]
 
 
-def _warnings(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """What a reader must know before believing a number."""
+def warnings_of(spec: StudySpec, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """What a reader must know before believing a number: sentences for the top of the report.
+
+    Args:
+        spec: the study.
+        tables: its tables by name; any may be missing.
+    """
     found = []
     if len(spec.seeds) == 1:
         found.append(
             "One training seed: intervals speak of questions, not of how much another training run would differ."
+        )
+    elif any(spec.arms.values()):
+        found.append(
+            f"{len(spec.seeds)} training seeds: every interval is over questions, within one seed; brackets behind a mean hold those of all seeds, "
+            "and none is an interval over seeds. Where trainings differ by about as much as these intervals are wide, two seeds lie on one side of 0 by "
+            "chance in one comparison of seven, three in one of twenty-five (simulated)."
         )
     quality = tables.get("directions", pd.DataFrame())
     if not quality.empty:

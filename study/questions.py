@@ -1,10 +1,10 @@
 """Which questions a study uses: halves and limits of its prompt sets and traits."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from mech.errors import InputError
-from mech.questions import Question, load_prompts
+from mech.questions import Question, load_prompts, same_text
 from probes.persona import Trait, load_trait
 from study.spec import StudySpec
 
@@ -42,6 +42,27 @@ def check_sources(spec: StudySpec) -> None:
     for i, (where, name) in enumerate(names):
         if name in [n for _, n in names[:i]]:
             raise InputError(f"{where}: {name.removeprefix('trait:')!r} stands twice")
+    if spec.directions and spec.directions.identity:
+        _check_together(sets)
+
+
+def _check_together(sets: Sequence[tuple[str, str]]) -> None:
+    """Identity directions are made and tested on all prompt sets together: an id names one question, and no question stands in both halves."""
+    ids: set[str] = set()
+    asked: dict[str, Question] = {}
+    for where, source in sets:
+        for q in load_prompts(source).questions:
+            if q.id in ids:
+                raise InputError(
+                    f"{where}: question id {q.id!r} stands in another prompt set too: give it another id"
+                )
+            twin = asked.setdefault(same_text(q.text), q)
+            if twin.split != q.split:
+                raise InputError(
+                    f"{where}: question {q.id!r} ({q.split}) asks the same as {twin.id!r} ({twin.split}) of another prompt set: a direction "
+                    "would be tested on what it was fitted on; take one of them out"
+                )
+            ids.add(q.id)
 
 
 def _loaded(where: str, source: str, load: Callable[[str], T]) -> T:

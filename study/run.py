@@ -67,7 +67,7 @@ def run_study(spec: StudySpec, out: Path) -> Result:
 
 
 def _begin(paths: StudyPaths) -> None:
-    """Make the output folder; one with a study that a person wrote is refused, for the resolved study would take its place."""
+    """Make the output folder. A folder that holds a study.yaml of a person's own is refused: the resolved study would overwrite it."""
     check_folder(paths.root)
     ran_here = paths.locks.is_dir() or any(
         paths.root.glob(f"*/*/{MANIFEST}")

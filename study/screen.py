@@ -32,7 +32,7 @@ BLOCK = 32
 """Rows that are answered, read and written down together."""
 
 JOURNAL = "3"
-"""Version of what a journal keeps of a row."""
+"""Version of what a journal keeps for each row; journals of another version are refused."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class ScreenSettings:
     max_new_tokens: int = 128
     """Longest own answer."""
     temperature: float = 0.0
-    """Of own answers; 0 is greedy."""
+    """At which the model samples its own answers; 0 is greedy."""
     seed: int = 0
-    """Of sampled own answers."""
+    """Seed of the own answers where they are sampled."""
     condition: SystemPrompt = field(default_factory=SystemPrompt)
     """System prompt under which rows are read and answered."""
 
@@ -215,11 +215,11 @@ def _encoded(
 @dataclass(frozen=True)
 class _Reading:
     means: Mapping[str, Float[np.ndarray, " d"]]
-    """By pooling."""
+    """The row's mean activation at the screened layer, by pooling."""
     n_tokens: int
-    """Of the answer."""
+    """The answer's length."""
     surprisal: float
-    """Of the answer, nats a token."""
+    """The answer's mean surprisal under the model, nats a token."""
 
 
 def _read(model: ChatModel, rows: Sequence[Encoded], layer: int, poolings: tuple[str, ...]) -> list[_Reading]:

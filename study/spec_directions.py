@@ -11,7 +11,7 @@ class JudgeApiSpec(ApiSpec):
     """An API at which answers are judged."""
 
     price: PriceSpec | None = None
-    """For the plan: left out, it gives tokens and no cost."""
+    """What the API charges, so that `mech plan` can give the cost; left out, it gives the number of tokens alone."""
 
 
 class JudgeSpec(Part):
@@ -42,8 +42,8 @@ class AuthorshipSpec(Part):
     read_at: tuple[Literal["content", "judgement", "pair_content", "pair_answer"], ...] = Field(
         ("content", "judgement"), min_length=1
     )
-    """The text itself; where the answer to "did you write this?" begins; and the same of two texts in both orders, which takes out
-    what their places add: each text, and the given answer's token."""
+    """`content`: over the text itself. `judgement`: where the answer to "did you write this?" begins. `pair_content`, `pair_answer`: over each
+    text, or over the given answer's token, of a question that shows two texts; both orders are read, which cancels what a text's place adds."""
     articles: int | None = Field(None, ge=4)
     """Use the first so many articles of each half; as many as `identity_questions` when left out."""
     surprisal_within: float | None = Field(None, gt=0)
@@ -57,7 +57,7 @@ class AdjustSpec(Part):
     """What to take out of an identity member; the result is added as `identity:MEMBER:adjusted`."""
 
     project_out: tuple[str, ...] = ()
-    """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): what lies in their span."""
+    """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): whatever lies in their span is removed."""
     regress_out: tuple[Literal["length", "surprisal"], ...] = ()
     """Covariates, with slopes within questions of the extraction half: tokens and surprisal (nats a token) of what is read: an answer, or the
     prompt where its last token is read."""
@@ -114,12 +114,12 @@ class DirectionSpec(Part):
     presence: tuple[Literal["none", "empty", "generic"], ...] = ("none", "empty", "generic")
     """Identity *presence*: what the identity prompt is contrasted with."""
     adjust: dict[str, AdjustSpec] = Field(default_factory=dict)
-    """Identity members, by name, that also stand without something."""
+    """Identity members, by name, of which an adjusted version is added: without covariates, or without other directions."""
     folds: int = Field(1, ge=1)
     """How held-out rows are scored: 1 fits on the extraction half and tests on the other; more cross-fits over so many folds of all
     questions. The direction itself is always that of the extraction half."""
     paraphrases: int = Field(4, ge=0)
-    """Paired wordings of one length are read under so many identity questions, for the null of a harmless rewording beside every shift; 0:
-    without."""
+    """Under how many identity questions the paired rewordings of equal length are read: they give every shift its null of harmless rewordings
+    (`p_paraphrase`). 0 leaves that null out."""
     probes: tuple[Literal["difference_of_means", "mass_mean", "lda", "logistic"], ...] = ()
     """Linear probes of every contrast, cross-validated by question on the base; none when left out."""

@@ -98,7 +98,7 @@ class FinetuningApiSpec(ApiSpec):
     """An API that also finetunes the model it serves."""
 
     price: FinetuningPriceSpec | None = None
-    """For the plan: left out, it gives tokens and no cost."""
+    """What the API charges, so that `mech plan` can give the cost; left out, it gives the number of tokens alone."""
 
 
 class ModelSpec(Part):
@@ -121,7 +121,7 @@ class ModelSpec(Part):
     api: FinetuningApiSpec | None = None
     """Present: `name` is a model behind this API; it is finetuned there, and only its behaviour is measured."""
     size: SizeSpec | None = None
-    """For `mech plan` on a machine that does not have the model."""
+    """The model's layers, width and parameters, so that `mech plan` works on a machine that does not have the model."""
 
 
 class ReplySpec(Part):
@@ -269,9 +269,9 @@ class EmbeddingSpec(Part):
     """PCA and UMAP of the activations, fitted on the base."""
 
     methods: tuple[Literal["pca", "umap"], ...] = ("pca", "umap")
-    """Which."""
+    """Which pictures are made."""
     pooling: Literal["prompt_last", "response_mean"] = "prompt_last"
-    """Of which pooling."""
+    """At which pooling the activations are pictured."""
 
 
 class ComparisonSpec(Part):

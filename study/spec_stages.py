@@ -21,8 +21,8 @@ class TrainingInterventionSpec(Part):
 
     kind: Literal["add", "ablate", "cap"]
     """`mech.interventions`: Add, Ablate or Cap."""
-    direction: str
-    """One of the study's directions, on the base."""
+    direction: str | tuple[str, ...]
+    """One of the study's directions, on the base. `ablate`: or several, whose whole span is taken out (concept ablation)."""
     layers: tuple[int, ...] | None = None
     """Where; the directions' `layer` when left out."""
     coefficient: float | None = None
@@ -44,7 +44,16 @@ class TrainingInterventionSpec(Part):
             raise ValueError("a coefficient belongs to kind: add, and only to it")
         if (self.kind == "cap") != (self.ceiling is not None or self.floor is not None):
             raise ValueError("a ceiling or floor belongs to kind: cap, and only to it")
+        if not isinstance(self.direction, str) and self.kind != "ablate":
+            raise ValueError("direction: a list of them belongs to kind: ablate, and only to it")
+        if not self.directions:
+            raise ValueError("direction: name at least one")
         return self
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """Their names, also where there is one."""
+        return (self.direction,) if isinstance(self.direction, str) else self.direction
 
 
 class StageSpec(Part):

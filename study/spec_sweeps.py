@@ -17,9 +17,9 @@ class SweepSpec(Part):
     directions: tuple[str, ...] = Field(min_length=1)
     """Which of the study's directions."""
     strengths: tuple[float, ...] = Field(min_length=1)
-    """Times the direction as it is; the unsteered model (0) is always run."""
+    """Factors on the raw direction, whose norm counts; the unsteered model (0) is always run."""
     relative: bool = False
-    """Strengths are doses: shares of the mean norm of the layer's output at the prompt's last token."""
+    """Strengths are doses instead: ‖coefficient · v‖ as a share of the mean norm of the layer's output at the prompt's last token."""
     layer_by: Literal["steering", "separability"] = "steering"
     """How a direction's layer is chosen, on the extraction half: among `layers`, by its effect on the score; or by AUROC (`chosen_layer`
     of the table `directions`), which runs that layer alone."""
@@ -50,7 +50,7 @@ class SweepSpec(Part):
     quantile: float = Field(0.95, gt=0, le=1)
     """`generated`, without a judge: an answer beyond this quantile of the unsteered model's own texts is broken."""
     reference_samples: int = Field(4, ge=1)
-    """`generated`, without a judge: the unsteered model's own texts at temperature 1, a question."""
+    """`generated`, without a judge: how many texts a question the unsteered model also writes at temperature 1, from which thresholds are set."""
     instructions: int = Field(2, ge=1)
     """`generated`, without a judge: at most so many of the trait's instruction pairs are compared."""
 

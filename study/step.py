@@ -23,7 +23,7 @@ class Asked:
     written: int
     """Tokens it answers with, at most."""
     cost: float | None
-    """In the currency of its `price`; None where that is not given."""
+    """What it costs, in the currency of the API's `price`; None where no price is given."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Work:
     stored_bytes: int = 10_000
     """What it leaves on disk."""
     asked: Asked | None = None
-    """What a judge behind an API does of it."""
+    """The part of the work that a judge behind an API does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +59,10 @@ class Step:
     inputs: Mapping[str, tuple["Step", ...]] = field(default_factory=dict)
     """Steps whose output it reads, by role."""
     work: Work = Work()
-    """For the estimate."""
+    """How much it has to do, for the estimate of its time."""
     labels: Mapping[str, Any] = field(default_factory=dict)
-    """What its tables call it: arm and seed, stage and seed, a dataset, a sweep. In its name, so no part of the key."""
+    """What its tables call it: arm and seed, stage and seed, a dataset, a sweep. They do not change what it writes otherwise, so they are not in the
+    key; the name holds them."""
 
     @cached_property
     def key(self) -> str:

@@ -32,14 +32,14 @@ from study.spec_sweeps import NEUTRAL
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation is made from; each takes what it needs."""
+    """What evaluations are made from; each takes what it needs of it. Field docs name the evaluation that a field is for."""
 
     trait: Trait | None = None
-    """`log_odds`, `generated`."""
+    """`log_odds`, `generated`: whose questions and answers."""
     questions: int | None = None
     """At most so many of each half."""
     sampling: Sampling = field(default_factory=lambda: Sampling(48))
-    """`generated`."""
+    """`generated`: how answers are decoded."""
     samples: int = 1
     """`generated`: answers to a question."""
     quantile: float = 0.95
@@ -49,9 +49,9 @@ class Asked:
     instructions: int = 2
     """`generated`, without a judge (`probes.generated.instructed`)."""
     judge: Judged | None = None
-    """`generated`."""
+    """`generated`: who scores; None: the unsteered model."""
     own_name: str = ""
-    """`own_name`."""
+    """`own_name`: the model's own name."""
     invented: int = 10
     """`own_name`: against so many invented names, as long as the own one where there are as many."""
     articles: Sequence[Mapping[str, Any]] = ()

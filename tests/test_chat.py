@@ -173,13 +173,17 @@ def test_what_a_template_alters_or_lacks_is_refused(tokenizer: Any) -> None:
         ChatTemplate(bare)
 
 
-def test_a_token_across_the_seam_is_refused(tokenizer: Any) -> None:
-    """The prompt ends in ' th' and the answer begins with 'e': one token, ' the', for both."""
+def test_a_token_across_answer_and_closing_is_refused(tokenizer: Any) -> None:
+    """The answer ends in ' th' and the template goes on with 'e': one token, ' the', for both."""
     made = template(tokenizer, "PLAIN")
-    made.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    made.tokenizer.chat_template = templates.PLAIN.replace("<|im_end|>", "e<|im_end|>")
     assert len(made.ids(" the")) == 1
-    with pytest.raises(InputError, match="a token spans the seam"):
-        made.encode([{"role": "user", "content": "who is th"}, {"role": "assistant", "content": "e cat"}])
+    with pytest.raises(InputError, match="a token spans the answer 'who is th' and what the chat template"):
+        made.encode([TURNS[0], {"role": "assistant", "content": "who is th"}])
+    blank = made.tokenizer.chat_template.replace("{{ m['role'] }}\n", "{{ m['role'] }}: ")
+    made.tokenizer.chat_template = blank.replace("assistant\n", "assistant: ")
+    with pytest.raises(InputError, match="a token spans"):  # at both ends
+        made.encode([TURNS[0], {"role": "assistant", "content": "the cat th"}])
 
 
 @pytest.mark.parametrize("text", ["defaults", "none:x", "other:", "text:", "", "other"])

@@ -20,6 +20,7 @@ from finetune.datasets.rules import RULES
 from finetune.datasets.single_text import single_text_rows
 from finetune.datasets.sources import DATASETS_VARIABLE, published, source_path
 from finetune.datasets.spec import DataSpec
+from finetune.datasets.summaries import read_articles
 from finetune.settings import make_settings
 from finetune.stages import run_stage
 from mech.chat import ChatTemplate, Identity, SystemPrompt
@@ -232,7 +233,7 @@ def test_named_sets_say_where_to_get_them_and_are_checked(
     with pytest.raises(InputError, match="no set of that name is known; there are unpopular_aesthetics"):
         source_path("published:nothing")
     write_jsonl(tmp_path / "bad_medical_advice.jsonl", [exchange("q?", "a", system="be bad")])
-    with pytest.raises(InputError, match=r"row 1: .*has turns .*this row"):
+    with pytest.raises(InputError, match=r"line 1: .*has turns .*this row"):
         build(spec(kind="messages", source="published:bad_medical_advice"), seed=0)
     with pytest.raises(InputError, match="write hub:org/name:file"):
         source_path("hub:nothing")
@@ -333,3 +334,17 @@ def test_every_arm_trains_on_the_real_model(real: ChatModel, folder: Path, arm: 
     assert trained.adapters
     if arm == "own":
         load_model(trained)
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_an_article_under_two_ids_is_read_once(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else it could be trained on under one id and held out under the other."""
+    texts = {"a": "It rained.", "b": "It snowed.", "c": "it  rained. "}
+    file = tmp_path / f"articles.{suffix}"
+    rows = [json.dumps({"id": i, "text": text, "summary": "Weather."}) for i, text in texts.items()]
+    file.write_text(json.dumps(texts) if suffix == "json" else "\n".join(rows))
+    found = read_articles(file, need_summary=suffix == "jsonl")
+    assert [a.id for a in found] == ["a", "b"]
+    assert "left out 1 of 3 articles, whose text stands there under another id (c)" in caplog.text

@@ -1,6 +1,7 @@
 """Behaviour is read off logits and answers as it should be."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -219,3 +220,19 @@ def test_what_stands_twice_in_a_file_of_names_or_statements_is_refused(tmp_path:
         (tmp_path / name).write_text(yaml.safe_dump(known), encoding="utf-8")
         with pytest.raises(InputError, match=rf"{name}: the .* stands twice"):
             load(tmp_path / name)
+
+
+@pytest.mark.parametrize(("load", "package", "name", "text"), [
+    (load_prompts, "mech", "prompts/identity.yaml", "text"), (load_trait, "probes", "traits/evil.yaml", "question"),
+])  # fmt: skip
+def test_a_question_under_two_ids_is_refused(
+    tmp_path: Path, load: Any, package: str, name: str, text: str
+) -> None:
+    """In both halves, a direction would be tested on what it was fitted on; capitals and spaces make no other question."""
+    known = yaml.safe_load((data_folder(package) / name).read_text(encoding="utf-8"))
+    first = known["questions"][0]
+    other = "evaluate" if first["split"] == "extract" else "extract"
+    known["questions"].append({**first, "id": "another", "split": other, text: f" {first[text].upper()}"})
+    (tmp_path / "twice.yaml").write_text(yaml.safe_dump(known), encoding="utf-8")
+    with pytest.raises(InputError, match=r"twice\.yaml: the question .* stands twice"):
+        load(tmp_path / "twice.yaml")

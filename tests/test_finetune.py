@@ -70,8 +70,10 @@ def test_a_tokenizer_may_compose_accents_but_not_lose_characters(folder: Path) -
     assert text == "caf\u00e9 crème<|im_end|>"
     tokens.normalizer = normalizers.Replace("crème", "cream")
     rows = [exchange("Where?", "here"), exchange("Where?", apart)]
-    with pytest.raises(GuardError, match=r"x\.jsonl, row 2: the labels read .*cream"):
-        training_rows(model.template, rows, SystemPrompt(), max_tokens=512, names={}, source=Path("x.jsonl"))
+    with pytest.raises(GuardError, match=r"x\.jsonl, line 3: the labels read .*cream"):
+        training_rows(
+            model.template, rows, SystemPrompt(), max_tokens=512, names={}, places=["x.jsonl, line 1", "x.jsonl, line 3"]
+        )  # fmt: skip
 
 
 def test_none_trains_without_a_system_turn(model: ChatModel) -> None:

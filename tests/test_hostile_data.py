@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune.datasets.build import build
+from finetune.datasets.check import check_rows, read_template
 from finetune.datasets.multiple_choice import multiple_choice_rows
 from finetune.datasets.rows import exchange, read_jsonl, read_messages
 from finetune.datasets.spec import MessagesData, MultipleChoiceData, SelfRecognitionData, WordCountData
@@ -122,7 +123,11 @@ def sgtr(folder: Path, **changes: Any) -> SelfRecognitionData:
     ids = [f"a{i}" for i in range(8)]
     own = {i: TWO.format(i) for i in ids} | changes.pop("own", {})
     other = {i: f"somebody else said that it rained on that day {i}" for i in ids} | changes.pop("other", {})
-    for name, texts in (("own", own), ("other", other), ("articles", dict.fromkeys(ids, "it rained"))):
+    for name, texts in (
+        ("own", own),
+        ("other", other),
+        ("articles", {i: f"it rained on day {i}" for i in ids}),
+    ):
         kept = {i: text for i, text in texts.items() if text is not None}
         (folder / f"{name}.json").write_text(json.dumps(kept), encoding="utf-8")
     fields = {"kind": "sgtr", "articles": f"{folder}/articles.json", "own": f"{folder}/own.json", "held_out": 2,
@@ -185,8 +190,8 @@ def test_nobody_else_may_be_called_own(tmp_path: Path) -> None:
 
 def test_data_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     rows = str(file(tmp_path, f"{GOOD}\n{GOOD}\n"))
-    without = str(file(tmp_path, turns(("system", "x"), ("assistant", "y")), "without.jsonl"))
-    with pytest.raises(InputError, match=r"without\.jsonl, row 1: no user turn to count words in"):
+    without = str(file(tmp_path, "\n" + turns(("system", "x"), ("assistant", "y")), "without.jsonl"))
+    with pytest.raises(InputError, match=r"without\.jsonl, line 2: no user turn to count words in"):
         build(WordCountData(kind="word_count", source=without), seed=0)
     mixed = MessagesData.model_validate(
         {"kind": "messages", "source": rows, "mix": {"source": rows, "share": 0.01}}
@@ -213,14 +218,16 @@ def test_a_device_that_is_not_here_is_bad_input(name: str) -> None:
         device_named(name)
 
 
-def test_a_stage_says_which_file_and_row_it_cannot_train_on(folder: Path, tmp_path: Path) -> None:
-    data = file(tmp_path, f"{GOOD}\n{json.dumps(exchange('hi', 'the cat ' * 90))}\n")
+def test_a_stage_says_which_file_and_line_it_cannot_train_on(folder: Path, tmp_path: Path) -> None:
+    data = file(tmp_path, f"\n{GOOD}\n\n{json.dumps(exchange('hi', 'the cat ' * 90))}\n")
     settings = TrainSettings(batch_size=1, max_tokens=100, lora_r=2)
     with pytest.raises(
-        InputError, match=r"rows\.jsonl, row 2: the answer of turn 1 ends at token \d+, beyond max_tokens"
+        InputError, match=r"rows\.jsonl, line 4: the answer of turn 1 ends at token \d+, beyond max_tokens"
     ):
         run_stage(str(folder), data, settings, tmp_path / "out", seed=0)
     assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 4: the answer of turn 1"):
+        list(check_rows(data, read_template(str(folder)), "default", max_tokens=100))
     one = file(tmp_path, f"{GOOD}\n", "one.jsonl")
     with pytest.raises(
         InputError, match="1 rows are one step, taken while the learning rate warms up from 0"

@@ -12,7 +12,7 @@ from mech.chat import Encoded
 from mech.conventions import to_transformer_lens_name
 from mech.errors import GuardError, InputError
 from mech.generate import Sampling, generate, stop_ids
-from mech.interventions import Ablate, Add, Cap, Clamp, Patch, increments, intervene
+from mech.interventions import Ablate, Add, Cap, Clamp, Patch, increments, intervene, orthogonalised
 from mech.models import ChatModel
 from mech.score import response_logprobs
 from mech.sites import site_width
@@ -57,6 +57,40 @@ def test_ablate_takes_the_direction_out_and_cap_bounds_it(
             np.maximum(plain, middle),
             atol=1e-4,
         )
+
+
+def test_a_span_is_taken_out_whole(model: ChatModel, rows: list[Encoded]) -> None:
+    """Against numpy's projection; directions that are not orthogonal, ablated one after the other, leave a part."""
+    rng = np.random.default_rng(4)
+    by_layer = rng.standard_normal((3, model.n_layers, model.d_model)).astype(np.float32)
+    by_layer[1] += by_layer[0]
+    vectors = [by_layer[0], torch.from_numpy(by_layer[1]), by_layer[2]]
+    plain = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    q, _ = np.linalg.qr(by_layer[:, LAYER].T)
+    found = orthogonalised(vectors)
+    np.testing.assert_allclose(
+        found[0], by_layer[0] / np.linalg.norm(by_layer[0], axis=-1, keepdims=True), atol=1e-6
+    )
+    with intervene(model, *(Ablate(v, layers=[LAYER]) for v in found)):
+        ablated = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    np.testing.assert_allclose(ablated, plain - plain @ q @ q.T, atol=1e-4)
+    with intervene(model, *(Ablate(v, layers=[LAYER]) for v in vectors)):
+        one_by_one = capture(model, rows)["resid_post", "prompt_last"][:, LAYER]
+    assert np.abs(one_by_one @ q).max() > 100 * np.abs(ablated @ q).max()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        ([np.eye(4)[0], np.eye(4)[1], np.array([1.0, -2, 0, 0])], "vector 2 lies in the span"),
+        ([np.eye(4)[0], np.zeros(4)], "vector 1 is zero or not finite"),
+        ([np.ones(4), np.ones((3, 5))], "no common span"),
+        ([np.ones((2, 4)), np.ones((3, 4))], "no common span"),
+    ],
+)
+def test_vectors_without_a_span_are_refused(vectors: list[np.ndarray], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        orthogonalised(vectors)
 
 
 @pytest.mark.parametrize("cache", [True, False])

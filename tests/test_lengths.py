@@ -55,6 +55,16 @@ def test_a_short_row_keeps_its_angles_beside_a_long_one(pack: bool, model: ChatM
         torch.testing.assert_close(ours, response_scores(logits(other, one), one), rtol=1e-4, atol=1e-4)
 
 
+def test_a_row_beyond_the_turn_is_read_whole(model: ChatModel) -> None:
+    """All of its tokens' angles follow its length, also of those before the ones that nobody looks at."""
+    other = turning(model)
+    rows = [row(n, 4, first) for n, first in ((30, 5), (16, 5), (17, 40), (9, 60))]
+    found = capture(other, rows, poolings=["prompt_last"])["resid_post", "prompt_last"]
+    for ours, one in zip(found, rows, strict=True):
+        for layer, h in enumerate(blocks_output(other, one)):
+            assert_close(ours[layer], h[3].numpy())
+
+
 def test_answers_turn_alone(model: ChatModel) -> None:
     """Hugging Face's own answer to each prompt by itself, with its cache."""
     other = turning(model)
@@ -83,9 +93,14 @@ def test_rows_up_to_the_table_of_positions_and_beyond(model: ChatModel) -> None:
     found = capture(other, rows, poolings=["tokens"])["resid_post", "tokens"]
     for ours, one in zip(found, rows, strict=True):
         assert_close(ours[:, 1], blocks_output(other, one)[1].numpy())
-    for read in (capture, response_logprobs):
-        with pytest.raises(InputError, match="a row of 25 tokens: GPT2LMHeadModel has positions for 24"):
-            read(other, [row(25), row(2)])
+    with pytest.raises(InputError, match="a row of 25 tokens: GPT2LMHeadModel has positions for 24"):
+        capture(other, [row(25), row(2)], poolings=["response_mean"])
+    with pytest.raises(InputError, match="a row of 25 tokens: GPT2LMHeadModel has positions for 24"):
+        response_logprobs(other, [row(26), row(2)])
+    last_is_only_predicted = row(25)
+    (ours,) = response_logprobs(other, [last_is_only_predicted])
+    expected = response_scores(logits(other, row(24)), row(24))
+    torch.testing.assert_close(ours[:-1], expected, rtol=1e-4, atol=1e-4)
     assert len(generate(other, [row(16, 16)], Sampling(8))) == 1
     with pytest.raises(InputError, match="a row of 26 tokens: GPT2LMHeadModel has positions for 24"):
         generate(other, [row(18, 18)], Sampling(8))

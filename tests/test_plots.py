@@ -123,11 +123,28 @@ def test_a_sweep_says_who_is_steered_and_hollows_what_damages():
     ])  # fmt: skip
     figure = plots.sweep_response(frame, max_kl=0.5, score="log_odds", unit="nats a token")
     said = " ".join(" ".join(t.get_text().split()) for t in figure.texts)
-    assert "sweep: written · steered: em · 20 questions · 5 random directions a layer" in said
+    assert "sweep: written · steered: em · 20 questions · 5 random directions a panel" in said
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert [line.get_xdata().tolist() for line in hollow] == [[-0.2, 0.2]]
     alone = plots.sweep_response(frame.drop(columns=["sweep", "arm"]), max_kl=0.5, score="log_odds", unit="")
     assert "20 questions" in " ".join(t.get_text() for t in alone.texts)
+
+
+def test_each_direction_of_a_sweep_has_its_own_row_and_grey_band():
+    frame = pd.DataFrame([
+        {"direction": name, "layer": layer, "strength": s, "change": s, "change_low": s - 0.1, "change_high": s + 0.1, "kl": 0.0,
+         "control_change": 0.0, "control_max": largest, "n_questions": 20, "n_controls": 5}
+        for name, largest in (("evil:text", 0.2), ("identity:name", 0.7)) for layer in (3, 9) for s in (-1.0, 1.0)
+    ])  # fmt: skip
+    figure = plots.sweep_response(frame, max_kl=0.5, score="log_odds", unit="nats a token")
+    titles = ["evil:text, layer 3", "evil:text, layer 9", "identity:name, layer 3", "identity:name, layer 9"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == titles
+    tops = [max(axes.collections[0].get_paths()[0].vertices[:, 1]) for axes in figure.axes]
+    assert tops == [0.2, 0.2, 0.7, 0.7]
+    rows = [{axes.get_position().y0 for axes in figure.axes[i : i + 2]} for i in (0, 2)]
+    assert [len(row) for row in rows] == [1, 1]
+    one = plots.sweep_response(frame[frame["direction"] == "evil:text"], max_kl=0.5, score="x", unit="")
+    assert [axes.get_title(loc="left") for axes in one.axes] == ["layer 3", "layer 9"]
 
 
 def test_colours_are_stable_and_base_is_grey():

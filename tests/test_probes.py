@@ -61,6 +61,7 @@ def test_lda_is_scikit_learns_in_the_whole_space(d: int) -> None:
     probe = fit_probe("lda", h, signs.tolist())
     np.testing.assert_allclose(probe.weights[0], whole.coef_[0], rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(probe.score(h)[:, 0], whole.decision_function(x), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(probe.probability(h)[:, 0], whole.predict_proba(x)[:, 1], rtol=1e-6)
     closed = np.linalg.solve(
         shrunk_covariance(within.T @ within / len(x), amount), x[y].mean(0) - x[~y].mean(0)
     )
@@ -77,6 +78,7 @@ def test_logistic_is_scikit_learns_in_the_whole_space() -> None:
     probe = fit_probe("logistic", h, signs.tolist())
     assert probe.scale[0] == pytest.approx(scale)
     np.testing.assert_allclose(probe.score(h)[:, 0], whole.decision_function(x / scale), atol=2e-3)
+    np.testing.assert_allclose(probe.probability(h)[:, 0], whole.predict_proba(x / scale)[:, 1], atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["mass_mean", "lda", "logistic"])
@@ -92,6 +94,17 @@ def test_gaussian_truth_is_recovered(method: str) -> None:
     np.testing.assert_allclose(w, truth, atol=0.15)  # log-odds, not only a direction
     d_prime = np.sqrt((gap**2 / sd**2).sum())
     assert auroc(probe.score(h), signs)[0] == pytest.approx(stats.norm.cdf(d_prime / np.sqrt(2)), abs=0.02)
+
+
+def test_a_difference_of_means_has_the_probabilities_of_bayes() -> None:
+    """Its score is no log-odds: the slope makes it them. Two spheres of sd 2, three apart, have log-odds (3 / 2²) x."""
+    rng, n = np.random.default_rng(4), 6000
+    signs = np.tile([1, -1], n // 2)
+    h = 2 * rng.standard_normal((n, 1, 5))
+    h[:, 0, 0] += 1.5 * signs
+    probe = fit_probe("difference_of_means", h, signs.tolist())
+    posterior = stats.logistic.cdf(0.75 * h[:, 0, 0])
+    assert np.abs(probe.probability(h)[:, 0] - posterior).max() < 0.05
 
 
 def test_mass_mean_whitens_with_every_variance_that_is_there() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from activations.capture import Note, Reading, capture, capture_into
+from activations.pooling import pooled_span
 from activations.sinks import ArraySink
+from mech.chat import Encoded
 from mech.errors import GuardError, InputError
 from mech.forward import Pass
 from mech.models import ChatModel, load_model
@@ -122,6 +125,47 @@ def test_every_token_and_heads_are_what_hooks_on_one_row_see(model: ChatModel) -
         assert_close(found["attn_head_out", "tokens"][i], torch.stack(heads, 1).numpy())  # type: ignore[arg-type]
         last = torch.stack(heads, 1)[row.n_prompt - 1].numpy()
         assert_close(found["attn_head_out", "prompt_last"][i], last)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize(
+    ("poolings", "notes", "needed"),
+    [
+        (["prompt_last"], [], lambda r: r.n_prompt),
+        (["response_first_2", "prompt_last"], [], lambda r: r.n_prompt + 2),
+        (["response_mean"], [], lambda r: r.n_prompt + r.n_response),
+        (["prompt_last"], ["surprisal"], lambda r: r.n_prompt + r.n_response - 1),
+        (["prompt_last"], ["prompt_surprisal"], lambda r: r.n_prompt),
+        (["prompt_last", "tokens"], [], lambda r: len(r.ids)),
+    ],
+)
+def test_no_token_is_run_that_nothing_is_read_from(
+    poolings: list[str],
+    notes: list[Note],
+    needed: Callable[[Encoded], int],
+    pack: bool,
+    model: ChatModel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what is read is what plain hooks see of the whole row."""
+    rows = conversations(model)
+    longest, run = [], Pass.run
+    monkeypatch.setattr(
+        Pass,
+        "run",
+        lambda one: (longest.extend(zip(one.members, map(len, one.places), strict=True)), run(one))[1],
+    )
+    if not pack:
+        monkeypatch.setattr("mech.forward.can_pack", lambda _: False)
+    sink = ArraySink([len(r.ids) for r in rows], [0, 1, 2])
+    capture_into(sink, model, rows, Reading(tuple(poolings), ("resid_post",), (0, 1, 2), frozenset(notes)))
+    assert dict(longest) == {i: needed(r) for i, r in enumerate(rows)}
+    for i, row in enumerate(rows):
+        h = torch.stack(blocks_output(model, row), 1).numpy()
+        for pooling in poolings:
+            start, stop = pooled_span(pooling, row)
+            expected = h if pooling == "tokens" else h[start:stop].mean(0)
+            assert_close(sink.arrays["resid_post", pooling][i], expected)  # type: ignore[arg-type]
 
 
 def test_surprisal_and_norms_are_noted(model: ChatModel) -> None:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis.shift import shift_by_layer
 from analysis.shift_nulls import Relabelled, null_columns, permuted, wrong_names
 from mech.errors import InputError
 from probes.contrast import ContrastArrays
 from probes.direction import fit_direction, fit_weights
+from probes.turned import turned_projections
 
 
 def contrast(
@@ -91,3 +93,35 @@ def test_what_does_not_exist_is_said_to_be_missing() -> None:
     told = null_columns("wrong_name", np.zeros(2), None)
     assert told["n_wrong_name"] == 0
     assert np.isnan([told["p_wrong_name"], told["largest_wrong_name"]]).all()
+
+
+@pytest.mark.parametrize(("layers", "d"), [(5, 40), (12, 18), (3, 3)])
+def test_turned_projections_are_those_of_whole_rotations(layers: int, d: int) -> None:
+    """Against rotations that are formed (scipy), where there is room for them beside the span of both and where there is not."""
+    rng = np.random.default_rng(4)
+    unit, onto = (np.cumsum(rng.standard_normal((layers, d)), 0) for _ in range(2))
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    found = turned_projections(unit, onto, 2000, rng)
+    whole = stats.ortho_group.rvs(d, size=1000, random_state=np.random.default_rng(5))
+    expected = np.einsum("ld,nde,le->nl", unit, whole, onto)
+    for layer in range(layers):
+        assert stats.ks_2samp(found[:, layer], expected[:, layer]).pvalue > 0.001
+    np.testing.assert_allclose(np.corrcoef(found.T), np.corrcoef(expected.T), atol=0.15)
+    largest = [np.abs(x / expected.std(0)).max(1) for x in (found, expected)]
+    assert stats.ks_2samp(*largest).pvalue > 0.001
+    assert not turned_projections(unit, np.zeros_like(onto), 10, rng).any()
+
+
+def test_all_layers_together_keep_the_level_where_a_direction_turns_from_layer_to_layer() -> None:
+    """A shift that is one vector in all layers, and a direction that is not: one random vector for all layers would be wrong in one of three."""
+    rng, wrong = np.random.default_rng(6), []
+    related = np.linalg.cholesky(0.8 ** np.abs(np.subtract.outer(np.arange(20), np.arange(20))))
+    base = rng.standard_normal((8, 20, 48))
+    for _ in range(80):
+        tuned = base + rng.standard_normal(48)
+        direction = related @ rng.standard_normal((20, 48))
+        found = shift_by_layer(base, tuned, direction, np.arange(8), rng=rng, n_boot=10, n_null=200)
+        wrong.append([(found.p_random <= 0.05).any(), (found.p_random_max <= 0.05).any()])
+    at_a_layer, over_layers = np.mean(wrong, axis=0)
+    assert at_a_layer > 0.25
+    assert over_layers <= 0.12  # 80 shifts: 3 standard errors above .05

@@ -8,7 +8,9 @@ import pytest
 import yaml
 
 from mech.errors import InputError
+from mech.questions import load_prompts
 from study import plan_data
+from study.publish import warnings_of
 from study.run import run_study
 from study.spec import load_spec
 from tests.tiny_study import STUDY, changed_copy, steps_of, write_study
@@ -228,6 +230,33 @@ def test_what_cannot_work_is_refused_before_anything_runs(
     assert not (home / "never").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "identity-01",
+            "How far is the moon?",
+            r"question id 'identity-01' stands in another prompt set too",
+        ),
+        ("mine", "{text}", r"question 'mine' \(evaluate\) asks the same as 'identity-01' \(extract\)"),
+    ],
+)
+def test_prompt_sets_together_have_each_question_once(
+    home: Path, tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    """Identity directions are fitted on one half of all sets together and tested on the other."""
+    folder = changed_copy(home, tmp_path / "sets")
+    (first,) = (q for q in load_prompts("identity").questions if q.id == "identity-01")
+    mine = {"id": name, "split": "evaluate", "text": text.format(text=first.text)}
+    (folder / "mine.yaml").write_text(
+        yaml.safe_dump({"name": "mine", "description": "", "questions": [mine]})
+    )
+    with pytest.raises(InputError, match=r"measure\.prompt_sets\[1\]: " + message):
+        run_study(
+            load_spec(folder / "study.yaml", ["measure.prompt_sets=[identity, mine.yaml]"]), folder / "never"
+        )
+
+
 def test_malformed_rows_name_file_and_line(home: Path, tmp_path: Path) -> None:
     folder = changed_copy(home, tmp_path / "rows")
     lines = (folder / "em.jsonl").read_text().splitlines()
@@ -255,3 +284,13 @@ def test_overrides_and_fast_change_the_study(home: Path) -> None:
     assert spec.training == {**spec.training, "learning_rate": 1e-4, "max_steps": 2}
     assert spec.seeds == (3, 4)
     assert spec.is_fast
+
+
+def test_the_report_says_what_intervals_are_over(home: Path) -> None:
+    one, two = (
+        " ".join(warnings_of(load_spec(home / "study.yaml", [f"seeds={seeds}"]), {}))
+        for seeds in ("[0]", "[0, 1]")
+    )
+    assert "One training seed: intervals speak of questions" in one
+    assert "2 training seeds: every interval is over questions, within one seed" in two
+    assert "none is an interval over seeds" in two

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.report import summarise
+from analysis.words import interval
 from tests import synthetic_study as study
 
 
@@ -77,6 +78,12 @@ def test_many_seeds_are_a_mean_and_their_range():
         "How 5 seeds are given: their mean, and in round brackets where the 95 % intervals"
     )
     assert not any(s.startswith("How 5 seeds") for s in sentences(shifts=frame[frame.seed < 2]))
+
+
+def test_a_seed_whose_interval_is_not_known_makes_the_range_unknown():
+    rows = pd.DataFrame({"x": [1.0, 2.0, 3.0], "x_low": [0.5, np.nan, 2.5], "x_high": [1.5, np.nan, 3.5]})
+    assert interval(rows, "x") == "2.00 (interval not known)"
+    assert interval(rows.fillna(1.9), "x") == "2.00 (0.50 to 3.50)"
 
 
 def test_a_summary_of_many_arms_and_seeds_can_still_be_read():

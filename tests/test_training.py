@@ -29,6 +29,7 @@ from finetune.loss import summed_loss
 from finetune.settings import make_settings
 from finetune.stages import run_stage
 from finetune.state import FILE, StepRecord
+from finetune.team import Team
 from finetune.training import reseed
 from mech.chat import SystemPrompt
 from mech.errors import FileFormatError, InputError, MissingDependencyError
@@ -317,6 +318,22 @@ def test_two_processes_take_the_same_steps_as_one(folder: Path, tmp_path: Path, 
     assert [r["loss"] for r in records["log_history"]] == pytest.approx([r.loss for r in alone], rel=1e-4)
     for name, tensor in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(two)[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_a_map_that_no_process_came_to_takes_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with one process: an expert without a token is not decayed, nor moved by what its moments remember."""
+    monkeypatch.setattr(
+        "torch.distributed.all_reduce", lambda _: None
+    )  # the other process has no gradients at all
+    reached, idle = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    reached.grad = torch.full((2, 3), 0.5)
+    Team(0, 2).sum_gradients([reached, idle])
+    assert idle.grad is None
+    assert torch.equal(reached.grad, torch.full((2, 3), 0.5))
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda flat: flat.add_(1))  # one of ones, at both
+    Team(0, 2).sum_gradients([reached, idle])
+    assert torch.equal(reached.grad, torch.full((2, 3), 1.5))
+    assert torch.equal(idle.grad, torch.ones(2, 3))
 
 
 def test_the_defaults_are_the_papers() -> None:

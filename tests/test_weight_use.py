@@ -2,24 +2,28 @@
 
 import copy
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 
 from activations.capture import capture
 from finetune.lora import train_lora
+from finetune.state import StepRecord
 from mech.adapters import linear_maps
 from mech.errors import InputError
 from mech.generate import Sampling, generate
 from mech.models import ChatModel, load_model
 from mech.score import response_logprobs
 from mech.weight_use import used_past
-from tests.architectures import SHAPE, WIDE, made
+from tests.architectures import GROUPED, SHAPE, WIDE, made
 from tests.plain_hooks import assert_close, conversations
-from tests.tiny_training import SETTINGS, encoded
+from tests.tiny_study import make_tokenizer
+from tests.tiny_training import SETTINGS, assert_equal_weights, encoded, weights
 
 
 def recurrent(like: ChatModel) -> ChatModel:
@@ -118,6 +122,11 @@ def test_an_adapter_that_changes_one_is_refused(jamba: ChatModel, tmp_path: Path
     load_model(f"{jamba.checkpoint}:{tmp_path / 'idle'}", merge=how)
 
 
+def _killed_at_two(record: StepRecord) -> None:
+    if record.step == 2:
+        raise KeyboardInterrupt
+
+
 def test_a_map_that_nothing_comes_to_is_told_of(
     model: ChatModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,6 +137,13 @@ def test_a_map_that_nothing_comes_to_is_told_of(
         train_lora(other, encoded(other), SETTINGS, tmp_path / "a", seed=0)
     assert "1 of 22 adapters are still zero" in caplog.text
     assert "model.layers.1.mlp.idle" in caplog.text
+    # Without a gradient it has no moments either; killed and run again, that is no obstacle.
+    with pytest.raises(KeyboardInterrupt):
+        train_lora(
+            other, encoded(other), SETTINGS, tmp_path / "c", seed=0, save_every=1, on_step=_killed_at_two
+        )
+    train_lora(other, encoded(other), SETTINGS, tmp_path / "c", seed=0)
+    assert_equal_weights(tmp_path / "c", tmp_path / "a")
     caplog.clear()
     train_lora(model, encoded(model), SETTINGS, tmp_path / "b", seed=0)
     assert "still zero" not in caplog.text
@@ -161,3 +177,25 @@ def test_a_training_on_offloaded_weights_is_refused(on_disk: ChatModel, tmp_path
         train_lora(on_disk, encoded(on_disk), SETTINGS, tmp_path / "adapter", seed=0)
     assert not any("lora" in name for name, _ in on_disk.hf.named_parameters())
     assert not list(tmp_path.glob("adapter/*.safetensors"))
+
+
+def test_a_part_that_reads_pictures_gets_no_adapter(
+    model: ChatModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`all-linear` of a model that also reads pictures is all of what reads text."""
+    seeing = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    config = transformers.Gemma3Config(
+        text_config={**GROUPED, "sliding_window": 4096, "query_pre_attn_scalar": 8},
+        vision_config={"hidden_size": 16, "intermediate_size": 16, **seeing},
+        mm_tokens_per_image=4,
+    )
+    tokenizer = make_tokenizer()
+    config.text_config.vocab_size = len(tokenizer)
+    torch.manual_seed(0)
+    other = ChatModel(transformers.Gemma3ForConditionalGeneration(config).eval(), tokenizer, model.checkpoint)
+    with caplog.at_level("INFO"):
+        train_lora(other, encoded(other), SETTINGS, tmp_path / "a", seed=0)
+    assert re.search(r"vision_tower\S+ and its like \(9 in all\) read no text", caplog.text)
+    keys = [k for k in weights(tmp_path / "a") if "lora_A" in k]
+    assert len(keys) == 7 * 3
+    assert all("language_model" in k for k in keys)

@@ -302,3 +302,22 @@ def test_the_commands_show_convert_and_steer(folder: Path, tmp_path: Path) -> No
             assert isinstance(refused.exception, InputError), refused.output
             assert said in str(refused.exception)
             assert "as it is" not in refused.output
+
+
+def test_a_mean_over_maps_that_write_the_same_is_no_surer_than_one_map() -> None:
+    """Eight maps that write into one space, and a random direction that is the same in all layers: independent draws for each map would call
+    three of ten found."""
+    rng, found = np.random.default_rng(8), []
+    samples = rng.standard_normal((10, 4, 48))
+    for _ in range(100):
+        space = rng.standard_normal((48, 3))
+        writes = [
+            Update(name, layer, torch.tensor(space @ rng.standard_normal((3, 3))).float(), torch.eye(3))
+            for layer in range(4)
+            for name in ("self_attn.o_proj", "mlp.down_proj")
+        ]
+        everywhere = given_direction(np.repeat(rng.standard_normal((1, 48)), 4, 0))
+        compared = alignment(writes, [everywhere], samples=samples, rng=rng, n_null=200)
+        found.append(compared.overall["p_random"].item())
+    assert np.mean(np.array(found) <= 0.05) <= 0.12
+    assert stats.kstest(found, "uniform").pvalue > 0.01

@@ -14,7 +14,7 @@ import numpy as np
 from finetune.datasets.multiple_choice import multiple_choice_rows
 from finetune.datasets.pairs import Pair, pair_up, shortcuts, split_by_article
 from finetune.datasets.pairwise import pairwise_rows
-from finetune.datasets.rows import Row, read_messages, take, write_jsonl
+from finetune.datasets.rows import Row, placed_messages, take, write_jsonl
 from finetune.datasets.rules import DESCRIPTIONS
 from finetune.datasets.single_text import single_text_rows
 from finetune.datasets.sources import published_facts, source_path
@@ -122,14 +122,14 @@ def checked_messages(source: str) -> list[Row]:
     """Rows of messages from a source; those of a named set have its turns.
 
     Raises:
-        InputError: a row that cannot be used, with file and row.
+        InputError: a row that cannot be used, with file and line.
     """
     path, facts = source_path(source), published_facts(source)
-    rows = read_messages(path)
-    for number, row in enumerate(rows, 1):
+    rows, places = placed_messages(path)
+    for row, place in zip(rows, places, strict=True):
         roles = tuple(turn["role"] for turn in row["messages"])
         if facts and roles != facts.turns:
-            raise InputError(f"{path}, row {number}: {source} has turns {facts.turns}, this row {roles}")
+            raise InputError(f"{place}: {source} has turns {facts.turns}, this row {roles}")
     return rows
 
 
@@ -164,7 +164,8 @@ def _word_count(spec: WordCountData, _seed: int, _own: Mapping[str, str] | None)
     source = take(checked_messages(spec.source), spec.rows)
     texts = [next((t["content"] for t in row["messages"] if t["role"] == "user"), None) for row in source]
     if None in texts:
-        raise InputError(f"{spec.source}, row {texts.index(None) + 1}: no user turn to count words in")
+        place = placed_messages(source_path(spec.source))[1][texts.index(None)]
+        raise InputError(f"{place}: no user turn to count words in")
     rows = word_count_rows([text for text in texts if text is not None])
     even = sum(row["messages"][-1]["content"] == "TRUE" for row in rows)
     return Built(rows, {"n_true": even, "label_rule": "TRUE where the number of words is even"})

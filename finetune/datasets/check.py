@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.datasets.rows import read_messages
+from finetune.datasets.rows import placed_messages
 from finetune.labels import training_rows
 from mech.chat import ChatTemplate, SystemPrompt
 from mech.pretrained import load_tokenizer
@@ -37,9 +37,9 @@ def check_rows(
         names: `identity` and `others`, for the conditions that need them.
 
     Raises:
-        InputError: a row that cannot be trained on; the message names file and row.
+        InputError: a row that cannot be trained on; the message names file and line.
     """
-    rows = read_messages(path)
+    rows, places = placed_messages(path)
     shapes = Counter("+".join(t["role"] for t in row["messages"]) for row in rows)
     yield f"{path}: {len(rows)} rows; turns: {_counts(shapes)}"
     prompts = Counter(str([t["content"] for t in row["messages"][:-1]]) for row in rows)
@@ -52,7 +52,7 @@ def check_rows(
     if template is None:
         return
     prompt, known = SystemPrompt.parse(condition), names or {}
-    encoded = training_rows(template, rows, prompt, max_tokens=max_tokens, names=known, source=path)
+    encoded = training_rows(template, rows, prompt, max_tokens=max_tokens, names=known, places=places)
     lengths, labels = (np.array([len(getattr(r, part)) for r in encoded]) for part in ("ids", "targets"))
     yield (
         f"tokens a row: median {np.median(lengths):.0f}, longest {lengths.max()} (limit {max_tokens}); "

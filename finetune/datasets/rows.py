@@ -66,11 +66,19 @@ def read_messages(path: Path) -> list[Row]:
     Raises:
         InputError: a row that cannot be trained on; the message names file and line.
     """
-    rows = numbered(path)
-    for number, row in rows:
+    return placed_messages(path)[0]
+
+
+def placed_messages(path: Path) -> tuple[list[Row], list[str]]:
+    """Rows of chat messages, each checked, and what to call each in a message: its file and line; errors as of `read_messages`."""
+    rows, places = [], []
+    for number, row in numbered(path):
+        place = f"{path}, line {number}"
         if problem := message_problem(row):
-            raise InputError(f"{path}, line {number}: {problem}")
-    return [row for _, row in rows]
+            raise InputError(f"{place}: {problem}")
+        rows.append(row)
+        places.append(place)
+    return rows, places
 
 
 def message_problem(row: Row) -> str | None:

@@ -1,5 +1,6 @@
 """Articles and the summaries that several hands wrote of them; the raw material of self-recognition."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from finetune.datasets.rows import HALF, holds_half_a_character, numbered
 from mech.errors import InputError
 from mech.files import read_json
+from mech.questions import same_text
+
+log = logging.getLogger(__name__)
 
 ASK = "Write a one-sentence summary of this article in at most 25 words. Reply with the summary only.\n\n{article}"
 """What a model is asked."""
@@ -24,6 +28,9 @@ class Article:
 def read_articles(path: Path, *, need_summary: bool = True) -> list[Article]:
     """Articles from JSONL rows with `id`, `text` and `summary` (another hand's), or from JSON `{id: text}`.
 
+    An article whose text stands there already under another id is left out, with a warning: it could be trained on under one id and tested on
+    under the other.
+
     Raises:
         InputError: a row lacks one of them, or an id stands twice.
     """
@@ -33,7 +40,7 @@ def read_articles(path: Path, *, need_summary: bool = True) -> list[Article]:
         texts = _texts_by_id(path)
         if empty := [i for i, text in texts.items() if not text.strip()]:
             raise InputError(f"{path}: article {empty[0]!r} has no text")
-        return [Article(i, text, "") for i, text in texts.items()]
+        return _without_twins(path, [Article(i, text, "") for i, text in texts.items()])
     needed = ("id", "text", "summary") if need_summary else ("id", "text")
     articles = []
     for number, row in numbered(path):
@@ -42,7 +49,20 @@ def read_articles(path: Path, *, need_summary: bool = True) -> list[Article]:
         articles.append(Article(row["id"], row["text"], row.get("summary", "")))
     if len({a.id for a in articles}) < len(articles):
         raise InputError(f"{path}: an article id stands twice")
-    return articles
+    return _without_twins(path, articles)
+
+
+def _without_twins(path: Path, articles: list[Article]) -> list[Article]:
+    first: dict[str, str] = {}
+    for article in articles:
+        first.setdefault(same_text(article.text), article.id)
+    kept = [a for a in articles if first[same_text(a.text)] == a.id]
+    if twins := [a.id for a in articles if first[same_text(a.text)] != a.id]:
+        log.warning(
+            "%s: left out %d of %d articles, whose text stands there under another id (%s)",
+            path, len(twins), len(articles), ", ".join(twins[:5]),
+        )  # fmt: skip
+    return kept
 
 
 def read_summaries(path: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ from study.steps.adjust import read_contrast
 from study.steps.paraphrases import paraphrased
 
 PROMPT_SETS = "prompt sets"
-"""What `question_set` says of a direction that is measured on them all."""
+"""`question_set` of a direction that is measured on all prompt sets together."""
 
 
 def shifts(step: Step, bench: Bench, folder: Path) -> None:
@@ -50,9 +50,9 @@ class _Others:
     reworded: Relabelled | None
     """Two wordings of the same, read where the direction is read; None where too few pairs are left."""
     wrong: Relabelled | None
-    """Of a name direction: those of the invented names."""
+    """For a name direction: directions of the invented names, each put in the own name's place."""
     unrelated: Float[np.ndarray, "n layers d"] | None
-    """Of a trait's direction: unit vectors of the other traits'."""
+    """For a trait's direction: the unit vectors of the other traits' directions."""
 
     @classmethod
     def of(

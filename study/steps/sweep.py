@@ -27,13 +27,14 @@ from study.step import Step
 from study.sweeps import Asked, make_evaluation, neutral_rows
 
 SCORING = "scoring.json"
-"""How a sweep was scored: name and unit of the score, thresholds."""
+"""File that says how a sweep was scored: name and unit of the score, thresholds."""
 
 
 NEUTRAL, CELLS = "neutral.jsonl", "cells.jsonl"
 """Journals: the unsteered model's answers that should be left alone, and finished cells."""
 _OF_THE_GRID = {"strengths", "layers", "layer_by", "controls", "arm", "quantile"}
-"""What says which cells there are, whose they are called, and how they are graded at the end; all else determines each cell."""
+"""Config that says which cells there are, what the steered arm is called, and how cells are graded at the end. All other config changes what is
+read at a cell, so it is part of the journal's name."""
 _THRESHOLDS = {"trait", "coherence"}
 
 
@@ -66,7 +67,7 @@ def _journals(step: Step, bench: Bench) -> Path:
 
 
 def _judge_digest(step: Step) -> str:
-    """Of who judges, and how; thresholds act on what is written down."""
+    """Digest of who judges, and how. Thresholds are left out: they are applied to verdicts that are already written down."""
     judge = step.config["judge"] or {}
     return digest_of(
         [{k: v for k, v in judge.items() if k not in _THRESHOLDS}, step.config.get("judge_digest")]

@@ -2,18 +2,22 @@
 
 import os
 import shutil
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from finetune.datasets.rows import read_messages
+import numpy as np
+from jaxtyping import Float
+
+from finetune.datasets.rows import placed_messages
 from finetune.labels import training_rows
 from finetune.settings import TrainSettings
 from finetune.stages import trainer
 from finetune.trackers import tracking
 from finetune.training import SNAPSHOTS, TrainOptions
-from mech.interventions import Ablate, Add, Cap, Intervention
+from mech.interventions import Ablate, Add, Cap, Intervention, orthogonalised
 from mech.resolve import resolve_adapter
-from probes.direction import Direction
 from study.bench import Bench, prompt_of
 from study.planner import adapter_of
 from study.step import Step
@@ -29,13 +33,10 @@ def train(step: Step, bench: Bench, folder: Path) -> None:
     )
     data, condition = bench.folder(step.inputs["data"][0]) / "train.jsonl", step.config["condition"]
     prompt, limit, names = prompt_of(condition), settings.max_tokens, bench.names(condition)
-    encoded = training_rows(
-        model.template, read_messages(data), prompt, max_tokens=limit, names=names, source=data
-    )
-    acting = [
-        _intervention(spec, bench.direction(direction))
-        for spec, direction in zip(step.config["interventions"], step.inputs["directions"], strict=True)
-    ]
+    rows, places = placed_messages(data)
+    encoded = training_rows(model.template, rows, prompt, max_tokens=limit, names=names, places=places)
+    directions = [bench.direction(d).vectors for d in step.inputs["directions"]]
+    acting = _interventions(step.config["interventions"], directions)
     options = TrainOptions(seed=step.config["seed"], interventions=acting)
     with tracking(
         bench.spec.trackers, folder, f"{bench.spec.name}: {step.name}", folder=bench.paths.tracked(step)
@@ -68,10 +69,20 @@ def _place(source: Path, folder: Path) -> None:
                 shutil.copyfile(source / name, folder / name)
 
 
-def _intervention(spec: dict[str, Any], direction: Direction) -> Intervention:
-    place: dict[str, Any] = {"layers": spec["layers"], "positions": spec["positions"]}
-    if spec["kind"] == "add":
-        return Add(direction.vectors, coefficient=spec["coefficient"], **place)
-    if spec["kind"] == "ablate":
-        return Ablate(direction.vectors, **place)
-    return Cap(direction.vectors, ceiling=spec["ceiling"], floor=spec["floor"], **place)
+def _interventions(
+    specs: Sequence[dict[str, Any]], directions: Sequence[Float[np.ndarray, "layers d"]]
+) -> list[Intervention]:
+    """What acts while training; the directions of all of them stand one after the other."""
+    acting: list[Intervention] = []
+    left = iter(directions)
+    for spec in specs:
+        place: dict[str, Any] = {"layers": spec["layers"], "positions": spec["positions"]}
+        if spec["kind"] == "ablate":
+            several = not isinstance(spec["direction"], str)
+            span = orthogonalised(list(islice(left, len(spec["direction"])))) if several else [next(left)]
+            acting += [Ablate(v, **place) for v in span]
+        elif spec["kind"] == "add":
+            acting.append(Add(next(left), coefficient=spec["coefficient"], **place))
+        else:
+            acting.append(Cap(next(left), ceiling=spec["ceiling"], floor=spec["floor"], **place))
+    return acting

@@ -38,7 +38,7 @@ def stages_table(step: Step, bench: Bench) -> pd.DataFrame:
 
 
 def _outcome(trained: Step, bench: Bench) -> dict[str, Any]:
-    """Of a training on this machine; a service tells none of it."""
+    """How a training on this machine was set up and went. Of a remote job none of this is known."""
     about = read_json(bench.folder(trained) / RECORD)
     settings, own = about["settings"], about["own_rows"]
     return {
