@@ -246,11 +246,13 @@ def test_a_study_stacks_its_stages(tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.skipif(not is_fetched(SMALL), reason=f"mech models fetch {SMALL}")
 def test_the_real_model_agrees_too(tmp_path: Path) -> None:
-    settings = make_settings({"preset": "small-135m", "epochs": 4, "learning_rate": 1e-3})
+    settings = make_settings(
+        {"preset": "small-135m", "learning_rate": 1e-3, "warmup_steps": 0, "max_steps": 2, "epochs": 4}
+    )
     first = run_stage(SMALL, jsonl(tmp_path), settings, tmp_path / "first", seed=0)
     losses = []
     for name in ("merge", "stack"):
-        chosen = settings.model_copy(update={"between_stages": name, "max_steps": 3})
+        chosen = settings.model_copy(update={"between_stages": name})
         second = run_stage(first, jsonl(tmp_path), chosen, tmp_path / name, seed=0)
         about = json.loads((tmp_path / name / "trainer_state.json").read_text())
         losses.append([r["loss"] for r in about["log_history"]])
