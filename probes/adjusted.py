@@ -19,7 +19,7 @@ from scipy.linalg import eigh
 from mech.errors import InputError
 from probes.contrast import ContrastArrays
 from probes.direction import fit_weights
-from probes.residual import regress_out, within_questions
+from probes.residual import Covariate, at_layer, by_layer, regress_out, within_questions
 
 Refit = Callable[[Collection[str]], Float[np.ndarray, "layers d"]]
 HALVINGS = 6
@@ -35,8 +35,8 @@ _TRIES = 100
 class Taken:
     """What is taken out of a contrast."""
 
-    covariates: Mapping[str, Float[np.ndarray, " n"]]
-    """By name, one number for each of its rows; their linear effect within questions is removed."""
+    covariates: Mapping[str, Covariate]
+    """By name, one number for each of its rows (and layers); their linear effect within questions is removed."""
     contrasts: Sequence[ContrastArrays]
     """The contrasts whose directions are projected out, read at the same layers."""
 
@@ -166,7 +166,7 @@ class _Fits:
     parts: Sequence[ContrastArrays]
     asked: Sequence[Int[np.ndarray, " _"]]
     """Of each contrast's rows, which question they belong to, as a number."""
-    covariates: Mapping[str, Float[np.ndarray, " n"]]
+    covariates: Mapping[str, Covariate]
     gram: Float[np.ndarray, "layers rows rows"]
     """Inner products of the rows, each contrast centred on its mean (a fit's weights on a contrast add up to 0, so this changes nothing)."""
 
@@ -187,9 +187,8 @@ class _Fits:
         """Weights of each set's direction; zero where it is nothing but rounding."""
         found = []
         for questions in sets:
-            y = self._weights(0, questions, self.covariates)
             plain = self.norms(self._by_layer(self._weights(0, questions, {})))
-            w = self._by_layer(y)
+            w = self._by_layer(self._weights(0, questions, self.covariates))
             if len(self.parts) > 1:
                 others, inverse, along = self.shares(questions, rng)
                 share = np.einsum("ljk,lk->lj", inverse, along)
@@ -208,14 +207,12 @@ class _Fits:
         )
         for _ in range(HALVINGS):
             halves = halved(asked, rng=rng)
-            o, y = (
-                [np.stack([self._weights(j, h, cov) for j in which]) for h in halves]
-                for which, cov in ((others, {}), ((0,), self.covariates))
-            )
+            o = [np.stack([self._weights(j, h, {}) for j in others]) for h in halves]
+            y = [self._by_layer(self._weights(0, h, self.covariates))[..., None] for h in halves]
             for a, b in ((0, 1), (1, 0)):
                 apart += o[a] @ self.gram @ o[b].T
                 alike += o[a] @ self.gram @ o[a].T
-                along += o[a] @ self.gram @ y[b].T
+                along += o[a] @ self.gram @ y[b]
         n = 2 * HALVINGS
         inverse = np.stack([_inverse(p, q) for p, q in zip(apart / n, alike / n, strict=True)])
         return [self._by_layer(self._weights(j, questions, {})) for j in others], inverse, along[..., 0] / n
@@ -237,26 +234,42 @@ class _Fits:
             at += len(c.signs)
         return found
 
-    def _by_layer(self, w: Float[np.ndarray, " rows"]) -> Float[np.ndarray, "layers rows"]:
-        return np.broadcast_to(w, (len(self.gram), len(w)))
+    def _by_layer(self, w: Float[np.ndarray, "*layers rows"]) -> Float[np.ndarray, "layers rows"]:
+        return np.broadcast_to(w, (len(self.gram), w.shape[-1]))
 
     def _weights(
-        self, which: int, of: Collection[str], covariates: Mapping[str, np.ndarray]
-    ) -> Float[np.ndarray, " rows"]:
-        """Of a contrast's direction of some questions: w − pinv(C̃)ᵀ Cᵀw, with C̃ the covariates around their questions' means."""
+        self, which: int, of: Collection[str], covariates: Mapping[str, Covariate]
+    ) -> Float[np.ndarray, "*layers rows"]:
+        """Of a contrast's direction of some questions, without what covariates explain of it; by layer where a covariate is."""
         rows, start = self.parts[which], sum(len(c.signs) for c in self.parts[:which])
         wanted = set(of)
         at = np.flatnonzero([question in wanted for question in rows.questions])
         if not len(at):
             raise InputError("an adjusted direction cannot be fitted on no question of one of its contrasts")
         questions = self.asked[which][at]
-        found, w = np.zeros(self.gram.shape[1]), fit_weights(np.array(rows.signs)[at], questions)
-        if covariates:
-            design = np.stack([np.asarray(v, dtype=np.float64)[at] for v in covariates.values()], 1)
-            _, group = np.unique(questions, return_inverse=True)
-            w = w - np.linalg.pinv(within_questions(design, group)).T @ (design.T @ w)
-        found[start + at] = w
+        _, group = np.unique(questions, return_inverse=True)
+        w = fit_weights(np.array(rows.signs)[at], questions)
+        if by_layer(covariates):
+            n = len(self.gram)
+            each = [at_layer(covariates, layer, n) for layer in range(n)]
+            w = np.stack([_unexplained(w, covariate, at, group) for covariate in each])
+        elif covariates:
+            w = _unexplained(w, covariates, at, group)
+        found = np.zeros((*w.shape[:-1], self.gram.shape[1]))
+        found[..., start + at] = w
         return found
+
+
+def _unexplained(
+    w: Float[np.ndarray, " k"],
+    covariates: Mapping[str, Float[np.ndarray, " n"]],
+    at: Int[np.ndarray, " k"],
+    group: Int[np.ndarray, " k"],
+) -> Float[np.ndarray, " k"]:
+    """A direction's weights on some rows without what covariates explain: w − pinv(C̃)ᵀ Cᵀw, with C̃ the covariates around their questions' means."""
+    design = np.stack([np.asarray(v, dtype=np.float64)[at] for v in covariates.values()], 1)
+    left: np.ndarray = w - np.linalg.pinv(within_questions(design, group)).T @ (design.T @ w)
+    return left
 
 
 def _inverse(apart: Float[np.ndarray, "k k"], alike: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "k k"]:

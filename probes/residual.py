@@ -1,4 +1,4 @@
-"""Taking out of a direction what it should not be made of: other directions, and covariates such as length and surprisal."""
+"""Taking out of a direction what it should not be made of: other directions, and covariates such as length, surprisal and norm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +10,9 @@ from jaxtyping import Bool, Float, Int
 from mech.adapters import orthonormal
 from mech.errors import InputError
 from probes.direction import Direction
+
+Covariate = Float[np.ndarray, " n"] | Float[np.ndarray, "n _"]
+"""A number for each row, or one for each row and layer (the norm of what is read there)."""
 
 
 def project_out(direction: Direction, others: Sequence[Direction]) -> Direction:
@@ -60,12 +63,14 @@ def without(
 
 def regress_out(
     activations: Float[np.ndarray, "n layers d"],
-    covariates: Mapping[str, Float[np.ndarray, " n"]],
+    covariates: Mapping[str, Covariate],
     questions: Sequence[str],
     *,
     fit_on: Bool[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, "n layers d"]:
     """Activations without what covariates explain within questions, linearly (least squares, float64).
+
+    A covariate of every layer explains its own layer alone.
 
     The slope is estimated from rows' deviations from their question's mean, so that it cannot take up differences between
     questions, and the covariates' effect is removed around their grand mean. A covariate that goes with the contrast itself takes
@@ -73,8 +78,14 @@ def regress_out(
     half), and are taken out of all.
 
     Raises:
-        InputError: a covariate of another length, not finite, or constant within every question.
+        InputError: a covariate of another length or of other layers, not finite, or constant within every question.
     """
+    if by_layer(covariates):
+        parts = [
+            regress_out(h[:, None], at_layer(covariates, i, activations.shape[1]), questions, fit_on=fit_on)
+            for i, h in enumerate(activations.swapaxes(0, 1))
+        ]
+        return np.concatenate(parts, axis=1)
     fitted = np.ones(len(activations), dtype=bool) if fit_on is None else fit_on
     _, group = np.unique(np.asarray(questions)[fitted], return_inverse=True)
     design = np.stack([np.asarray(v, dtype=np.float64) for v in covariates.values()], 1)
@@ -97,3 +108,21 @@ def within_questions(
     means = np.stack([np.bincount(group, column) / counts for column in values.T], 1)
     deviations: np.ndarray = values - means[group]
     return deviations
+
+
+def by_layer(covariates: Mapping[str, Covariate]) -> bool:
+    """Whether one of them differs from layer to layer."""
+    return any(np.ndim(v) > 1 for v in covariates.values())
+
+
+def at_layer(
+    covariates: Mapping[str, Covariate], layer: int, n_layers: int
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """Covariates as they are at a layer.
+
+    Raises:
+        InputError: one that differs from layer to layer is not of as many layers.
+    """
+    if wrong := [name for name, v in covariates.items() if np.ndim(v) > 1 and v.shape[1] != n_layers]:
+        raise InputError(f"covariates {', '.join(wrong)}: one number for each of the {n_layers} layers is needed")  # fmt: skip
+    return {name: v[:, layer] if np.ndim(v) > 1 else v for name, v in covariates.items()}

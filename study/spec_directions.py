@@ -58,9 +58,9 @@ class AdjustSpec(Part):
 
     project_out: tuple[str, ...] = ()
     """Other members (`presence:generic`, `assistant_axis`) or directions (`evil:text`): whatever lies in their span is removed."""
-    regress_out: tuple[Literal["length", "surprisal"], ...] = ()
+    regress_out: tuple[Literal["length", "surprisal", "norm"], ...] = ()
     """Covariates, with slopes within questions of the extraction half: tokens and surprisal (nats a token) of what is read: an answer, or the
-    prompt where its last token is read."""
+    prompt where its last token is read; `norm`, layer by layer, of the vector that is read."""
 
     @model_validator(mode="after")
     def _something(self) -> "AdjustSpec":

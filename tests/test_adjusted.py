@@ -1,7 +1,10 @@
 """Adjusted directions, held out: nothing of a question reaches what scores it, confounds are gone from rows unseen, truths beside them stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from mech.errors import InputError
 from probes.adjusted import Taken, adjusted_split_half, clean, fit_adjusted, halved
@@ -73,6 +76,74 @@ def test_a_fit_is_regression_and_projection() -> None:
     cleaned = clean(rows, taken, every, rng=rng)
     left = fit_direction("d", cleaned, rows.questions, rows.signs, rng=rng)
     np.testing.assert_allclose(left.vectors, project_out(raw, rest).vectors, atol=1e-5)
+
+
+def several_layers(
+    rng: np.random.Generator,
+) -> tuple[ContrastArrays, Taken, list[tuple[ContrastArrays, Taken]]]:
+    """Three layers, each with a covariate of its own beside one that is the same at all; and each layer by itself."""
+    alone = [by_covariate(rng, effect=effect, truth=1) for effect in (0.5, 1, 2)]
+    other, _ = by_covariate(rng, effect=0, truth=2)
+    surprisal = rng.standard_normal(len(other.signs))
+
+    def beside(norm: np.ndarray, n_layers: int) -> Taken:
+        h = np.repeat(other.activations, n_layers, axis=1)
+        return Taken({"norm": norm, "surprisal": surprisal}, [replace(other, activations=h)])
+
+    norms = [taken.covariates["length"] for _, taken in alone]
+    h = np.concatenate([rows.activations for rows, _ in alone], axis=1)
+    each = [(rows, beside(norm, 1)) for (rows, _), norm in zip(alone, norms, strict=True)]
+    return replace(alone[0][0], activations=h), beside(np.stack(norms, 1), 3), each
+
+
+def test_a_covariate_of_every_layer_acts_on_its_own() -> None:
+    """As each layer by itself, where it is one number a row; and as regression with a dummy for each question."""
+    rows, taken, each = several_layers(np.random.default_rng(7))
+    half = taken.questions(rows, "extract")
+
+    def drawn() -> np.random.Generator:
+        return np.random.default_rng(1)
+
+    found = fit_adjusted(rows, taken, half, rng=drawn())
+    agreed = adjusted_split_half(rows, taken, half, rng=drawn(), n_splits=4)
+    cleaned = clean(rows, taken, half, rng=drawn())
+    for i, (layer, of_layer) in enumerate(each):
+        np.testing.assert_allclose(found[i], fit_adjusted(layer, of_layer, half, rng=drawn())[0], atol=1e-9)
+        expected = adjusted_split_half(layer, of_layer, half, rng=drawn(), n_splits=4)
+        np.testing.assert_allclose(agreed[i], expected[0], atol=1e-9)
+        np.testing.assert_allclose(cleaned[:, i], clean(layer, of_layer, half, rng=drawn())[:, 0], atol=1e-9)
+    left = regress_out(rows.activations, taken.covariates, rows.questions)
+    dummies = np.array(rows.questions)[:, None] == np.unique(rows.questions)
+    for i, (_, of_layer) in enumerate(each):
+        covariates = np.stack(list(of_layer.covariates.values()), 1)
+        fitted = LinearRegression(fit_intercept=False).fit(
+            np.column_stack([covariates, dummies]), rows.activations[:, i]
+        )
+        explained = (covariates - covariates.mean(0)) @ fitted.coef_[:, :2].T
+        np.testing.assert_allclose(left[:, i], rows.activations[:, i] - explained, atol=1e-8)
+
+
+def test_sides_that_differ_in_norm_alone_are_not_told_apart_without_it() -> None:
+    rng, raw, adjusted = np.random.default_rng(9), [], []
+    signs = np.tile([1, -1], 30)
+    for _ in range(20):
+        h = 3 * rng.standard_normal(40) + rng.standard_normal((60, 40))
+        h *= (1 + 0.05 * signs + 0.05 * rng.standard_normal(60))[:, None]
+        rows = contrast(h, signs)
+        taken = Taken({"norm": np.linalg.norm(rows.activations, axis=2)}, [])
+        raw.append(scored(cross_fit_adjusted(rows, NOTHING, k=5, rng=rng), rows)[0])
+        adjusted.append(scored(cross_fit_adjusted(rows, taken, k=5, rng=rng), rows)[0])
+    assert np.mean(raw) > 0.7
+    assert abs(np.mean(adjusted) - 0.5) < 0.06
+
+
+def test_covariates_of_other_layers_are_refused() -> None:
+    rows, taken, _ = several_layers(np.random.default_rng(7))
+    wrong = {"norm": np.ones((len(rows.signs), 2))}
+    with pytest.raises(InputError, match="norm: one number for each of the 3 layers"):
+        regress_out(rows.activations, wrong, rows.questions)
+    with pytest.raises(InputError, match="norm: one number for each of the 3 layers"):
+        fit_adjusted(rows, Taken(wrong, []), taken.questions(rows), rng=np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("make", [by_covariate, by_direction])

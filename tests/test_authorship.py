@@ -148,7 +148,7 @@ def test_the_step_matches_and_splits(tmp_path: Path) -> None:
                 "regress_out": ["length", "surprisal"],
                 "project_out": ["authorship:pair_answer"],
             },
-            "name": {"regress_out": ["surprisal"]},
+            "name": {"regress_out": ["surprisal", "norm"]},
         },
     }
     changes = {"directions": directions, "arms": {"base": []}, "stages": {}, "benign": None, "steering": None}

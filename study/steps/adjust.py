@@ -13,7 +13,7 @@ from probes.contrast import ContrastArrays
 from probes.crossfit import cross_fit_adjusted
 from probes.direction import fit_direction, paired_differences
 from probes.layers import choose_layer
-from probes.residual import regress_out, without
+from probes.residual import Covariate, regress_out, without
 from probes.separability import heldout_auroc
 from study.bench import Bench
 from study.frames import write_csv
@@ -54,13 +54,16 @@ def read_taken(step: Step, bench: Bench, layers: list[int] | None = None) -> tup
 
 def _read(
     step: Step, pooling: str, bench: Bench, layers: list[int] | None
-) -> tuple[ContrastArrays, dict[str, Float[np.ndarray, " n"]]]:
+) -> tuple[ContrastArrays, dict[str, Covariate]]:
     with bench.store(step.inputs["contrast"][0]) as store:
         h: Float[np.ndarray, "n layers d"] = store.read(SITE, pooling, layers)
         columns, questions = store.rows.columns, list(store.rows.questions)
         splits = list(store.metadata["sets"])
     length = columns["n_prompt" if pooling == "prompt_last" else "n_response"]
-    covariates = {"length": np.asarray(length, dtype=np.float64)}
+    covariates: dict[str, Covariate] = {
+        "length": np.asarray(length, dtype=np.float64),
+        "norm": np.linalg.norm(h.astype(np.float64), axis=2),
+    }
     surprisal = "prompt_surprisal" if pooling == "prompt_last" else "surprisal"
     if surprisal in columns:
         covariates["surprisal"] = np.asarray(columns[surprisal])
