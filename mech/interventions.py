@@ -215,7 +215,9 @@ def intervene(model: ChatModel, *interventions: Intervention) -> Iterator[None]:
         missed = [f"{type(i).__name__} at layer {layer}" for i, count in zip(interventions, counts, strict=True)
                   for layer, hits in count.items() if not hits]  # fmt: skip
         if missed:
-            raise GuardError(f"intervention never met a token of its positions: {', '.join(missed)}")
+            raise GuardError(
+                f"intervention never met a token of its positions: {', '.join(missed)} (was anything read at or after them?)"
+            )
     finally:
         _active.reset(token)
 
