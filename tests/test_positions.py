@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mech.chat import Encoded
 from mech.errors import GuardError, InputError
-from mech.generate import Sampling, generate
+from mech.generate import Sampling, answered_together, generate
 from mech.interventions import Add, Patch, intervene
 from mech.models import ChatModel, load_model
 from mech.positions import declared, mask_for
@@ -73,6 +73,7 @@ def seen_positions(model: ChatModel, prompts: list[Encoded], positions: str) -> 
     changed: list[Tensor] = []
     before: list[Tensor] = []
     vector = torch.ones(model.d_model) * 5
+    answered_together(model)  # tries the model out once: these passes are not the ones that are counted
     first = model.blocks[LAYER].register_forward_hook(lambda _m, _i, out: before.append(out.detach().clone()))
     try:
         with intervene(model, Add(vector, layers=[LAYER], positions=positions)):  # type: ignore[arg-type]
