@@ -170,21 +170,20 @@ def orthogonalised(vectors: Sequence[Vector]) -> list[Vector]:
     """
     arrays = [torch.as_tensor(v, dtype=torch.float64).cpu() for v in vectors]
     shapes = [tuple(a.shape) for a in arrays]
-    if len({s[-1] for s in shapes}) > 1 or len({s for s in shapes if len(s) == 2}) > 1 or any(not 1 <= len(s) <= 2 for s in shapes):  # fmt: skip
+    if len({s[-1:] for s in shapes}) != 1 or len({s for s in shapes if len(s) == 2}) > 1 or any(not 1 <= len(s) <= 2 for s in shapes):  # fmt: skip
         raise InputError(f"vectors of shapes {shapes} have no common span: give [d] or [layers, d] alike")
-    found: list[Tensor] = []
-    for i, array in enumerate(torch.broadcast_tensors(*arrays) if arrays else ()):
-        unit = rest = array / array.norm(dim=-1, keepdim=True)
-        for _ in range(2):  # once more for what rounding left
-            for before in found:
-                rest = rest - (rest * before).sum(-1, keepdim=True) * before
-        left = rest.norm(dim=-1, keepdim=True)
-        if not torch.isfinite(unit).all():
-            raise InputError(f"vector {i} is zero or not finite at a layer")
-        if (left < SPANNED).any():
-            raise InputError(f"vector {i} lies in the span of those before it: leave it out")
-        found.append(rest / left)
-    return [f.float() for f in found]
+    stacked = torch.stack(torch.broadcast_tensors(*arrays), -1)
+    units = stacked / stacked.norm(dim=-2, keepdim=True)
+    if not torch.isfinite(units).all():
+        raise InputError("one of the vectors is zero or not finite at a layer")
+    if len(arrays) > stacked.shape[-2]:
+        raise InputError(f"{len(arrays)} vectors are more than their {stacked.shape[-2]} dimensions")
+    basis, left = torch.linalg.qr(units)
+    left = left.diagonal(dim1=-2, dim2=-1)  # what of each is not in the span of those before it
+    if (within := left.abs() < SPANNED).any():
+        first = int(within.nonzero()[:, -1].min())
+        raise InputError(f"vector {first} lies in the span of those before it: leave it out")
+    return [v.float() for v in (basis * left.sign().unsqueeze(-2)).unbind(-1)]
 
 
 Intervention = Add | Ablate | Cap | Clamp | Patch

@@ -83,7 +83,8 @@ def test_a_span_is_taken_out_whole(model: ChatModel, rows: list[Encoded]) -> Non
     ("vectors", "said"),
     [
         ([np.eye(4)[0], np.eye(4)[1], np.array([1.0, -2, 0, 0])], "vector 2 lies in the span"),
-        ([np.eye(4)[0], np.zeros(4)], "vector 1 is zero or not finite"),
+        ([np.eye(4)[0], np.zeros(4)], "one of the vectors is zero or not finite"),
+        ([], "no common span"),
         ([np.ones(4), np.ones((3, 5))], "no common span"),
         ([np.ones((2, 4)), np.ones((3, 4))], "no common span"),
     ],
